@@ -1,0 +1,1 @@
+"""Corpora, question sets, traffic traces and workloads."""

@@ -1,0 +1,1 @@
+"""Serving: token ids and segments in, tokens and a cache report out."""

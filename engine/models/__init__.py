@@ -1,0 +1,1 @@
+"""Decoder families over one shared set of layers."""

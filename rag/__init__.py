@@ -1,0 +1,1 @@
+"""HTTP API, CLI, pipelines, prompt layout and benchmarks."""
