@@ -1,0 +1,135 @@
+"""What runs in the next step: no phases, only spans and how far each request is along them.
+
+Knows requests and the prefix cache; tensors, sampling and text are elsewhere.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+from engine.errors import QueueFullError
+from engine.prefix_cache import PrefixCache
+from engine.request import Request, RequestState
+
+__all__ = ["ScheduledWork", "Scheduler"]
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledWork:
+    """One request's share of a step.
+
+    Attributes:
+        request: whose tokens are computed.
+        positions: the prompt positions to compute, as ranges in order.
+        num_tokens: how many they are.
+        samples: whether they reach the newest token, so that the next one is sampled from its logits.
+    """
+
+    request: Request
+    positions: tuple[range, ...]
+    num_tokens: int
+    samples: bool
+
+
+class Scheduler:
+    """First come, first served, under a token budget a step.
+
+    Args:
+        cache: admits, extends and releases.
+        max_num_seqs: how many requests run at once.
+        max_num_batched_tokens: the token budget of a step.
+        max_num_waiting: how many requests may wait.
+    """
+
+    def __init__(
+        self, cache: PrefixCache, *, max_num_seqs: int, max_num_batched_tokens: int, max_num_waiting: int
+    ) -> None:
+        self.cache = cache
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []
+        self.num_preemptions = 0
+        self._max_num_seqs = max_num_seqs
+        self._budget = max_num_batched_tokens
+        self._max_num_waiting = max_num_waiting
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any request waits or runs."""
+        return bool(self.waiting or self.running)
+
+    def add(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises:
+            QueueFullError: as many requests wait as may.
+        """
+        if len(self.waiting) >= self._max_num_waiting:
+            raise QueueFullError(f"{len(self.waiting)} requests are waiting already; try again in a moment")
+        self.waiting.append(request)
+
+    def schedule(self) -> list[ScheduledWork]:
+        """Choose the next step's work: decodes first, then prefills under way, then new requests."""
+        preempted = self._make_room_for_running()
+        budget = self._budget
+        work: list[ScheduledWork] = []
+        for request in sorted(self.running, key=lambda r: r.held.num_remaining_tokens > 1):
+            budget -= self._schedule_one(request, budget, work)
+        while budget > 0 and not preempted and self._admit_next():
+            budget -= self._schedule_one(self.running[-1], budget, work)
+        assert work or not self.has_work, "requests wait, and none can ever run"
+        return work
+
+    def finish(self, request: Request) -> None:
+        """Take a request out, wherever it is, and free its blocks."""
+        if request.state is RequestState.RUNNING:
+            self.running.remove(request)
+            self._release(request)
+        elif request.state is RequestState.WAITING:
+            self.waiting.remove(request)
+        request.state = RequestState.FINISHED
+
+    def _make_room_for_running(self) -> bool:
+        """Give every running request room for its next token; the newest ones yield when blocks run out."""
+        preempted = False
+        for request in list(self.running):
+            while request.state is RequestState.RUNNING and not self.cache.extend(request):
+                self._preempt(self.running[-1])
+                preempted = True
+        return preempted
+
+    def _preempt(self, request: Request) -> None:
+        """Send a request back to the head of the queue; it keeps its sampled tokens and computes again."""
+        self.running.remove(request)
+        self._release(request)
+        request.state = RequestState.WAITING
+        request.num_preemptions += 1
+        self.num_preemptions += 1
+        self.waiting.appendleft(request)
+
+    def _release(self, request: Request) -> None:
+        self.cache.release(request)
+        request.admission = None
+
+    def _admit_next(self) -> bool:
+        """Admit the request that has waited longest, if there is a place for it."""
+        if not self.waiting or len(self.running) >= self._max_num_seqs:
+            return False
+        request = self.waiting[0]
+        admission = self.cache.admit(request)
+        if admission is None:
+            return False
+        self.waiting.popleft()
+        request.admission = admission
+        request.first_admission = request.first_admission or admission.placements
+        request.state = RequestState.RUNNING
+        self.running.append(request)
+        return True
+
+    def _schedule_one(self, request: Request, budget: int, work: list[ScheduledWork]) -> int:
+        """Put as much of a request into the step as the budget allows; return the tokens used."""
+        remaining = request.held.num_remaining_tokens
+        n = min(remaining, budget)
+        if n == 0:
+            return 0
+        positions = tuple(request.held.next_positions(n))
+        work.append(ScheduledWork(request, positions, n, samples=n == remaining and request.max_tokens > 0))
+        return n
