@@ -1,0 +1,180 @@
+"""The folder of one model: what is in it, where it came from, and whether it is still whole."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from rag.errors import ModelFolderError
+
+__all__ = ["MANIFEST_NAME", "Manifest", "ModelInfo", "ModelKind", "describe_files", "recognise", "tool_versions"]
+
+MANIFEST_NAME = "preread-model.json"
+MANIFEST_FORMAT = 1
+TOOLS = ("preread", "gguf", "huggingface_hub", "safetensors", "tokenizers", "torch")
+
+
+class ModelKind(StrEnum):
+    """Tell a language model from an embedder."""
+
+    LANGUAGE_MODEL = "language model"
+    EMBEDDER = "embedder"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """Describe a pulled or registered model.
+
+    Attributes:
+        name: what `ModelHub.resolve` takes.
+        kind: language model or embedder.
+        architecture: its class in config.json.
+        path: the folder.
+        source: package, hub id or folder that it came from.
+        version: package version or commit; "" for a local folder.
+        licence: of the weights; "" where it is not known.
+        size_bytes: of all its files; 0 for a registered folder.
+    """
+
+    name: str
+    kind: ModelKind
+    architecture: str
+    path: Path
+    source: str
+    version: str
+    licence: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Say where a model came from and what every file of it must be.
+
+    Attributes:
+        name: of the model.
+        kind: language model or embedder.
+        architecture: its class in config.json.
+        source: package, hub id or folder that it came from.
+        version: package version or commit.
+        sha256: of the downloaded file, where it was one file.
+        licence: of the weights.
+        location: of a registered folder; "" means the folder of this manifest.
+        created_with: versions of the tools that wrote the folder.
+        files: relative path -> its size in bytes and its blake3; empty for a registered folder.
+        format: of this manifest.
+    """
+
+    name: str
+    kind: ModelKind
+    architecture: str
+    source: str
+    version: str = ""
+    sha256: str = ""
+    licence: str = ""
+    location: str = ""
+    created_with: dict[str, str] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    format: int = MANIFEST_FORMAT
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest | None:
+        """Return the manifest in `folder`, or None where there is none.
+
+        Raises:
+            ModelFolderError: it cannot be understood.
+        """
+        path = folder / MANIFEST_NAME
+        try:
+            fields = json.loads(path.read_text("utf-8"))
+            fields["kind"] = ModelKind(fields["kind"])
+            manifest = cls(**fields)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ModelFolderError(f"{path} is damaged ({error}): remove {folder} and pull the model again") from error
+        if manifest.format != MANIFEST_FORMAT:
+            raise ModelFolderError(
+                f"{path} has format {manifest.format}, this version reads {MANIFEST_FORMAT}: "
+                f"remove {folder} and pull the model again"
+            )
+        return manifest
+
+    def write(self, folder: Path) -> None:
+        """Write the manifest into `folder` in one step."""
+        path = folder / MANIFEST_NAME
+        partial = path.with_suffix(".part")
+        partial.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        partial.replace(path)
+
+    def info(self, folder: Path) -> ModelInfo:
+        """Describe the model whose manifest lies in `folder`."""
+        return ModelInfo(
+            name=self.name,
+            kind=self.kind,
+            architecture=self.architecture,
+            path=Path(self.location) if self.location else folder,
+            source=self.source,
+            version=self.version,
+            licence=self.licence,
+            size_bytes=sum(entry["size"] for entry in self.files.values()),
+        )
+
+    def damaged_files(self, folder: Path, *, hashes: bool) -> list[str]:
+        """List the files that are missing or of another size, and with `hashes` those of other content."""
+        damaged = []
+        for name, entry in self.files.items():
+            path = folder / name
+            whole = path.is_file() and path.stat().st_size == entry["size"]
+            if not whole or (hashes and _blake3(path) != entry["blake3"]):
+                damaged.append(name)
+        return damaged
+
+
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return size and blake3 of every file below `folder`, by relative path."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_NAME)
+    return {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "blake3": _blake3(path)} for path in paths
+    }
+
+
+def tool_versions() -> dict[str, str]:
+    """Return the versions of the tools that make a model folder."""
+    return {tool: importlib.metadata.version(tool) for tool in TOOLS}
+
+
+def recognise(folder: Path) -> tuple[ModelKind, str]:
+    """Tell kind and architecture of a Hugging Face folder from its files.
+
+    Raises:
+        ModelFolderError: a file that every model needs is missing.
+        UnsupportedModelError: a language model of a family that the engine does not run.
+    """
+    for pattern, wanted in (
+        ("config.json", "config.json: this is not a Hugging Face model folder"),
+        ("*.safetensors", "safetensors weights: load it with transformers and `save_pretrained` it"),
+        ("tokenizer.json", "tokenizer.json: load its tokenizer with transformers and `save_pretrained` it"),
+    ):
+        if not any(folder.rglob(pattern)):
+            raise ModelFolderError(f"{folder} has no {wanted}")
+    if (folder / "modules.json").is_file():
+        return ModelKind.EMBEDDER, _architecture(next(folder.rglob("config.json")))
+    from engine.models.config import ModelConfig
+
+    ModelConfig.from_folder(folder)
+    return ModelKind.LANGUAGE_MODEL, _architecture(folder / "config.json")
+
+
+def _architecture(config_file: Path) -> str:
+    config = json.loads(config_file.read_text("utf-8"))
+    return str((config.get("architectures") or ["unknown"])[0])
+
+
+def _blake3(path: Path) -> str:
+    from blake3 import blake3
+
+    return blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
