@@ -1,0 +1,119 @@
+"""A decoder-only model over paged KV. Knows token ids and positions, not requests."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from engine.models.config import ModelConfig
+from engine.models.layers import DecoderLayer, Linear, RMSNorm
+from engine.models.rope_types import build_rope
+from engine.models.weights import WeightFiles
+from kernels.backend import Backend
+from kernels.kv_cache import KVCache
+from kernels.plan import AttentionPlan
+from kernels.rope import Rope
+from kernels.runs import SequencePlan
+
+__all__ = ["Decoder"]
+
+# buffers that old checkpoints saved; they follow from config.json
+_IGNORED_TENSORS = ("rotary_emb.inv_freq",)
+
+
+@dataclass(frozen=True, eq=False)
+class Decoder:
+    """The forward pass of every supported family.
+
+    Attributes:
+        config: the shape of the model.
+        rope: rotates queries and keys.
+        backend: attends and stores KV.
+    """
+
+    config: ModelConfig
+    rope: Rope
+    backend: Backend
+    embedding: Tensor
+    layers: tuple[DecoderLayer, ...]
+    norm: RMSNorm
+    head: Linear
+
+    @classmethod
+    def from_folder(
+        cls, folder: str | Path, *, dtype: torch.dtype, device: str | torch.device = "cpu", backend: Backend
+    ) -> "Decoder":
+        """Load a Hugging Face folder with config.json and safetensors.
+
+        Raises:
+            UnsupportedModelError: the architecture or rope type is not one that runs here.
+            ModelFileError: a file or tensor is missing, damaged, superfluous or mis-shaped.
+        """
+        config = ModelConfig.from_folder(folder)
+        rope = build_rope(config.rope, config.head_dim)
+        files = WeightFiles(folder, dtype=dtype, device=device)
+        embedding = files.take("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
+        tied = config.tie_word_embeddings
+        head = embedding if tied else files.take("lm_head.weight", config.vocab_size, config.hidden_size)
+        decoder = cls(
+            config=config,
+            rope=Rope(rope.inv_freq.to(device), rope.rotary_dim, rope.interleaved, rope.scale),
+            backend=backend,
+            embedding=embedding,
+            layers=tuple(DecoderLayer.load(files, config, index) for index in range(config.num_layers)),
+            norm=RMSNorm(files.take("model.norm.weight", config.hidden_size), config.rms_norm_eps),
+            head=Linear(head),
+        )
+        files.check_all_taken((*_IGNORED_TENSORS, "lm_head.weight") if tied else _IGNORED_TENSORS)
+        return decoder
+
+    def plan(self, sequences: Sequence[SequencePlan], block_size: int) -> AttentionPlan:
+        """Plan a step's attention; raise `kernels.errors.PlanError` when its runs do not fit."""
+        return AttentionPlan.build(
+            sequences,
+            rope=self.rope,
+            softmax_scale=self.config.softmax_scale,
+            block_size=block_size,
+            sliding_window=self.config.layer_windows[0],
+            device=self.embedding.device,
+        )
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        slot_mapping: Tensor,
+        plan: AttentionPlan,
+        kv_cache: KVCache,
+        logit_rows: Tensor,
+    ) -> Tensor:
+        """Compute one step, storing its KV.
+
+        Args:
+            token_ids: [T] int64, the query rows of the plan in order.
+            positions: [T] int64, their prompt positions.
+            slot_mapping: [T] int64, where their KV goes: block_id * block_size + offset.
+            plan: from `plan`, whose runs include the tokens of this step.
+            kv_cache: read and written.
+            logit_rows: [R] int64, the rows whose next token is wanted.
+
+        Returns:
+            Logits [R, vocab] float32.
+        """
+        hidden = F.embedding(token_ids, self.embedding)
+        cos, sin = self.rope.cos_sin(positions)
+        plans = {window: plan.with_window(window) for window in set(self.config.layer_windows)}
+        for index, layer in enumerate(self.layers):
+            q, k, v = layer.project(hidden, self.config)
+            self.backend.write_kv(self.rope.apply(k, cos, sin), v, kv_cache, index, slot_mapping)
+            attended = self.backend.attend(q, plans[self.config.layer_windows[index]], kv_cache, index)
+            assert isinstance(attended, Tensor), "attend returned LSE that nobody asked for"
+            if index == len(self.layers) - 1:
+                hidden, attended = hidden[logit_rows], attended[logit_rows]
+            hidden = layer.finish(hidden, attended)
+        logits: Tensor = self.head(self.norm(hidden))
+        return logits.to(torch.float32)
