@@ -8,6 +8,7 @@ EngineError
 │   └── PromptTooLongError     a prompt that exceeds the model or the pool
 ├── ReuseNotCertifiedError     chunk reuse asked for without a certificate
 ├── QueueFullError             too many requests are waiting; try again later
+├── StepFailedError            a step raised; the request got no complete answer
 └── EngineStoppedError         the worker has stopped and takes no more requests
 """
 
@@ -20,6 +21,7 @@ __all__ = [
     "PromptTooLongError",
     "QueueFullError",
     "ReuseNotCertifiedError",
+    "StepFailedError",
     "UnsupportedModelError",
 ]
 
@@ -54,6 +56,10 @@ class ReuseNotCertifiedError(EngineError):
 
 class QueueFullError(EngineError):
     """Report that too many requests are waiting."""
+
+
+class StepFailedError(EngineError):
+    """Report that the engine failed in a step; the request got no complete answer."""
 
 
 class EngineStoppedError(EngineError):

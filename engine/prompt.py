@@ -63,9 +63,11 @@ class Prompt:
     """
 
     segments: tuple[Segment, ...]
+    tokens: tuple[int, ...]
 
     def __init__(self, segments: Iterable[Segment]) -> None:
         object.__setattr__(self, "segments", tuple(segments))
+        object.__setattr__(self, "tokens", tuple(token for segment in self.segments for token in segment.tokens))
         if not self.segments:
             raise PromptError("a prompt needs at least one segment")
         kinds = [segment.kind for segment in self.segments]
@@ -84,12 +86,7 @@ class Prompt:
     @property
     def num_tokens(self) -> int:
         """How many tokens the segments have together."""
-        return sum(len(segment.tokens) for segment in self.segments)
-
-    @property
-    def tokens(self) -> list[int]:
-        """All token ids in prompt order."""
-        return [token for segment in self.segments for token in segment.tokens]
+        return len(self.tokens)
 
     @property
     def starts(self) -> list[int]:

@@ -1,0 +1,101 @@
+"""The engine's settings: small, frozen, checked when they are made."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.errors import ConfigError
+from engine.eviction import policy_named
+
+__all__ = ["DTYPES", "EngineConfig", "SamplingParams"]
+
+DTYPES = ("auto", "bfloat16", "float32")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """How an engine runs its model.
+
+    Attributes:
+        dtype: KV compute mode: `bfloat16`, `float32`, or `auto` (bfloat16 where the machine computes in it).
+        device: torch device of weights and KV.
+        backend: kernel backend, or `auto`.
+        block_size: KV slots a block.
+        kv_cache_bytes: memory for KV blocks; None takes an eighth of the machine's, between 256 MiB and 4 GiB.
+        max_num_seqs: requests that run at once.
+        max_num_batched_tokens: token budget of a step.
+        max_num_waiting: requests that may wait.
+        max_model_len: prompt and answer tokens at most; None is the model's own limit.
+        eviction: policy that chooses what leaves the cache first.
+
+    Raises:
+        ConfigError: a value that cannot work.
+    """
+
+    dtype: str = "auto"
+    device: str = "cpu"
+    backend: str = "auto"
+    block_size: int = 16
+    kv_cache_bytes: int | None = None
+    max_num_seqs: int = 16
+    max_num_batched_tokens: int = 1024
+    max_num_waiting: int = 1024
+    max_model_len: int | None = None
+    eviction: str = "lru"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"dtype {self.dtype!r} is not one of: {', '.join(DTYPES)}")
+        for name in ("block_size", "max_num_seqs", "max_num_batched_tokens", "max_num_waiting"):
+            _check_positive(name, getattr(self, name))
+        for name in ("kv_cache_bytes", "max_model_len"):
+            if getattr(self, name) is not None:
+                _check_positive(name, getattr(self, name))
+        policy_named(self.eviction)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How the next token is chosen and when the answer ends.
+
+    Attributes:
+        max_tokens: tokens to sample at most; 0 computes the prompt only.
+        temperature: 0 is greedy.
+        top_k: sample among the k most likely tokens; 0 is all.
+        top_p: sample among the fewest tokens whose probability reaches this sum.
+        seed: makes sampling repeatable; None draws a fresh one.
+        stop: the answer ends before the first of these strings.
+        stop_token_ids: the answer ends with the first of these tokens, besides the model's own.
+        ignore_eos: go on after the model's end token.
+
+    Raises:
+        ConfigError: a value that cannot work.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            raise ConfigError(f"stop is a list of strings, not the string {self.stop!r}; put it in a list")
+        checks = {
+            "max_tokens": (self.max_tokens >= 0, "0 or more"),
+            "temperature": (0 <= self.temperature <= 100, "between 0 and 100"),
+            "top_k": (self.top_k >= 0, "0 (all) or more"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "seed": (self.seed is None or 0 <= self.seed < 2**63, "between 0 and 2**63 - 1"),
+            "stop": (all(self.stop), "made of strings that are not empty"),
+        }
+        for name, (fits, wanted) in checks.items():
+            if not fits:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be {wanted}")
+
+
+def _check_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise ConfigError(f"{name} is {value}; it must be at least 1")

@@ -1,0 +1,267 @@
+"""The engine: prompts of segments in, tokens and cache reports out.
+
+Knows token ids and segments, not documents. One thread owns it; see `worker.py`.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from itertools import count
+from pathlib import Path
+from time import perf_counter
+
+from engine.batch import build_batch
+from engine.config import EngineConfig, SamplingParams
+from engine.errors import ConfigError, PromptTooLongError, ReuseNotCertifiedError
+from engine.eviction import policy_named
+from engine.kv_cache import allocate_kv_cache, resolve_dtype
+from engine.model_runner import ModelRunner
+from engine.models.decoder import Decoder
+from engine.output import Event, Generation, OutputStream
+from engine.prefix_cache import PrefixCache
+from engine.prompt import Prompt, Reuse, Segment
+from engine.request import FinishReason, Request, RequestState
+from engine.sampler import Sampler, sample_rows
+from engine.scheduler import ScheduledWork, Scheduler
+from engine.stats import EngineStats, Totals
+from engine.tokenizer import Tokenizer
+from kernels.backend import get_backend
+
+__all__ = ["Engine"]
+
+logger = logging.getLogger(__name__)
+
+PromptLike = Prompt | Sequence[int]
+
+
+class Engine:
+    """Continuous batching over a radix-tree KV cache.
+
+    Args:
+        runner: the model and its KV cache.
+        tokenizer: turns sampled tokens into text.
+        config: see `EngineConfig`.
+    """
+
+    def __init__(self, runner: ModelRunner, tokenizer: Tokenizer, config: EngineConfig) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.runner = runner
+        self.cache = PrefixCache(runner.kv_cache.num_blocks, config.block_size, policy=policy_named(config.eviction))
+        self.scheduler = Scheduler(
+            self.cache,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_num_waiting=config.max_num_waiting,
+        )
+        limit = runner.decoder.config.max_position_embeddings
+        self.max_model_len = min(config.max_model_len or limit, limit)
+        self.totals = Totals()
+        self._ids = count()
+        self._streams: dict[Request, OutputStream] = {}
+        self._samplers: dict[Request, Sampler] = {}
+        self._warned_auto = False
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, config: EngineConfig | None = None) -> "Engine":
+        """Load a model folder (safetensors, config.json, tokenizer.json).
+
+        Raises:
+            ModelFileError: a folder that misses files or holds damaged ones.
+            UnsupportedModelError: an architecture or rope type that this engine does not run.
+            ConfigError: settings that cannot work with the model.
+        """
+        config = config or EngineConfig()
+        dtype = resolve_dtype(config)
+        backend = get_backend(config.backend, config.device)
+        decoder = Decoder.from_folder(Path(folder), dtype=dtype, device=config.device, backend=backend)
+        kv_cache = allocate_kv_cache(config, decoder.config, dtype)
+        return cls(ModelRunner(decoder, kv_cache), Tokenizer(Path(folder)), config)
+
+    def submit(
+        self,
+        prompt: PromptLike,
+        sampling: SamplingParams | None = None,
+        *,
+        reuse: Reuse = Reuse.EXACT,
+        namespace: str = "",
+        principal: str = "",
+        conversation: str | None = None,
+    ) -> Request:
+        """Queue a prompt; a plain token list is one text segment.
+
+        Args:
+            prompt: segments, or token ids.
+            sampling: how tokens are chosen; greedy, at most 256 tokens, by default.
+            reuse: which cached KV it accepts.
+            namespace: whose passages it shares (a collection).
+            principal: who asks; part of a conversation's identity.
+            conversation: keeps this request's own KV for the conversation's next turn.
+
+        Raises:
+            PromptTooLongError: prompt and answer exceed the model's context or the block pool.
+            ConfigError: a token id that the model does not have.
+            ReuseNotCertifiedError: `Reuse.CHUNK`, which has no certificate.
+            QueueFullError: too many requests wait.
+        """
+        prompt = prompt if isinstance(prompt, Prompt) else Prompt.from_tokens(prompt)
+        sampling = sampling or SamplingParams()
+        max_tokens = self._check_length(prompt, sampling.max_tokens)
+        self._check_vocabulary(prompt)
+        request = Request(
+            next(self._ids),
+            prompt,
+            max_tokens,
+            reuse=self._resolve(reuse),
+            namespace=namespace,
+            owner=None if conversation is None else (principal, conversation),
+        )
+        self.scheduler.add(request)
+        self._streams[request] = OutputStream(request, sampling, self.tokenizer)
+        self._samplers[request] = Sampler(sampling)
+        self.totals.requests += 1
+        return request
+
+    def step(self) -> None:
+        """Advance every request that can be: schedule, run, commit."""
+        work = self.scheduler.schedule()
+        if work:
+            tokens = self._run(work)
+            self._commit(work, tokens)
+
+    def stream(self, request: Request) -> Iterator[Event]:
+        """Step the engine until the request has finished; yield its deltas, then its generation."""
+        while request in self._streams:
+            events = self.take_events(request)
+            if not events:
+                self.step()
+            yield from events
+
+    def generate(
+        self, prompts: Sequence[PromptLike], sampling: SamplingParams | None = None, *, namespace: str = ""
+    ) -> list[Generation]:
+        """Answer many prompts, batched; results in the order of the prompts."""
+        requests = []
+        for prompt in prompts:
+            while len(self.scheduler.waiting) >= self.config.max_num_waiting:
+                self.step()
+            requests.append(self.submit(prompt, sampling, namespace=namespace))
+        results = []
+        for request in requests:
+            *_, last = self.stream(request)
+            assert isinstance(last, Generation), f"request {request.id} ended with {last}"
+            results.append(last)
+        return results
+
+    def precompute(self, template: Segment, passages: Sequence[Segment], namespace: str = "") -> int:
+        """Compute and publish the canonical KV of each `[template, passage]` that is not cached; return how many."""
+        missing = [p for p in passages if not self.cache.is_cached(namespace, [template, p])]
+        self.generate([Prompt([template, p]) for p in missing], SamplingParams(max_tokens=0), namespace=namespace)
+        return len(missing)
+
+    def cancel(self, request: Request) -> None:
+        """End a request now, wherever it is, and free its blocks; nothing happens when it has ended already."""
+        if request.state is not RequestState.FINISHED:
+            self.totals.cancelled += 1
+            self._finish(request, FinishReason.CANCELLED)
+
+    def take_events(self, request: Request) -> list[Event]:
+        """Return the events of a request that nobody has taken yet; after its generation it is forgotten."""
+        stream = self._streams[request]
+        events = list(stream.events)
+        stream.events.clear()
+        if request.state is RequestState.FINISHED:
+            del self._streams[request]
+        return events
+
+    def stats(self) -> EngineStats:
+        """Return a snapshot of load, blocks and counters."""
+        pool = self.cache.pool
+        return EngineStats(
+            running=len(self.scheduler.running),
+            waiting=len(self.scheduler.waiting),
+            num_blocks=pool.num_blocks,
+            free_blocks=pool.num_free,
+            cached_blocks=self.cache.num_cached_blocks,
+            preemptions=self.scheduler.num_preemptions,
+            evicted_blocks=self.cache.num_evicted_blocks,
+            totals=self.totals,
+        )
+
+    def check_invariants(self) -> None:
+        """Assert the conservation laws of DESIGN section 3."""
+        self.cache.check_invariants()
+
+    def _run(self, work: Sequence[ScheduledWork]) -> list[int]:
+        """Compute the step's tokens and sample the next one of each request that has come to its end."""
+        batch = build_batch(work, self.config.block_size, self.config.device)
+        for item in work:
+            timings = self._streams[item.request].timings
+            timings.first_scheduled = timings.first_scheduled or perf_counter()
+        samplers = [self._samplers[item.request] for item in work if item.samples]
+        return sample_rows(self.runner.run(batch), samplers)
+
+    def _commit(self, work: Sequence[ScheduledWork], tokens: Sequence[int]) -> None:
+        """Record progress, publish what is computed, hand out tokens."""
+        self.totals.steps += 1
+        sampled = iter(tokens)
+        for item in work:
+            admission = item.request.held
+            admission.num_computed_tokens += item.num_tokens
+            self.cache.publish(item.request)
+            if item.samples:
+                self._append(item.request, next(sampled))
+            elif admission.num_remaining_tokens == 0:
+                self._finish(item.request, FinishReason.LENGTH)
+
+    def _append(self, request: Request, token: int) -> None:
+        request.output_tokens.append(token)
+        request.held.grow()
+        self.totals.output_tokens += 1
+        at_limit = len(request.output_tokens) >= request.max_tokens
+        reason = self._streams[request].push(token, at_limit=at_limit)
+        if reason is not None:
+            self._finish(request, reason)
+
+    def _finish(self, request: Request, reason: FinishReason) -> None:
+        self.scheduler.finish(request)
+        generation = self._streams[request].finish(reason)
+        del self._samplers[request]
+        self.totals.finished += 1
+        self.totals.prompt_tokens += generation.num_prompt_tokens
+        self.totals.cached_tokens += generation.cache.cached_tokens
+
+    def _resolve(self, reuse: Reuse) -> Reuse:
+        """Give `AUTO` its meaning; only an explicit `CHUNK` is refused without a certificate."""
+        if reuse is Reuse.CHUNK:
+            raise ReuseNotCertifiedError(
+                "chunk reuse has no certificate for this model and template; use reuse 'exact' or 'auto'"
+            )
+        if reuse is Reuse.AUTO and not self._warned_auto:
+            self._warned_auto = True
+            logger.warning("reuse 'auto' runs as 'exact': chunk reuse has no certificate for this model and template")
+        return Reuse.EXACT
+
+    def _check_length(self, prompt: Prompt, max_tokens: int) -> int:
+        """Return how many tokens may be sampled: what was asked for, or what the context leaves."""
+        room = self.max_model_len - prompt.num_tokens
+        if room < min(max_tokens, 1):
+            raise PromptTooLongError(
+                f"the prompt has {prompt.num_tokens} tokens and the model reads at most {self.max_model_len} with its "
+                "answer; use fewer or shorter passages, or a model with a longer context"
+            )
+        max_tokens = min(max_tokens, room)
+        needed = prompt.num_blocks(self.config.block_size, extra_tokens=max_tokens)
+        if needed > self.cache.pool.num_blocks:
+            raise PromptTooLongError(
+                f"prompt and answer need {needed} KV blocks and the pool has {self.cache.pool.num_blocks}; "
+                "raise kv_cache_bytes, or ask for fewer tokens"
+            )
+        return max_tokens
+
+    def _check_vocabulary(self, prompt: Prompt) -> None:
+        vocab_size = self.runner.decoder.config.vocab_size
+        if not 0 <= min(prompt.tokens) <= max(prompt.tokens) < vocab_size:
+            raise ConfigError(
+                f"token ids from {min(prompt.tokens)} to {max(prompt.tokens)} are not all of the model's "
+                f"{vocab_size}; encode the text with the model's own tokenizer"
+            )

@@ -1,0 +1,48 @@
+"""How much memory KV gets: bytes to blocks. The tensor itself is `kernels.kv_cache.KVCache`."""
+
+import os
+
+import torch
+
+from engine.config import EngineConfig
+from engine.errors import ConfigError
+from engine.models.config import ModelConfig
+from kernels.kv_cache import KVCache
+
+__all__ = ["allocate_kv_cache", "resolve_dtype"]
+
+MIB = 1 << 20
+
+
+def resolve_dtype(config: EngineConfig) -> torch.dtype:
+    """Return the compute mode that `auto` means on this machine: bfloat16 where it is computed natively."""
+    if config.dtype != "auto":
+        return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+    native = config.device != "cpu" or torch.cpu.get_capabilities().get("avx512_bf16", False)
+    return torch.bfloat16 if native else torch.float32
+
+
+def allocate_kv_cache(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> KVCache:
+    """Allocate as many blocks as the memory for KV holds; pages are touched only when they are written.
+
+    Raises:
+        ConfigError: not even one block fits.
+    """
+    element = torch.empty((), dtype=dtype).element_size()
+    per_block = 2 * model.num_layers * model.num_kv_heads * config.block_size * model.head_dim * element
+    budget = config.kv_cache_bytes or min(max(_memory_bytes() // 8, 256 * MIB), 4096 * MIB)
+    if budget < per_block:
+        raise ConfigError(f"kv_cache_bytes {budget} holds no block of {per_block} bytes; give it more")
+    return KVCache.allocate(
+        budget // per_block,
+        config.block_size,
+        model.num_layers,
+        model.num_kv_heads,
+        model.head_dim,
+        dtype,
+        device=config.device,
+    )
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,103 @@
+"""What a request gives back: text as it comes, then one `Generation`."""
+
+from collections import deque
+from dataclasses import dataclass
+from time import perf_counter
+
+from engine.config import SamplingParams
+from engine.request import FinishReason, Request
+from engine.stats import CacheReport, Timings, cache_report
+from engine.tokenizer import Detokenizer, StopStrings, Tokenizer
+
+__all__ = ["Event", "Generation", "OutputStream", "TokenDelta"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDelta:
+    """New tokens, and the text that they make certain (possibly none yet)."""
+
+    token_ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A finished request.
+
+    Attributes:
+        token_ids: every sampled token, the stop token included.
+        text: their text up to the stop string or token; the deltas' texts joined.
+        finish_reason: stop, length or cancelled.
+        num_prompt_tokens: length of the prompt.
+        cache: how each segment got its KV.
+        timings: arrival, first scheduled, first token, finished.
+        num_preemptions: how often it had to give its blocks back.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason
+    num_prompt_tokens: int
+    cache: CacheReport
+    timings: Timings
+    num_preemptions: int = 0
+
+
+Event = TokenDelta | Generation
+
+
+class OutputStream:
+    """Turns one request's sampled tokens into events and decides when the answer ends."""
+
+    def __init__(self, request: Request, params: SamplingParams, tokenizer: Tokenizer) -> None:
+        self.events: deque[Event] = deque()
+        self.timings = Timings(arrival=perf_counter())
+        self._request = request
+        self._params = params
+        self._stop_tokens = set(params.stop_token_ids)
+        if not params.ignore_eos:
+            self._stop_tokens |= tokenizer.eos_token_ids
+        self._detokenizer = Detokenizer(tokenizer)
+        self._stop_strings = StopStrings(params.stop)
+        self._text: list[str] = []
+
+    def push(self, token: int, *, at_limit: bool) -> FinishReason | None:
+        """Take the token that the request just sampled; return why the answer ends with it, if it does.
+
+        Args:
+            token: already in the request's `output_tokens`.
+            at_limit: the model or `max_tokens` allows no further token.
+        """
+        self.timings.first_token = self.timings.first_token or perf_counter()
+        if token in self._stop_tokens:
+            self._emit((token,), "")
+            return FinishReason.STOP
+        text, stopped = self._stop_strings.push(self._detokenizer.push(token))
+        self._emit((token,), text)
+        if stopped:
+            self._detokenizer.flush()
+            return FinishReason.STOP
+        return FinishReason.LENGTH if at_limit else None
+
+    def finish(self, reason: FinishReason) -> Generation:
+        """Emit what was held back, then the generation."""
+        rest, _ = self._stop_strings.push(self._detokenizer.flush())
+        rest += self._stop_strings.flush()
+        if rest:
+            self._emit((), rest)
+        self.timings.finished = perf_counter()
+        generation = Generation(
+            token_ids=tuple(self._request.output_tokens),
+            text="".join(self._text),
+            finish_reason=reason,
+            num_prompt_tokens=self._request.prompt.num_tokens,
+            cache=cache_report(self._request.prompt, self._request.first_admission),
+            timings=self.timings,
+            num_preemptions=self._request.num_preemptions,
+        )
+        self.events.append(generation)
+        return generation
+
+    def _emit(self, token_ids: tuple[int, ...], text: str) -> None:
+        self._text.append(text)
+        self.events.append(TokenDelta(token_ids, text))

@@ -1,0 +1,87 @@
+"""What the engine counts, and what it reports of one request's use of the cache."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from engine.ladder import Outcome, Placement
+from engine.prompt import Prompt, SegmentKind
+
+__all__ = ["CacheReport", "EngineStats", "SegmentReport", "Timings", "Totals", "cache_report"]
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentReport:
+    """One segment's use of the cache: its rung, the tokens not computed, and where their KV came from."""
+
+    kind: SegmentKind
+    name: str
+    num_tokens: int
+    hit_tokens: int
+    outcome: Outcome
+    tier: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CacheReport:
+    """A request's use of the cache, at its first admission."""
+
+    segments: tuple[SegmentReport, ...] = ()
+    hit_tokens: dict[str, int] = field(default_factory=lambda: {"device": 0, "disk": 0})
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens whose KV was not computed in this request."""
+        return sum(self.hit_tokens.values())
+
+
+@dataclass(slots=True)
+class Timings:
+    """When things happened to a request, in seconds of `time.perf_counter`; None has not happened."""
+
+    arrival: float
+    first_scheduled: float | None = None
+    first_token: float | None = None
+    finished: float | None = None
+
+
+@dataclass(slots=True)
+class Totals:
+    """Counters since the engine started."""
+
+    requests: int = 0
+    finished: int = 0
+    cancelled: int = 0
+    steps: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A snapshot of the engine: load, blocks by state, counters."""
+
+    running: int
+    waiting: int
+    num_blocks: int
+    free_blocks: int
+    cached_blocks: int
+    preemptions: int
+    evicted_blocks: int
+    totals: Totals
+
+
+def cache_report(prompt: Prompt, placements: Sequence[Placement]) -> CacheReport:
+    """Tell of each segment how it got its KV; empty for a request that was never admitted."""
+    reports = [
+        SegmentReport(
+            segment.kind,
+            segment.name,
+            placement.num_tokens,
+            placement.hit_tokens,
+            placement.outcome,
+            "device" if placement.hit_tokens else None,
+        )
+        for segment, placement in zip(prompt.segments, placements, strict=False)
+    ]
+    return CacheReport(tuple(reports), {"device": sum(report.hit_tokens for report in reports), "disk": 0})

@@ -1,0 +1,215 @@
+"""One thread that owns an engine; everyone else sends it commands.
+
+A request whose reader has gone away is cancelled, and its blocks are freed before the next step.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from threading import Event as ThreadEvent
+from threading import Lock, Thread
+from typing import Any, TypeVar
+
+from engine.engine import Engine, PromptLike
+from engine.errors import EngineStoppedError, StepFailedError
+from engine.output import Event, Generation
+from engine.request import Request, RequestState
+
+__all__ = ["EngineWorker", "Handle"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+IDLE_SECONDS = 1.0
+
+
+@dataclass(eq=False, slots=True)
+class Handle:
+    """A submitted request as its reader sees it."""
+
+    request: Request
+    deliver: Callable[[Event | Exception], None]
+    queue: "SimpleQueue[Event | Exception] | asyncio.Queue[Event | Exception]"
+
+
+class EngineWorker:
+    """Runs an engine's steps in a thread of its own.
+
+    Args:
+        engine: used by this worker's thread alone from `start` on.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._handles: dict[Request, Handle] = {}
+        self._stopping = ThreadEvent()
+        self._lock = Lock()  # no command is accepted after `_stopping` is set
+        self._thread = Thread(target=self._loop, name="engine", daemon=True)
+
+    def start(self) -> "EngineWorker":
+        """Start the thread."""
+        self._thread.start()
+        return self
+
+    def close(self) -> None:
+        """Cancel what runs and stop the thread; readers get `EngineStoppedError`."""
+        with self._lock:
+            self._stopping.set()
+        self._commands.put(lambda: None)
+        if self._thread.is_alive():
+            self._thread.join()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs and takes requests."""
+        return self._thread.is_alive() and not self._stopping.is_set()
+
+    def call(self, function: Callable[[Engine], T]) -> "Future[T]":
+        """Run a function on the engine between two steps."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(function(self.engine))
+            except Exception as error:  # noqa: BLE001 - it belongs to the caller, who gets it from the future
+                future.set_exception(error)
+
+        with self._lock:
+            if not self.is_alive:
+                raise EngineStoppedError("the engine has stopped; start it again")
+            self._commands.put(run)
+        return future
+
+    async def submit(self, prompt: PromptLike, *args: Any, **kwargs: Any) -> Handle:
+        """Queue a prompt; arguments and errors are those of `Engine.submit`."""
+        loop = asyncio.get_running_loop()
+        queue: asyncio.Queue[Event | Exception] = asyncio.Queue()
+
+        def deliver(event: Event | Exception) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(queue.put_nowait, event)
+
+        future = self.call(lambda engine: self._register(engine.submit(prompt, *args, **kwargs), deliver, queue))
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            future.add_done_callback(self._cancel_orphan)
+            raise
+
+    async def stream(self, handle: Handle) -> AsyncIterator[Event]:
+        """Yield a request's events; leaving early cancels it."""
+        assert isinstance(handle.queue, asyncio.Queue), "use `stream_sync` for a handle of `submit_sync`"
+        try:
+            while True:
+                event = await handle.queue.get()
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+                if isinstance(event, Generation):
+                    return
+        finally:
+            self.cancel(handle)
+
+    def submit_sync(self, prompt: PromptLike, *args: Any, **kwargs: Any) -> Handle:
+        """Queue a prompt from a thread."""
+        queue: SimpleQueue[Event | Exception] = SimpleQueue()
+        register = self.call(lambda engine: self._register(engine.submit(prompt, *args, **kwargs), queue.put, queue))
+        return register.result()
+
+    def stream_sync(self, handle: Handle) -> Iterator[Event]:
+        """Yield a request's events to a thread; leaving early cancels it."""
+        assert isinstance(handle.queue, SimpleQueue), "use `stream` for a handle of `submit`"
+        try:
+            while True:
+                event = handle.queue.get()
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+                if isinstance(event, Generation):
+                    return
+        finally:
+            self.cancel(handle)
+
+    def cancel(self, handle: Handle) -> None:
+        """End a request soon; harmless when it has ended."""
+        if handle.request.state is not RequestState.FINISHED:
+            self._commands.put(lambda: self.engine.cancel(handle.request))
+
+    def _register(
+        self,
+        request: Request,
+        deliver: Callable[[Event | Exception], None],
+        queue: "SimpleQueue[Event | Exception] | asyncio.Queue[Event | Exception]",
+    ) -> Handle:
+        handle = Handle(request, deliver, queue)
+        self._handles[request] = handle
+        return handle
+
+    def _cancel_orphan(self, future: "Future[Handle]") -> None:
+        """Cancel a request whose submitter was cancelled while it waited for the handle."""
+        if not future.cancelled() and future.exception() is None:
+            self.cancel(future.result())
+
+    def _loop(self) -> None:
+        while not self._stopping.is_set():
+            self._take_commands()
+            if self.engine.scheduler.has_work:
+                self._step()
+            self._deliver()
+        self._fail(list(self._handles), EngineStoppedError("the engine has stopped before the answer was complete"))
+        self._refuse_commands()
+
+    def _take_commands(self) -> None:
+        """Run every command that waits; with nothing to compute, wait for one."""
+        checked = False
+        while not (self.engine.scheduler.has_work or self._handles or self._stopping.is_set()):
+            try:
+                self._commands.get(timeout=None if checked else IDLE_SECONDS)()
+            except Empty:
+                checked = True
+                self._check()
+        while not self._commands.empty():
+            self._commands.get()()
+
+    def _check(self) -> None:
+        """Look for broken bookkeeping while there is nothing else to do."""
+        try:
+            self.engine.check_invariants()
+        except AssertionError:
+            logger.exception("an engine invariant does not hold; please report this")
+
+    def _step(self) -> None:
+        try:
+            self.engine.step()
+        except Exception as error:
+            logger.exception("a step failed; its requests are ended, the engine goes on")
+            failure = StepFailedError(f"the engine failed while computing this answer ({error}); ask again")
+            self._fail(list(self.engine.scheduler.running), failure)
+
+    def _deliver(self) -> None:
+        for request, handle in list(self._handles.items()):
+            for event in self.engine.take_events(request):
+                handle.deliver(event)
+            if request.state is RequestState.FINISHED:
+                del self._handles[request]
+
+    def _fail(self, requests: list[Request], error: Exception) -> None:
+        """End requests with an error instead of a generation."""
+        for request in requests:
+            self.engine.cancel(request)
+            self.engine.take_events(request)
+            handle = self._handles.pop(request, None)
+            if handle is not None:
+                handle.deliver(error)
+
+    def _refuse_commands(self) -> None:
+        """Answer the commands that came too late: none may wait for ever."""
+        while not self._commands.empty():
+            self._commands.get()()
+        self._fail(list(self._handles), EngineStoppedError("the engine has stopped"))
