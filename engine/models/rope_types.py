@@ -37,6 +37,8 @@ def build_rope(settings: RopeSettings, head_dim: int) -> Rope:
         raise ModelFileError(f"rope type {rope_type!r} needs {error} in config.json; add it there") from error
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise ModelFileError(f"the rope settings {settings} of config.json do not work: {error}") from error
+    if not (bool(inv_freq.isfinite().all()) and math.isfinite(scale)):
+        raise ModelFileError(f"the rope settings {settings} of config.json give infinite frequencies; correct them")
     return Rope(inv_freq=inv_freq, rotary_dim=head_dim, scale=scale)
 
 

@@ -1,0 +1,234 @@
+"""The decoder's logits equal transformers' float32 eager logits, over paged blocks with ragged runs."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from engine.models.decoder import Decoder
+from kernels.backend import available_backends, get_backend
+from kernels.kv_cache import KVCache
+from kernels.runs import Run, SequencePlan
+
+BLOCK_SIZE = 4
+BACKENDS = [name for name, reason in available_backends().items() if reason is None]
+SIZES = dict(  # noqa: C408
+    vocab_size=97,
+    hidden_size=48,
+    intermediate_size=80,
+    num_hidden_layers=3,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    max_position_embeddings=256,
+    rms_norm_eps=1e-5,
+    initializer_range=0.3,
+)
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+YARN_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 1000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+MODELS = {
+    "llama-tied": ("Llama", {"tie_word_embeddings": True}),
+    "llama-untied-biases": ("Llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama-llama3-rope": ("Llama", {"rope_parameters": LLAMA3_ROPE}),
+    "llama-linear-rope": ("Llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 100.0, "factor": 2.5}}),
+    "llama-yarn-rope": ("Llama", {"rope_parameters": YARN_ROPE}),
+    "mistral-window": ("Mistral", {"sliding_window": 9}),
+    "mistral-no-window": ("Mistral", {"sliding_window": None, "head_dim": 16}),
+    "qwen2-biases": ("Qwen2", {"tie_word_embeddings": True}),
+    "qwen2-mixed-windows": ("Qwen2", {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}),
+    "qwen3-norms": ("Qwen3", {"head_dim": 16}),
+    "qwen3-yarn-window": (
+        "Qwen3",
+        {
+            "head_dim": 16,
+            "attention_bias": True,
+            "rope_parameters": YARN_ROPE,
+            "use_sliding_window": True,
+            "sliding_window": 11,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
+}
+
+
+def make_folder(folder: Path, family: str, settings: dict, *, shard: bool = False):
+    """Save a randomly initialised model and return it; norms and biases are random too, so that both count."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**SIZES, **copy.deepcopy(settings))
+    config._attn_implementation = "eager"
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+            elif name.endswith("bias"):
+                parameter.normal_(std=0.5)
+    model.save_pretrained(folder, **({"max_shard_size": "40KB"} if shard else {}))
+    return model
+
+
+@pytest.fixture(params=MODELS)
+def model(request, tmp_path):
+    family, settings = MODELS[request.param]
+    return make_folder(tmp_path, family, settings), tmp_path
+
+
+class PagedSequence:
+    """A prompt in runs of given lengths, each starting at slot 0 of its own scattered blocks."""
+
+    def __init__(self, tokens: list[int], run_lengths: list[int], free_blocks: list[int]):
+        assert sum(run_lengths) == len(tokens)
+        self.tokens, self.runs, self.slots, start = tokens, [], [], 0
+        for length in run_lengths:
+            blocks = tuple(free_blocks.pop() for _ in range(-(-length // BLOCK_SIZE)))
+            self.runs.append(Run(blocks, length, start))
+            self.slots += [blocks[i // BLOCK_SIZE] * BLOCK_SIZE + i % BLOCK_SIZE for i in range(length)]
+            start += length
+
+    def plan(self, done: int, upto: int) -> SequencePlan:
+        """Compute positions done..upto; runs are cut at what is computed then."""
+        runs = [Run(r.block_ids, max(0, min(r.num_tokens, upto - r.start)), r.start) for r in self.runs]
+        return SequencePlan(range(done, upto), tuple(runs))
+
+
+def run_steps(
+    decoder: Decoder, sequences: list[PagedSequence], steps: list[list[tuple[int, int]]]
+) -> list[torch.Tensor]:
+    """Run steps of (done, upto) per sequence over a NaN-filled cache; return all logits of every sequence."""
+    config = decoder.config
+    cache = KVCache.allocate(
+        64, BLOCK_SIZE, config.num_layers, config.num_kv_heads, config.head_dim, decoder.embedding.dtype
+    )
+    cache.data.fill_(torch.nan)
+    logits: list[list[torch.Tensor]] = [[] for _ in sequences]
+    for step in steps:
+        intervals = [(s, done, upto) for s, (done, upto) in zip(sequences, step, strict=True)]
+        plan = decoder.plan([s.plan(done, upto) for s, done, upto in intervals], BLOCK_SIZE)
+        tokens = [t for s, done, upto in intervals for t in s.tokens[done:upto]]
+        positions = [p for _, done, upto in intervals for p in range(done, upto)]
+        slots = [slot for s, done, upto in intervals for slot in s.slots[done:upto]]
+        rows = torch.arange(len(tokens))
+        out = decoder.forward(torch.tensor(tokens), torch.tensor(positions), torch.tensor(slots), plan, cache, rows)
+        assert out.dtype == torch.float32
+        for index, part in enumerate(out.split([upto - done for _, done, upto in intervals])):
+            logits[index].append(part)
+    return [torch.cat(parts) for parts in logits]
+
+
+def prompts() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(97, (n,), generator=generator).tolist() for n in (45, 30)]
+
+
+def paged(first: list[int], second: list[int]) -> list[PagedSequence]:
+    free = torch.randperm(64, generator=torch.Generator().manual_seed(2)).tolist()
+    return [PagedSequence(first, [5, 1, 8, 20, 11], free), PagedSequence(second, [30], free)]
+
+
+STEPS = [[(0, 7), (0, 30)], [(7, 20), (30, 30)], [(20, 44), (30, 30)], [(44, 45), (30, 30)]]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_logits_equal_transformers(model, backend):
+    peer, folder = model
+    first, second = prompts()
+    decoder = Decoder.from_folder(folder, dtype=torch.float32, backend=get_backend(backend))
+    chunked = run_steps(decoder, paged(first, second), STEPS)
+    whole = run_steps(decoder, paged(first, second), [[(0, 45), (0, 30)]])
+    for tokens, in_chunks, at_once in zip((first, second), chunked, whole, strict=True):
+        with torch.inference_mode():
+            expected = peer(torch.tensor([tokens])).logits[0]
+        scale = (expected.max() - expected.min()).item()
+        assert (at_once - expected).abs().max().item() < 1e-5 * scale
+        assert (in_chunks - expected).abs().max().item() < 1e-5 * scale
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bf16_logits_are_near_float32(tmp_path, backend):
+    family, settings = MODELS["qwen3-norms"]
+    peer = make_folder(tmp_path, family, settings)
+    first, second = prompts()
+    decoder = Decoder.from_folder(tmp_path, dtype=torch.bfloat16, backend=get_backend(backend))
+    logits = run_steps(decoder, paged(first, second), STEPS)[0]
+    with torch.inference_mode():
+        expected = peer(torch.tensor([first])).logits[0]
+    # bf16 keeps 8 bits; three layers of random weights stay within a few percent of the range
+    assert (logits - expected).abs().mean() < 0.02 * (expected.max() - expected.min())
+
+
+def test_only_logit_rows_are_returned(tmp_path):
+    make_folder(tmp_path, "Llama", {})
+    decoder = Decoder.from_folder(tmp_path, dtype=torch.float32, backend=get_backend("reference"))
+    sequence = PagedSequence(prompts()[1], [30], list(range(64)))
+    everything = run_steps(decoder, [sequence], [[(0, 30)]])[0]
+    config = decoder.config
+    cache = KVCache.allocate(64, BLOCK_SIZE, config.num_layers, config.num_kv_heads, config.head_dim, torch.float32)
+    arguments = (torch.tensor(sequence.tokens), torch.arange(30), torch.tensor(sequence.slots))
+    rows = torch.tensor([29, 3])
+    plan = decoder.plan([sequence.plan(0, 30)], BLOCK_SIZE)
+    some = decoder.forward(*arguments, plan, cache, rows)
+    torch.testing.assert_close(some, everything[rows], rtol=1e-5, atol=1e-5)
+    none = decoder.forward(*arguments, plan, cache, torch.tensor([], dtype=torch.int64))
+    assert none.shape == (0, 97)
+
+
+def test_sharded_weights_are_the_same(tmp_path):
+    make_folder(tmp_path / "whole", "Qwen2", {})
+    make_folder(tmp_path / "shards", "Qwen2", {}, shard=True)
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
+    whole, shards = (
+        Decoder.from_folder(tmp_path / name, dtype=torch.float32, backend=get_backend("reference"))
+        for name in ("whole", "shards")
+    )
+    first, second = prompts()
+    for a, b in zip(*(run_steps(d, paged(first, second), STEPS) for d in (whole, shards)), strict=True):
+        assert torch.equal(a, b)
+
+
+def as_v4(folder: Path) -> None:
+    """Rewrite config.json as transformers v4 wrote it: rope_theta and rope_scaling at the top, torch_dtype."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    rope = config.pop("rope_parameters")
+    config["rope_theta"] = rope.pop("rope_theta")
+    config["rope_scaling"] = rope if rope["rope_type"] != "default" else None
+    config["torch_dtype"] = config.pop("dtype")
+    config.pop("layer_types", None)
+    path.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "llama-llama3-rope", "qwen2-mixed-windows"])
+def test_both_forms_of_config_give_the_same_logits(tmp_path, name):
+    make_folder(tmp_path, *MODELS[name])
+    first, second = prompts()
+    v5 = Decoder.from_folder(tmp_path, dtype=torch.float32, backend=get_backend("reference"))
+    as_v4(tmp_path)
+    v4 = Decoder.from_folder(tmp_path, dtype=torch.float32, backend=get_backend("reference"))
+    assert v4.config == v5.config
+    for a, b in zip(*(run_steps(d, paged(first, second), STEPS) for d in (v4, v5)), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_weights_of_the_saved_dtype_are_not_copied(tmp_path):
+    make_folder(tmp_path, "Llama", {})
+    decoder = Decoder.from_folder(tmp_path, dtype=torch.float32, backend=get_backend("reference"))
+    saved = load_file(tmp_path / "model.safetensors")
+    torch.testing.assert_close(decoder.layers[1].down.weight, saved["model.layers.1.mlp.down_proj.weight"])
+    gate = saved["model.layers.2.mlp.gate_proj.weight"]
+    torch.testing.assert_close(decoder.layers[2].gate_up.weight[:80], gate)
