@@ -1,0 +1,160 @@
+"""Readers of recorded traffic. Recorded requests are ids and lengths; they hold no text.
+
+RAGPulse (arXiv 2511.12979, MIT): one week of retrieval-augmented questions.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data.errors import TraceError
+
+__all__ = ["Trace", "TracePart", "TraceRequest", "read_ragpulse"]
+
+REQUESTS_FILE = "0_trace.jsonl"
+
+
+class _Table(NamedTuple):
+    """Where the token lengths of one kind of part are."""
+
+    file: str
+    id_field: str
+    request_field: str  # inside hash_ids
+
+
+TABLES = {
+    "system_prompt": _Table("1_sys_prompt.jsonl", "sys_prompt_id", "sys_prompt"),
+    "passages": _Table("2_passages.jsonl", "passage_id", "passages_ids"),
+    "history": _Table("3_history.jsonl", "history_id", "history"),
+    "user_input": _Table("4_user_input.jsonl", "user_input_id", "user_input"),
+    "web_search": _Table("5_web_search.jsonl", "web_search_id", "web_search"),
+}
+
+
+class TracePart(NamedTuple):
+    """A piece of a recorded prompt: equal ids mean equal text.
+
+    Attributes:
+        id: unique over all kinds of pieces.
+        num_tokens: its length.
+    """
+
+    id: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class TraceRequest:
+    """One recorded request.
+
+    Attributes:
+        timestamp: seconds since the trace began.
+        session_id: requests of one conversation share it.
+        input_length: prompt tokens as recorded; a little more than the sum of the parts.
+        output_length: generated tokens.
+        system_prompt: its pieces; the last ones are volatile.
+        passages: in retrieval order.
+        history: earlier turns.
+        web_search: web results.
+        user_input: the question.
+    """
+
+    timestamp: float
+    session_id: str
+    input_length: int
+    output_length: int
+    system_prompt: tuple[TracePart, ...]
+    passages: tuple[TracePart, ...]
+    history: tuple[TracePart, ...]
+    web_search: tuple[TracePart, ...]
+    user_input: tuple[TracePart, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Recorded traffic, by ascending time.
+
+    Attributes:
+        name: of the trace.
+        requests: at least one.
+    """
+
+    name: str
+    requests: tuple[TraceRequest, ...]
+
+
+def read_ragpulse(folder: Path) -> Trace:
+    """Read a folder of RAGPulse's six JSON-lines files. Blank lines are skipped.
+
+    Raises:
+        TraceError: a file is missing; or a line is not JSON, lacks a field, has one of a wrong type, names an id
+            without a length, or goes back in time. The message has file and line number.
+    """
+    lengths = {kind: _read_lengths(folder / table.file, table.id_field) for kind, table in TABLES.items()}
+    requests: list[TraceRequest] = []
+    for where, record in _records(folder / REQUESTS_FILE):
+        request = _request(where, record, lengths)
+        if requests and request.timestamp < requests[-1].timestamp:
+            raise TraceError(f"{where}: timestamp {request.timestamp:g} is before the line above it: sort the file")
+        requests.append(request)
+    if not requests:
+        raise TraceError(f"{folder / REQUESTS_FILE} holds no request: give the folder of a complete trace")
+    return Trace("ragpulse", tuple(requests))
+
+
+def _read_lengths(path: Path, id_field: str) -> dict[int, int]:
+    return {
+        _integer(where, record, id_field): _integer(where, record, "token_length") for where, record in _records(path)
+    }
+
+
+def _request(where: str, record: dict[str, Any], lengths: dict[str, dict[int, int]]) -> TraceRequest:
+    try:
+        timestamp = float(record["timestamp"])
+        if not math.isfinite(timestamp):
+            raise ValueError(f"timestamp is {timestamp}")
+        session_id = str(record["session_id"])
+        ids = {kind: list(record["hash_ids"][table.request_field]) for kind, table in TABLES.items()}
+    except (KeyError, TypeError, ValueError) as error:
+        raise TraceError(f"{where}: not a request ({type(error).__name__}: {error}): remove or repair it") from error
+    parts: dict[str, tuple[TracePart, ...]] = {}
+    for kind, known in lengths.items():
+        unknown = [part for part in ids[kind] if not isinstance(part, int) or part not in known]
+        if unknown:
+            raise TraceError(f"{where}: {kind} id {unknown[0]!r} has no length in {TABLES[kind].file}")
+        parts[kind] = tuple(TracePart(part, known[part]) for part in ids[kind])
+    return TraceRequest(
+        timestamp=timestamp,
+        session_id=session_id,
+        input_length=_integer(where, record, "input_length"),
+        output_length=_integer(where, record, "output_length"),
+        **parts,
+    )
+
+
+def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield "path:line" and the object on each line."""
+    if not path.is_file():
+        raise TraceError(f"{path} is missing: give the folder of a RAGPulse trace, with all six files")
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}:{number}"
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise TraceError(f"{where}: not JSON ({error}): remove or repair the line") from error
+            if not isinstance(record, dict):
+                raise TraceError(f"{where}: a JSON object is expected, not {type(record).__name__}")
+            yield where, record
+
+
+def _integer(where: str, record: dict[str, Any], field: str) -> int:
+    value = record.get(field)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise TraceError(f"{where}: {field} is {value!r}, not a whole number of 0 or more")
+    return value

@@ -1,0 +1,144 @@
+"""Streams of questions with a known skew and arrival times, kept in a file so that they can be replayed."""
+
+import itertools
+import json
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from data.errors import WorkloadError
+from data.questions import Gold, Question
+
+__all__ = ["Arrival", "Popularity", "Workload", "zipf_workload"]
+
+Popularity = Literal["question", "document"]
+FORMAT = "preread-workload-1"
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A question and when it comes, in seconds from the start."""
+
+    time: float
+    question: Question
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A stream of questions.
+
+    Attributes:
+        corpus: name of the corpus that the questions are about.
+        seed: that it was drawn with.
+        s: Zipf exponent; 0 is uniform.
+        rate: arrivals a second on average; None means that all are there at time 0.
+        popularity: what the skew is over.
+        arrivals: by ascending time.
+    """
+
+    corpus: str
+    seed: int
+    s: float
+    rate: float | None
+    popularity: Popularity
+    arrivals: tuple[Arrival, ...]
+
+    def save(self, path: Path) -> None:
+        """Write JSON lines, the settings first and then one arrival a line, in one step."""
+        settings = {
+            "format": FORMAT,
+            "corpus": self.corpus,
+            "seed": self.seed,
+            "s": self.s,
+            "rate": self.rate,
+            "popularity": self.popularity,
+        }
+        lines = [settings, *({"time": one.time, **asdict(one.question)} for one in self.arrivals)]
+        partial = path.with_name(f"{path.name}.part")
+        partial.write_text("".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines), encoding="utf-8")
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Workload":
+        """Read what `save` wrote.
+
+        Raises:
+            WorkloadError: the file is missing or a line is malformed; the message has its number.
+        """
+        number = 0
+        try:
+            with path.open(encoding="utf-8") as file:
+                number, settings = 1, json.loads(file.readline())
+                if settings.pop("format") != FORMAT:
+                    raise ValueError(f"the format is not {FORMAT}")
+                arrivals = []
+                for number, line in enumerate(file, start=2):  # noqa: B007 - the message below names it
+                    arrivals.append(_arrival(json.loads(line)))
+                return cls(**settings, arrivals=tuple(arrivals))
+        except OSError as error:
+            raise WorkloadError(f"{path} cannot be read ({error}): save a workload there first") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise WorkloadError(
+                f"{path}:{number}: not a workload ({type(error).__name__}: {error}): save it again"
+            ) from error
+
+
+def zipf_workload(
+    questions: Sequence[Question],
+    *,
+    corpus: str,
+    count: int,
+    s: float = 1.0,
+    rate: float | None = None,
+    popularity: Popularity = "question",
+    seed: int = 0,
+) -> Workload:
+    """Draw a stream in which the item of rank r is asked for in proportion to `r ** -s`.
+
+    Ranks are given out by `seed`, so that what is popular does not depend on the order of the questions.
+
+    Args:
+        questions: to draw from, with replacement.
+        corpus: name of their corpus.
+        count: length of the stream.
+        s: Zipf exponent, 0 or more.
+        rate: mean arrivals a second of a Poisson process; None puts all at time 0.
+        popularity: `question` ranks the questions; `document` ranks the documents they ask for, and then draws one
+            of the document's questions evenly, so that known passages are asked for in new words.
+        seed: of ranks, draws and times.
+
+    Raises:
+        WorkloadError: a setting that cannot work.
+    """
+    _check(questions, count, s, rate)
+    rng = random.Random(seed)
+    groups: dict[str, list[Question]] = {}
+    for question in questions:
+        groups.setdefault(question.text if popularity == "question" else question.gold_document_id, []).append(question)
+    ranked = list(groups.values())
+    rng.shuffle(ranked)
+    weights = list(itertools.accumulate(rank**-s for rank in range(1, len(ranked) + 1)))
+    drawn = [rng.choice(group) for group in rng.choices(ranked, cum_weights=weights, k=count)]
+    gaps = (rng.expovariate(rate) if rate else 0.0 for _ in drawn)
+    times = itertools.accumulate(gaps)
+    arrivals = tuple(Arrival(time, question) for time, question in zip(times, drawn, strict=True))
+    return Workload(corpus, seed, s, rate, popularity, arrivals)
+
+
+def _arrival(record: dict[str, Any]) -> Arrival:
+    golds = tuple(Gold(**gold) for gold in record["golds"])
+    return Arrival(float(record["time"]), Question(str(record["text"]), golds))
+
+
+def _check(questions: Sequence[Question], count: int, s: float, rate: float | None) -> None:
+    if not questions:
+        raise WorkloadError("a workload needs at least one question")
+    if count < 1:
+        raise WorkloadError(f"count is {count}: a workload has at least one arrival")
+    if not (math.isfinite(s) and s >= 0):
+        raise WorkloadError(f"s is {s}: the Zipf exponent is a number of 0 or more")
+    if rate is not None and not (math.isfinite(rate) and rate > 0):
+        raise WorkloadError(f"rate is {rate}: give arrivals a second above 0, or None for all at once")
