@@ -109,6 +109,19 @@ class AttentionPlan:
         """Return the runs of all sequences, each shared one once."""
         return self.memo("groups", lambda: _group_runs(self.sequences))
 
+    def keys(self, runs: Sequence[Run]) -> tuple[Tensor, Tensor]:
+        """Return slots [S] (block_id * block_size + offset) and prompt positions [S] of the valid tokens of runs."""
+        counts = torch.tensor([run.num_tokens for run in runs])
+        used_blocks = [run.block_ids[: -(-run.num_tokens // self.block_size)] for run in runs]
+        blocks = torch.tensor([block for blocks in used_blocks for block in blocks], dtype=torch.int64)
+        first_blocks = torch.tensor(list(accumulate(map(len, used_blocks), initial=0))[:-1], dtype=torch.int64)
+        starts = torch.tensor([run.start for run in runs], dtype=torch.int64)
+        owners = torch.repeat_interleave(torch.arange(len(runs)), counts)
+        offsets = torch.arange(owners.shape[0]) - (counts.cumsum(0) - counts)[owners]
+        slots = blocks[first_blocks[owners] + offsets // self.block_size] * self.block_size
+        device = self.query_positions.device
+        return (slots + offsets % self.block_size).to(device), (starts[owners] + offsets).to(device)
+
     def memo(self, key: Hashable, make: Callable[[], T]) -> T:
         """Return what `make` made the first time; shared by all layers and by all windows (key by window)."""
         if key not in self._memo:

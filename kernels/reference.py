@@ -62,12 +62,8 @@ def _gather(plan: AttentionPlan, index: int, kv_cache: KVCache, layer: int) -> t
     """Return K and V [num_kv_heads, S, dim] float32 of the valid tokens of a sequence's runs."""
 
     def slots() -> tuple[Tensor, Tensor]:
-        size = plan.block_size
-        runs = plan.sequences[index].runs
-        blocks = [run.block_ids[token // size] for run in runs for token in range(run.num_tokens)]
-        offsets = [token % size for run in runs for token in range(run.num_tokens)]
-        device = plan.query_positions.device
-        return torch.tensor(blocks, device=device), torch.tensor(offsets, device=device)
+        slots, _ = plan.keys(plan.sequences[index].runs)
+        return slots // plan.block_size, slots % plan.block_size
 
     blocks, offsets = plan.memo(("reference slots", index), slots)
     keys, values = (part[blocks, :, offsets].to(torch.float32) for part in kv_cache.layer(layer))
@@ -80,8 +76,7 @@ def _visible(plan: AttentionPlan, index: int) -> Tensor:
     def mask() -> Tensor:
         sequence, rows = plan.sequences[index], plan.rows[index]
         queries = plan.query_positions[rows.start : rows.stop, None]
-        positions = [position for run in sequence.runs for position in range(run.start, run.end)]
-        distance = queries - torch.tensor(positions, device=queries.device)
+        distance = queries - plan.keys(sequence.runs)[1]
         visible = distance >= 0
         return visible if plan.sliding_window is None else visible & (distance < plan.sliding_window)
 
