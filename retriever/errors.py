@@ -1,0 +1,102 @@
+"""What the retriever raises.
+
+RetrieverError
+├── SourceError                    a path or source that cannot be read
+│   └── ExtractError               a file without usable text: binary, empty, encrypted, broken
+├── CollectionError                a collection that cannot be used as asked
+│   ├── UnknownCollectionError     no collection of this name
+│   ├── CollectionExistsError      a collection of this name is already there
+│   ├── EmbedderMismatchError      the collection was made with another embedder
+│   └── SettingsMismatchError      the collection was made with other settings
+├── UnknownDocumentError           no document of this id in the collection
+├── UnknownPassageError            no passage of this id or label in the collection
+├── QueryError                     a question or a number of hits that cannot be searched with
+├── SettingsError                  a setting that cannot work
+├── EmbedderError                  an embedder that cannot be loaded or used
+├── PassageEncoderError            a passage encoder that breaks its contract
+└── StoreError                     the database cannot be opened or is damaged
+    └── StoreVersionError          the database was written by a newer version
+"""
+
+__all__ = [
+    "CollectionError",
+    "CollectionExistsError",
+    "EmbedderError",
+    "EmbedderMismatchError",
+    "ExtractError",
+    "PassageEncoderError",
+    "QueryError",
+    "RetrieverError",
+    "SettingsError",
+    "SettingsMismatchError",
+    "SourceError",
+    "StoreError",
+    "StoreVersionError",
+    "UnknownCollectionError",
+    "UnknownDocumentError",
+    "UnknownPassageError",
+]
+
+
+class RetrieverError(Exception):
+    """Base of every error that the retriever raises for a caller's mistake."""
+
+
+class SourceError(RetrieverError):
+    """Report a path or source that cannot be read."""
+
+
+class ExtractError(SourceError):
+    """Report a file without usable text: binary, empty, encrypted or broken."""
+
+
+class CollectionError(RetrieverError):
+    """Report a collection that cannot be used as asked."""
+
+
+class UnknownCollectionError(CollectionError):
+    """Report that no collection has this name."""
+
+
+class CollectionExistsError(CollectionError):
+    """Report that a collection of this name is already there."""
+
+
+class EmbedderMismatchError(CollectionError):
+    """Report that the collection was made with another embedder."""
+
+
+class SettingsMismatchError(CollectionError):
+    """Report that the collection was made with other settings."""
+
+
+class UnknownDocumentError(RetrieverError):
+    """Report that the collection has no document of this id."""
+
+
+class UnknownPassageError(RetrieverError):
+    """Report that the collection has no passage of this id or label."""
+
+
+class QueryError(RetrieverError):
+    """Report a question or a number of hits that cannot be searched with."""
+
+
+class SettingsError(RetrieverError):
+    """Report a setting that cannot work."""
+
+
+class EmbedderError(RetrieverError):
+    """Report an embedder that cannot be loaded or used."""
+
+
+class PassageEncoderError(RetrieverError):
+    """Report a passage encoder that breaks its contract."""
+
+
+class StoreError(RetrieverError):
+    """Report a database that cannot be opened or is damaged."""
+
+
+class StoreVersionError(StoreError):
+    """Report a database that was written by a newer version."""

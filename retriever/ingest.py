@@ -1,0 +1,373 @@
+"""From sources to stored passages: read, extract, split, embed, encode, commit; batch by batch.
+
+A batch is one transaction, so that a crash, an error or Ctrl-C at any moment leaves each document in its old or its
+new version; what is committed is not read again by the next run. Ids and labels come from the content.
+"""
+
+import json
+from base64 import b32encode
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from itertools import accumulate
+
+import numpy as np
+
+from retriever.config import RetrieverConfig
+from retriever.document import ExtractedText, PassageDraft, PassageEncoder, RawDocument, Source, digest, document_id
+from retriever.embedder import TextEmbedder, Vectors
+from retriever.errors import EmbedderError, EmbedderMismatchError, PassageEncoderError, SourceError
+from retriever.extract import EXTRACT_VERSION, extract
+from retriever.indexes import Indexes
+from retriever.records import Collection, DocumentRow, PassageRow, Writer
+from retriever.splitter import Span, split
+from retriever.store import Store
+
+__all__ = ["IngestEvent", "IngestReport", "Ingestion", "Stage", "check_embedder"]
+
+MIN_LABEL = 4  # base32 characters; a label grows where a shorter one is taken
+CHARACTERS_PER_TOKEN = 4  # a guess, only to size batches
+
+
+class Stage(StrEnum):
+    """What an ingestion has just done."""
+
+    UNCHANGED = "unchanged"
+    SKIPPED = "skipped"
+    EXTRACTED = "extracted"
+    EMBEDDED = "embedded"
+    COMMITTED = "committed"
+    REMOVED = "removed"
+    NOTICE = "notice"
+
+
+@dataclass(frozen=True, slots=True)
+class IngestEvent:
+    """Progress of an ingestion.
+
+    Attributes:
+        stage: what was done.
+        uri: of the document in question; empty where several are.
+        documents: sources finished so far, of `total` (None while their number is unknown).
+        passages: passages committed so far; with `EMBEDDED`, passages of the current batch embedded so far.
+        message: the reason of a skip, or a notice.
+        passage_ids: passages that a commit has added or changed.
+    """
+
+    stage: Stage
+    uri: str
+    documents: int
+    total: int | None
+    passages: int
+    message: str = ""
+    passage_ids: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class IngestReport:
+    """What an ingestion did; `skipped` holds (uri, reason), `passages` counts those of added and updated documents."""
+
+    added: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    removed: int = 0
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    passages: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A passage that has no label, tokens or vectors yet."""
+
+    id: int
+    span: Span
+    text: str
+    heading_path: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """A document that is read and waits for its batch."""
+
+    id: str
+    uri: str
+    title: str
+    content_hash: bytes
+    text: ExtractedText
+
+
+class Ingestion:
+    """One run over sources; made by `Library.ingest`, which documents the arguments."""
+
+    def __init__(
+        self,
+        store: Store,
+        indexes: Indexes,
+        embedder: TextEmbedder,
+        encoder: PassageEncoder,
+        config: RetrieverConfig,
+        progress: Callable[[IngestEvent], None],
+    ) -> None:
+        self._store = store
+        self._indexes = indexes
+        self._embedder = embedder
+        self._encoder = encoder
+        self._config = config
+        self._progress = progress
+        self._finished = 0
+        self._total: int | None = None
+        self.report = IngestReport()
+
+    def run(self, collection: Collection, sources: Iterable[Source], scope: Sequence[str] | None) -> IngestReport:
+        """Ingest the sources; with a `scope`, remove documents below its uri prefixes that were not among them."""
+        check_embedder(collection, self._embedder)
+        self._total = len(sources) if isinstance(sources, Sequence) else None
+        with self._store.read() as reader:
+            versions = reader.versions(collection)
+        seen: set[str] = set()
+        pending: list[_Pending] = []
+        size = 0
+        for source in sources:
+            identity = document_id(source.uri)
+            if identity in seen and any(item.id == identity for item in pending):
+                collection, pending, size = self._flush(collection, pending), [], 0  # keep the order of versions
+            seen.add(identity)
+            item = self._read(source, identity, versions)
+            if item is not None:
+                pending.append(item)
+                size += 1 + len(item.text.text) // (CHARACTERS_PER_TOKEN * collection.settings.split.passage_tokens)
+            if size >= self._config.batch_passages:
+                collection, pending, size = self._flush(collection, pending), [], 0
+        self._flush(collection, pending)
+        if scope is not None:
+            self._prune(collection, seen, scope)
+        return self.report
+
+    def _tell(self, stage: Stage, uri: str = "", message: str = "", *, ids: tuple[int, ...] = ()) -> None:
+        self._progress(IngestEvent(stage, uri, self._finished, self._total, self.report.passages, message, ids))
+
+    def notice(self, message: str) -> None:
+        """Tell the caller something about the collection."""
+        self._tell(Stage.NOTICE, message=message)
+
+    def _read(self, source: Source, identity: str, versions: dict[str, tuple[bytes, str]]) -> _Pending | None:
+        """Return the extracted document, or None when it is stored already or cannot be used."""
+        try:
+            raw = source.read(self._config.max_document_bytes)
+            content_hash = self._version(raw)
+            if versions.get(identity) == (content_hash, self._encoder.fingerprint):
+                self.report.unchanged += 1
+                self._finished += 1
+                self._tell(Stage.UNCHANGED, source.uri)
+                return None
+            text = extract(raw)
+        except SourceError as error:
+            self.report.skipped.append((source.uri, str(error)))
+            self._finished += 1
+            self._tell(Stage.SKIPPED, source.uri, str(error))
+            return None
+        versions[identity] = (content_hash, self._encoder.fingerprint)
+        self._tell(Stage.EXTRACTED, source.uri)
+        return _Pending(identity, source.uri, text.title or source.uri, content_hash, text)
+
+    @staticmethod
+    def _version(raw: RawDocument) -> bytes:
+        return digest(EXTRACT_VERSION, raw.content_hash)
+
+    def _flush(self, collection: Collection, pending: Sequence[_Pending]) -> Collection:
+        """Split, embed and commit a batch of documents, and return the collection as it is then."""
+        if not pending:
+            return collection
+        spans = split([item.text for item in pending], collection.settings.split, self._encoder.count)
+        drafts = [_drafts(collection, item, cut) for item, cut in zip(pending, spans, strict=True)]
+        with self._store.read() as reader:
+            wanted = [draft.id for group in drafts for draft in group]
+            stored = reader.passages_by_id(collection, wanted).keys()
+        vectors: dict[int, Vectors] = {}
+        missing = set(wanted) - stored
+        while True:  # twice only when another thread deletes a document in between
+            vectors.update(self._embed(pending, drafts, missing))
+            collection = self._bind(collection, vectors)
+            missing = self._commit(collection, pending, drafts, vectors)
+            if not missing:
+                return collection
+
+    def _embed(
+        self, pending: Sequence[_Pending], drafts: list[list[_Draft]], wanted: set[int]
+    ) -> Iterator[tuple[int, Vectors]]:
+        """Yield passage id and vectors [windows, dimension] of the passages wanted."""
+        items = [
+            (draft, _header(item.title, draft))
+            for item, group in zip(pending, drafts, strict=True)
+            for draft in group
+            if draft.id in wanted
+        ]
+        step = self._config.batch_passages
+        for start in range(0, len(items), step):
+            chunk = items[start : start + step]
+            found = self._embedder.embed_documents([draft.text for draft, _ in chunk], [header for _, header in chunk])
+            for (draft, _), vectors in zip(chunk, found, strict=True):
+                if not len(vectors) or not np.isfinite(vectors).all():
+                    raise EmbedderError(
+                        f"embedder {self._embedder.name!r} gave no usable vector for {draft.text[:80]!r}; "
+                        "pull it again or choose another one"
+                    )
+                yield draft.id, vectors
+            count = start + len(chunk)
+            self._progress(IngestEvent(Stage.EMBEDDED, "", self._finished, self._total, count, f"of {len(items)}"))
+
+    def _bind(self, collection: Collection, vectors: dict[int, Vectors]) -> Collection:
+        """Make the collection remember its embedder, once there is a first vector."""
+        if collection.embedder_fingerprint is not None:
+            return collection
+        dimension = next(iter(vectors.values())).shape[1]
+        with self._store.write() as writer:
+            current = writer.refresh(collection)
+            check_embedder(current, self._embedder)
+            if current.embedder_fingerprint is None:
+                writer.set_embedder(current, self._embedder.fingerprint, self._embedder.name, dimension)
+            return writer.refresh(collection)
+
+    def _commit(
+        self,
+        collection: Collection,
+        pending: Sequence[_Pending],
+        drafts: list[list[_Draft]],
+        vectors: dict[int, Vectors],
+    ) -> set[int]:
+        """Commit a batch, or return the passages whose stored vectors have gone meanwhile."""
+        try:
+            with self._store.write() as writer:
+                collection = writer.refresh(collection)
+                wanted = {draft.id for group in drafts for draft in group}
+                missing = wanted - vectors.keys() - writer.passages_by_id(collection, wanted - vectors.keys()).keys()
+                if missing:
+                    return missing
+                versions = writer.versions(collection)
+                rows = [
+                    row
+                    for item, group in zip(pending, drafts, strict=True)
+                    for row in self._put(writer, collection, item, group, vectors)
+                ]
+                added = {vector_id: vector for row in rows for vector_id, vector in row.vectors.items()}
+                if added:
+                    ids = np.fromiter(added, np.int64, len(added))
+                    generation = writer.next_generation(collection)
+                    self._indexes.add(collection, generation, ids, np.stack(list(added.values())))
+                else:
+                    writer.next_generation(collection)
+        except BaseException:
+            self._indexes.take_back(collection)
+            raise
+        updated = sum(item.id in versions for item in pending)
+        self.report.updated += updated
+        self.report.added += len(pending) - updated
+        self.report.passages += len(rows)
+        self._finished += len(pending)
+        self._tell(Stage.COMMITTED, pending[0].uri if len(pending) == 1 else "", ids=tuple(row.id for row in rows))
+        return set()
+
+    def _put(
+        self,
+        writer: Writer,
+        collection: Collection,
+        item: _Pending,
+        drafts: Sequence[_Draft],
+        vectors: dict[int, Vectors],
+    ) -> list[PassageRow]:
+        """Store one document; passages that it had already keep their label and vectors."""
+        encoder = self._encoder.fingerprint
+        row = DocumentRow(item.id, item.uri, item.title, item.content_hash, item.text.text, encoder)
+        key = writer.put_document(collection, row)
+        labels = writer.keep_passages(key, [draft.id for draft in drafts])
+        kept = labels.keys()
+        labels = {draft.id: labels.get(draft.id, "") for draft in drafts}
+        taken: set[str] = set()
+        for passage_id, label in labels.items():
+            labels[passage_id] = label or _free_label(writer, collection, passage_id, taken)
+            taken.add(labels[passage_id])
+        tokens = encode(self._encoder, [PassageDraft(labels[d.id], item.title, d.heading_path, d.text) for d in drafts])
+        rows = []
+        for draft, token_ids in zip(drafts, tokens, strict=True):
+            windows = [] if draft.id in kept else list(vectors[draft.id])
+            named = {_vector_id(draft.id, window): vector for window, vector in enumerate(windows)}
+            span = draft.span
+            place = (draft.text, span.start, span.end, span.page, draft.heading_path)
+            rows.append(PassageRow(draft.id, labels[draft.id], *place, token_ids, named))
+        writer.put_passages(collection, key, encoder, rows)
+        return rows
+
+    def _prune(self, collection: Collection, seen: set[str], scope: Sequence[str]) -> None:
+        with self._store.write() as writer:
+            documents = writer.documents(collection)
+            gone = [d for d in documents if d.id not in seen and d.uri.startswith(tuple(scope))]
+            if gone:
+                self.report.removed = writer.delete_documents(collection, [document.id for document in gone])
+                writer.next_generation(collection)
+        for document in gone:
+            self._tell(Stage.REMOVED, document.uri)
+
+
+def encode(encoder: PassageEncoder, drafts: Sequence[PassageDraft]) -> list[list[int]]:
+    """Return the token ids of each passage.
+
+    Raises:
+        PassageEncoderError: the encoder returned none for a passage.
+    """
+    tokens = encoder.encode(drafts) if drafts else []
+    if len(tokens) != len(drafts) or not all(len(ids) for ids in tokens):
+        encoded = sum(1 for ids in tokens if len(ids))
+        raise PassageEncoderError(
+            f"the passage encoder returned tokens for {encoded} of {len(drafts)} passages; it must return some for each"
+        )
+    return tokens
+
+
+def check_embedder(collection: Collection, embedder: TextEmbedder) -> None:
+    """Check that a collection's vectors come from this embedder.
+
+    Raises:
+        EmbedderMismatchError: they come from another.
+    """
+    if collection.embedder_fingerprint in (None, embedder.fingerprint):
+        return
+    raise EmbedderMismatchError(
+        f"collection {collection.name!r} was made with embedder {collection.embedder_name!r} "
+        f"({collection.embedder_fingerprint}), not with {embedder.name!r} ({embedder.fingerprint}); "
+        "use that embedder, or ingest the documents into a new collection"
+    )
+
+
+def _header(title: str, draft: _Draft) -> str:
+    """Return what goes before a passage when it is embedded, so that its place in the document can be found."""
+    return " > ".join((title, *draft.heading_path)) + "\n"
+
+
+def _drafts(collection: Collection, item: _Pending, spans: Sequence[Span]) -> list[_Draft]:
+    """Return the passages of a document with ids from their content; equal ones are told apart by their order."""
+    seen: Counter[tuple[tuple[str, ...], str]] = Counter()
+    drafts = []
+    for span in spans:
+        text = item.text.text[span.start : span.end]
+        path = span.heading_path[1:] if span.heading_path[:1] == (item.title,) else span.heading_path
+        fields = (collection.name, item.id, item.title, json.dumps(path), text, str(seen[path, text]))
+        seen[path, text] += 1
+        hashed = digest(*(value.encode("utf-8", "replace") for value in fields))
+        drafts.append(_Draft(_int63(hashed), span, text, path))
+    return drafts
+
+
+def _int63(hashed: bytes) -> int:
+    return int.from_bytes(hashed[:8], "little") >> 1
+
+
+def _vector_id(passage_id: int, window: int) -> int:
+    return _int63(digest(passage_id.to_bytes(8, "little"), window.to_bytes(8, "little")))
+
+
+def _free_label(writer: Writer, collection: Collection, passage_id: int, taken: set[str]) -> str:
+    """Return the shortest label from the passage's id that no other passage of the collection has."""
+    letters = b32encode(digest(b"label", passage_id.to_bytes(8, "little"))).decode().lower().rstrip("=")
+    candidates = accumulate(letters[MIN_LABEL:], initial=letters[:MIN_LABEL])
+    return next(label for label in candidates if label not in taken and writer.label_is_free(collection, label))

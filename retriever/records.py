@@ -1,0 +1,324 @@
+"""The rows of the database and every SQL statement on them, inside a transaction that `store.py` opened."""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from retriever.config import CollectionSettings
+from retriever.document import Document, Passage
+from retriever.embedder import Vectors
+from retriever.errors import (
+    CollectionExistsError,
+    UnknownCollectionError,
+    UnknownDocumentError,
+    UnknownPassageError,
+)
+from retriever.vector_index import Ids
+
+__all__ = ["Collection", "DocumentRow", "PassageRow", "Reader", "Writer"]
+
+COLLECTIONS = """
+SELECT c.id, c.name, c.settings, c.embedder_fingerprint, c.embedder_name, c.dimension, c.generation,
+       (SELECT count(*) FROM documents d WHERE d.collection_id = c.id),
+       (SELECT count(*) FROM passages p WHERE p.collection_id = c.id), c.created_at
+FROM collections c
+"""
+DOCUMENTS = """
+SELECT d.id, d.uri, d.title, hex(d.content_hash), count(p.id), d.num_characters,
+       coalesce(sum(length(p.token_ids)), 0) / 4, d.encoder_fingerprint, d.ingested_at
+FROM documents d LEFT JOIN passages p ON p.document_key = d.key
+"""
+PASSAGES = """
+SELECT p.id, d.id, p.label, p.text, p.token_ids, p.encoder_fingerprint, p.start_offset, p.end_offset, p.page,
+       p.heading_path, d.title, d.uri
+FROM passages p JOIN documents d ON d.key = p.document_key
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """A collection as it is stored; the embedder is unknown until the first vector is."""
+
+    id: int
+    name: str
+    settings: CollectionSettings
+    embedder_fingerprint: str | None
+    embedder_name: str | None
+    dimension: int | None
+    generation: int
+    num_documents: int
+    num_passages: int
+    created_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentRow:
+    """A document to be stored."""
+
+    id: str
+    uri: str
+    title: str
+    content_hash: bytes
+    text: str
+    encoder_fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class PassageRow:
+    """A passage to be stored; without vectors where those of the same id are stored already."""
+
+    id: int
+    label: str
+    text: str
+    start: int
+    end: int
+    page: int | None
+    heading_path: tuple[str, ...]
+    token_ids: Sequence[int]
+    vectors: dict[int, Vectors]  # vector id -> [dimension], in the order of the windows
+
+
+class Reader:
+    """Reads of one snapshot."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def collections(self) -> list[Collection]:
+        """Return every collection, by name."""
+        return [_collection(row) for row in self._connection.execute(COLLECTIONS + "ORDER BY c.name")]
+
+    def collection(self, name: str) -> Collection:
+        """Return a collection.
+
+        Raises:
+            UnknownCollectionError: there is none of this name.
+        """
+        row = self._connection.execute(COLLECTIONS + "WHERE c.name = ?", (name,)).fetchone()
+        if row is None:
+            known = ", ".join(
+                name for (name,) in self._connection.execute("SELECT name FROM collections ORDER BY name")
+            )
+            raise UnknownCollectionError(
+                f"there is no collection {name!r}; "
+                + (f"choose one of: {known}" if known else "ingest documents first")
+            )
+        return _collection(row)
+
+    def refresh(self, collection: Collection) -> Collection:
+        """Return a collection as it is in this snapshot.
+
+        Raises:
+            UnknownCollectionError: it is deleted, even if another one has its name.
+        """
+        row = self._connection.execute(COLLECTIONS + "WHERE c.id = ?", (collection.id,)).fetchone()
+        if row is None:
+            raise UnknownCollectionError(
+                f"collection {collection.name!r} was deleted meanwhile; ingest documents again"
+            )
+        return _collection(row)
+
+    def versions(self, collection: Collection) -> dict[str, tuple[bytes, str]]:
+        """Return content hash and encoder fingerprint of every document, by id."""
+        statement = "SELECT id, content_hash, encoder_fingerprint FROM documents WHERE collection_id = ?"
+        return {row[0]: (row[1], row[2]) for row in self._connection.execute(statement, (collection.id,))}
+
+    def documents(self, collection: Collection) -> list[Document]:
+        """Return every document of a collection, by uri."""
+        statement = DOCUMENTS + "WHERE d.collection_id = ? GROUP BY d.key ORDER BY d.uri"
+        return [_document(row) for row in self._connection.execute(statement, (collection.id,))]
+
+    def document(self, collection: Collection, document_id: str) -> Document:
+        """Return a document.
+
+        Raises:
+            UnknownDocumentError: the collection has none of this id.
+        """
+        statement = DOCUMENTS + "WHERE d.collection_id = ? AND d.id = ? GROUP BY d.key"
+        row = self._connection.execute(statement, (collection.id, document_id)).fetchone()
+        if row is None:
+            raise UnknownDocumentError(
+                f"collection {collection.name!r} has no document {document_id!r}; list its documents for their ids"
+            )
+        return _document(row)
+
+    def document_text(self, collection: Collection, document_id: str) -> str:
+        """Return the extracted text of a document, which passage offsets refer to."""
+        self.document(collection, document_id)
+        statement = "SELECT text FROM documents WHERE collection_id = ? AND id = ?"
+        text: str = self._connection.execute(statement, (collection.id, document_id)).fetchone()[0]
+        return text
+
+    def passages(self, collection: Collection, document_id: str | None = None) -> Iterator[Passage]:
+        """Yield the passages of a document, or of all, in the order of ids and of the text."""
+        condition = "WHERE p.collection_id = ? AND (? IS NULL OR d.id = ?) ORDER BY d.id, p.ordinal"
+        return map(_passage, self._connection.execute(PASSAGES + condition, (collection.id, document_id, document_id)))
+
+    def passages_by_id(self, collection: Collection, ids: Iterable[int]) -> dict[int, Passage]:
+        """Return those of the passages that live, by id."""
+        condition = "WHERE p.collection_id = ? AND p.id IN (SELECT value FROM json_each(?))"
+        values = (collection.id, json.dumps(list(ids)))
+        return {row[0]: _passage(row) for row in self._connection.execute(PASSAGES + condition, values)}
+
+    def passage_by_label(self, collection: Collection, label: str) -> Passage:
+        """Return the passage of a label.
+
+        Raises:
+            UnknownPassageError: the collection has none.
+        """
+        condition = "WHERE p.collection_id = ? AND p.label = ?"
+        row = self._connection.execute(PASSAGES + condition, (collection.id, label)).fetchone()
+        if row is None:
+            raise UnknownPassageError(
+                f"collection {collection.name!r} has no passage {label!r}; it may be deleted, so search again"
+            )
+        return _passage(row)
+
+    def passages_of_vectors(self, collection: Collection, ids: Ids) -> dict[int, int]:
+        """Return the passage id of each vector that lives, by vector id."""
+        condition = "collection_id = ? AND id IN (SELECT value FROM json_each(?))"
+        statement = f"SELECT id, passage_id FROM vectors WHERE {condition}"  # noqa: S608 - no outside text
+        return dict(self._connection.execute(statement, (collection.id, json.dumps(ids.tolist()))))
+
+    def num_vectors(self, collection: Collection) -> int:
+        """Return how many vectors live."""
+        statement = "SELECT count(*) FROM vectors WHERE collection_id = ?"
+        count: int = self._connection.execute(statement, (collection.id,)).fetchone()[0]
+        return count
+
+    def vector_ids(self, collection: Collection) -> Ids:
+        """Return the ids of all vectors that live, ascending."""
+        rows = self._connection.execute("SELECT id FROM vectors WHERE collection_id = ? ORDER BY id", (collection.id,))
+        return np.fromiter((row[0] for row in rows), np.int64)
+
+    def vectors(self, collection: Collection, ids: Ids | None = None) -> tuple[Ids, Vectors]:
+        """Return ids and vectors [n, dimension], ascending by id: of all that live, or of those asked for."""
+        condition = "collection_id = ? AND (?2 IS NULL OR id IN (SELECT value FROM json_each(?2))) ORDER BY id"
+        statement = f"SELECT id, data FROM vectors WHERE {condition}"  # noqa: S608 - no outside text
+        wanted = None if ids is None else json.dumps(ids.tolist())
+        found: list[int] = []
+        data = bytearray()
+        for vector_id, blob in self._connection.execute(statement, (collection.id, wanted)):
+            found.append(vector_id)
+            data += blob
+        return np.array(found, np.int64), np.frombuffer(data, "<f4").reshape(len(found), -1 if found else 0)
+
+    def generation(self, collection: Collection) -> int:
+        """Return the collection's generation in this snapshot, which is 0 for one that is deleted."""
+        row = self._connection.execute("SELECT generation FROM collections WHERE id = ?", (collection.id,)).fetchone()
+        return int(row[0]) if row else 0
+
+
+class Writer(Reader):
+    """Changes of one transaction; it reads what it has changed."""
+
+    def add_collection(self, name: str, settings: CollectionSettings) -> Collection:
+        """Make a collection.
+
+        Raises:
+            CollectionExistsError: there is one of this name.
+        """
+        try:
+            values = (name, settings.to_json())
+            self._connection.execute("INSERT INTO collections (name, settings) VALUES (?, ?)", values)
+        except sqlite3.IntegrityError as error:
+            raise CollectionExistsError(f"collection {name!r} exists already; use it or choose another name") from error
+        return self.collection(name)
+
+    def delete_collection(self, collection: Collection) -> None:
+        """Delete a collection with everything in it."""
+        self._connection.execute("DELETE FROM collections WHERE id = ?", (collection.id,))
+
+    def set_embedder(self, collection: Collection, fingerprint: str, name: str, dimension: int) -> None:
+        """Remember what made the collection's vectors."""
+        statement = "UPDATE collections SET embedder_fingerprint = ?, embedder_name = ?, dimension = ? WHERE id = ?"
+        self._connection.execute(statement, (fingerprint, name, dimension, collection.id))
+
+    def next_generation(self, collection: Collection) -> int:
+        """Count one more change of the collection's vectors and return the new generation."""
+        self._connection.execute("UPDATE collections SET generation = generation + 1 WHERE id = ?", (collection.id,))
+        return self.generation(collection)
+
+    def put_document(self, collection: Collection, document: DocumentRow) -> int:
+        """Insert a document or replace its row, and return its key; its passages stay as they are."""
+        statement = """
+            INSERT INTO documents (collection_id, id, uri, title, content_hash, text, num_characters,
+                                   encoder_fingerprint)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+            ON CONFLICT (collection_id, id) DO UPDATE SET title = excluded.title, text = excluded.text,
+                num_characters = excluded.num_characters, content_hash = excluded.content_hash,
+                encoder_fingerprint = excluded.encoder_fingerprint, ingested_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+            RETURNING key
+        """
+        d = document
+        values = (collection.id, d.id, d.uri, d.title, d.content_hash, d.text, len(d.text), d.encoder_fingerprint)
+        key: int = self._connection.execute(statement, values).fetchone()[0]
+        return key
+
+    def keep_passages(self, key: int, ids: Iterable[int]) -> dict[int, str]:
+        """Delete a document's passages that are not among `ids`, and return the labels of the others by id."""
+        condition = "document_key = ? AND id NOT IN (SELECT value FROM json_each(?))"
+        self._connection.execute(f"DELETE FROM passages WHERE {condition}", (key, json.dumps(list(ids))))  # noqa: S608
+        return dict(self._connection.execute("SELECT id, label FROM passages WHERE document_key = ?", (key,)))
+
+    def label_is_free(self, collection: Collection, label: str) -> bool:
+        """Tell whether no passage of the collection has the label."""
+        statement = "SELECT 1 FROM passages WHERE collection_id = ? AND label = ?"
+        return self._connection.execute(statement, (collection.id, label)).fetchone() is None
+
+    def put_passages(self, collection: Collection, key: int, encoder: str, passages: Sequence[PassageRow]) -> None:
+        """Insert a document's passages in their order, or update those whose id is there."""
+        statement = """
+            INSERT INTO passages (id, collection_id, document_key, ordinal, label, text, start_offset, end_offset, page,
+                                  heading_path, token_ids, encoder_fingerprint)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+            ON CONFLICT (id) DO UPDATE SET ordinal = excluded.ordinal, start_offset = excluded.start_offset,
+                end_offset = excluded.end_offset, page = excluded.page, token_ids = excluded.token_ids,
+                encoder_fingerprint = excluded.encoder_fingerprint
+        """
+        for ordinal, p in enumerate(passages):
+            path = json.dumps(p.heading_path, ensure_ascii=False)
+            place = (p.id, collection.id, key, ordinal, p.label, p.text, p.start, p.end, p.page, path)
+            self._connection.execute(statement, (*place, _token_blob(p.token_ids), encoder))
+        self._connection.executemany(
+            "INSERT INTO vectors (id, collection_id, passage_id, window, data) VALUES (?, ?, ?, ?, ?)",
+            (
+                (vector_id, collection.id, p.id, window, vector.astype("<f4").tobytes())
+                for p in passages
+                for window, (vector_id, vector) in enumerate(p.vectors.items())
+            ),
+        )
+
+    def set_tokens(self, collection: Collection, encoder: str, tokens: Mapping[int, Sequence[int]]) -> None:
+        """Replace the token ids of passages, by id."""
+        self._connection.executemany(
+            "UPDATE passages SET token_ids = ?, encoder_fingerprint = ? WHERE collection_id = ? AND id = ?",
+            ((_token_blob(ids), encoder, collection.id, passage_id) for passage_id, ids in tokens.items()),
+        )
+
+    def delete_documents(self, collection: Collection, ids: Sequence[str]) -> int:
+        """Delete documents with their passages and vectors, and return how many there were."""
+        condition = "collection_id = ? AND id IN (SELECT value FROM json_each(?))"
+        values = (collection.id, json.dumps(list(ids)))
+        return self._connection.execute(f"DELETE FROM documents WHERE {condition}", values).rowcount  # noqa: S608
+
+
+def _token_blob(token_ids: Sequence[int]) -> bytes:
+    return np.asarray(token_ids, "<i4").tobytes()
+
+
+def _collection(row: Any) -> Collection:
+    return Collection(*(*row[:2], CollectionSettings.from_json(row[2]), *row[3:]))
+
+
+def _document(row: Any) -> Document:
+    return Document(*(*row[:3], row[3].lower(), *row[4:]))
+
+
+def _passage(row: Any) -> Passage:
+    tokens = tuple(np.frombuffer(row[4], "<i4").tolist())
+    return Passage(*(*row[:4], tokens, *row[5:9], tuple(json.loads(row[9])), *row[10:]))

@@ -1,0 +1,381 @@
+"""The library: collections of documents that can be ingested and searched. The package's front door."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from retriever.config import CollectionSettings, RetrieverConfig
+from retriever.document import Document, Hit, Passage, PassageDraft, PassageEncoder, Source
+from retriever.embedder import TextEmbedder, Vectors
+from retriever.errors import (
+    EmbedderError,
+    QueryError,
+    SettingsError,
+    SettingsMismatchError,
+    StoreError,
+    UnknownCollectionError,
+    UnknownPassageError,
+)
+from retriever.indexes import Indexes
+from retriever.ingest import IngestEvent, Ingestion, IngestReport, check_embedder, encode
+from retriever.records import Collection, Reader
+from retriever.store import Store
+from retriever.vector_index import IndexSpec, VectorIndex
+
+__all__ = ["Library"]
+
+COLLECTION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+FIRST_FETCH = 16
+TRIAL_DIMENSION = 768  # to refuse a bad factory string before the embedder is loaded; divisible by what PQ asks for
+REENCODE_BATCH = 256
+
+
+def _ignore(event: IngestEvent) -> None:
+    """Stand in for a progress callback."""
+
+
+class Library:
+    """Documents, passages and vectors below one folder; every method may be called from any thread.
+
+    A search sees one committed state of its collection: a document that is deleted, or replaced, is so at once.
+    Made by `open`.
+    """
+
+    def __init__(self, store: Store, indexes: Indexes, config: RetrieverConfig, embedder: TextEmbedder | None) -> None:
+        self._store = store
+        self._indexes = indexes
+        self._config = config
+        self._embedder = embedder
+
+    @classmethod
+    def open(
+        cls, path: str | Path, config: RetrieverConfig | None = None, *, embedder: TextEmbedder | None = None
+    ) -> Self:
+        """Open the library below a folder, or make it.
+
+        Without an embedder documents can be listed and deleted, and searched by vector.
+
+        Raises:
+            StoreError: the folder or its database cannot be used.
+        """
+        config = config or RetrieverConfig()
+        folder = Path(path).expanduser()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            store = Store(folder / "library.sqlite3")
+            return cls(store, Indexes(folder / "indexes", store, config), config, embedder)
+        except OSError as error:
+            raise StoreError(f"{folder} cannot be used ({error.strerror or error}); choose another folder") from error
+
+    def close(self) -> None:
+        """Save the indexes and close the database; the library cannot be used afterwards."""
+        self._indexes.close()
+        self._store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Collections
+
+    def create_collection(self, name: str, settings: CollectionSettings | None = None) -> Collection:
+        """Make an empty collection.
+
+        Raises:
+            CollectionExistsError: there is one of this name.
+            SettingsError: the name or a setting cannot work.
+        """
+        if not COLLECTION_NAME.fullmatch(name):
+            raise SettingsError(
+                f"{name!r} cannot name a collection; use at most 64 letters, digits, '.', '_', '-', a letter or digit first"
+            )
+        settings = settings or self._config.collection
+        IndexSpec(TRIAL_DIMENSION, settings.index_factory, settings.index_parameters, device="cpu").make()
+        with self._store.write() as writer:
+            return writer.add_collection(name, settings)
+
+    def ensure_collection(self, name: str, settings: CollectionSettings | None = None) -> Collection:
+        """Return a collection, made if it is missing.
+
+        Raises:
+            SettingsMismatchError: it is there with other settings than those given.
+            SettingsError: the name or a setting cannot work.
+        """
+        try:
+            collection = self.collection(name)
+        except UnknownCollectionError:
+            return self.create_collection(name, settings)
+        if settings is not None and settings != collection.settings:
+            raise SettingsMismatchError(
+                f"collection {name!r} was made with {collection.settings.to_json()}, not with {settings.to_json()}; "
+                "leave the settings out, or ingest the documents into a new collection"
+            )
+        return collection
+
+    def collections(self) -> list[Collection]:
+        """Return every collection, by name."""
+        with self._store.read() as reader:
+            return reader.collections()
+
+    def collection(self, name: str) -> Collection:
+        """Return a collection.
+
+        Raises:
+            UnknownCollectionError: there is none of this name.
+        """
+        with self._store.read() as reader:
+            return reader.collection(name)
+
+    def delete_collection(self, name: str) -> None:
+        """Delete a collection with everything in it.
+
+        Raises:
+            UnknownCollectionError: there is none of this name.
+        """
+        with self._store.write() as writer:
+            collection = writer.collection(name)
+            writer.delete_collection(collection)
+        self._indexes.drop(collection)
+
+    # Documents and passages
+
+    def ingest(
+        self,
+        collection: str,
+        sources: Iterable[Source],
+        encoder: PassageEncoder,
+        *,
+        prune: bool = False,
+        scope: Sequence[str] | None = None,
+        progress: Callable[[IngestEvent], None] = _ignore,
+    ) -> IngestReport:
+        """Bring a collection in line with sources: add new documents, update changed ones, leave the others.
+
+        A source that cannot be used is reported and skipped; if it is stored already, its old version stays.
+        Whatever is committed survives an interruption, and the next run goes on from there.
+
+        Args:
+            collection: its name.
+            sources: what to ingest; a sequence lets progress know the total.
+            encoder: gives passages their tokens.
+            prune: also remove documents that are not among the sources.
+            scope: uri prefixes that `prune` is limited to; None means the whole collection.
+            progress: called after every step, in the calling thread.
+
+        Raises:
+            UnknownCollectionError: there is no such collection.
+            EmbedderMismatchError: the collection was made with another embedder.
+            SettingsError: the token budget is too small for the text.
+            PassageEncoderError: the encoder breaks its contract.
+        """
+        row = self.collection(collection)
+        run = Ingestion(self._store, self._indexes, self._require_embedder(), encoder, self._config, progress)
+        report = run.run(row, sources, ("",) if prune and scope is None else scope if prune else None)
+        if report.added or report.updated or report.removed:
+            notice = self._maintain(collection)
+            if notice:
+                run.notice(notice)
+        return report
+
+    def documents(self, collection: str) -> list[Document]:
+        """Return every document of a collection, by uri.
+
+        Raises:
+            UnknownCollectionError: there is no such collection.
+        """
+        with self._store.read() as reader:
+            return reader.documents(reader.collection(collection))
+
+    def document(self, collection: str, document_id: str) -> Document:
+        """Return a document.
+
+        Raises:
+            UnknownDocumentError: the collection has none of this id.
+        """
+        with self._store.read() as reader:
+            return reader.document(reader.collection(collection), document_id)
+
+    def document_text(self, collection: str, document_id: str) -> str:
+        """Return the extracted text of a document; a passage of it is `text[passage.start:passage.end]`.
+
+        Raises:
+            UnknownDocumentError: the collection has none of this id.
+        """
+        with self._store.read() as reader:
+            return reader.document_text(reader.collection(collection), document_id)
+
+    def delete_document(self, collection: str, document_id: str) -> Document:
+        """Delete a document with its passages, at once for every search that starts later, and return it.
+
+        Raises:
+            UnknownDocumentError: the collection has none of this id.
+        """
+        with self._store.write() as writer:
+            row = writer.collection(collection)
+            document = writer.document(row, document_id)
+            writer.delete_documents(row, [document_id])
+            writer.next_generation(row)
+        self._maintain(collection)
+        return document
+
+    def passages(self, collection: str, document_id: str | None = None) -> list[Passage]:
+        """Return the passages of a document, or of the whole collection, in order.
+
+        Raises:
+            UnknownDocumentError: the collection has no document of this id.
+        """
+        with self._store.read() as reader:
+            row = reader.collection(collection)
+            if document_id is not None:
+                reader.document(row, document_id)
+            return list(reader.passages(row, document_id))
+
+    def passage(self, collection: str, passage: int | str) -> Passage:
+        """Return the passage of an id or a label.
+
+        Raises:
+            UnknownPassageError: the collection has none.
+        """
+        with self._store.read() as reader:
+            row = reader.collection(collection)
+            if isinstance(passage, str):
+                return reader.passage_by_label(row, passage)
+            found = reader.passages_by_id(row, [passage]).get(passage)
+        if found is None:
+            raise UnknownPassageError(f"collection {collection!r} has no passage {passage}; it may be deleted")
+        return found
+
+    def reencode(self, collection: str, encoder: PassageEncoder) -> int:
+        """Give every passage tokens of another encoder, without splitting or embedding anew; return how many changed.
+
+        Raises:
+            PassageEncoderError: the encoder breaks its contract.
+        """
+        with self._store.read() as reader:
+            row = reader.collection(collection)
+            stale = [p for p in reader.passages(row) if p.encoder_fingerprint != encoder.fingerprint]
+        for start in range(0, len(stale), REENCODE_BATCH):
+            batch = stale[start : start + REENCODE_BATCH]
+            tokens = encode(encoder, [PassageDraft(p.label, p.title, p.heading_path, p.text) for p in batch])
+            with self._store.write() as writer:
+                by_id = {passage.id: ids for passage, ids in zip(batch, tokens, strict=True)}
+                writer.set_tokens(writer.refresh(row), encoder.fingerprint, by_id)
+        return len(stale)
+
+    # Search
+
+    def embed_query(self, question: str) -> Vectors:
+        """Return the unit vector [dimension] of a question.
+
+        Raises:
+            QueryError: the question is empty.
+        """
+        if not question.strip():
+            raise QueryError("the question is empty; ask something")
+        return self._require_embedder().embed_query(question)
+
+    def search(self, collection: str, query: str | Vectors, k: int = 5) -> list[Hit]:
+        """Return the k passages closest to a question, or to its vector [dimension]; best first, each once.
+
+        Raises:
+            UnknownCollectionError: there is no such collection.
+            EmbedderMismatchError: the collection was made with another embedder.
+            QueryError: the question is empty, k is below 1, or the vector has the wrong length.
+        """
+        if k < 1:
+            raise QueryError(f"k is {k}; ask for 1 passage or more")
+        row = self.collection(collection)
+        if isinstance(query, str):
+            check_embedder(row, self._require_embedder())
+            query = self.embed_query(query)
+        while True:
+            with self._store.read() as reader:
+                row = reader.collection(collection)
+                if row.dimension is None:
+                    return []
+                if query.shape != (row.dimension,):
+                    raise QueryError(
+                        f"the query has shape {query.shape}; collection {collection!r} needs ({row.dimension},)"
+                    )
+                index = self._indexes.get(row)
+                if index.base_generation <= row.generation:  # else it was rebuilt without what this snapshot still has
+                    return self._resolve(reader, row, index, query, k)
+
+    @staticmethod
+    def _resolve(reader: Reader, collection: Collection, index: VectorIndex, query: Vectors, k: int) -> list[Hit]:
+        """Search until k passages live in the snapshot, fetching more while vectors are dead or share a passage."""
+        fetch = 2 * k + FIRST_FETCH
+        while True:
+            scores, ids = index.search(query, fetch)
+            owners = reader.passages_of_vectors(collection, ids)
+            best: dict[int, float] = {}
+            for score, vector_id in zip(scores.tolist(), ids.tolist(), strict=True):
+                if vector_id in owners:
+                    best.setdefault(owners[vector_id], score)
+            if len(best) >= k or fetch >= len(index):
+                break
+            fetch *= 4
+        chosen = sorted(best.items(), key=lambda item: (-item[1], item[0]))[:k]
+        passages = reader.passages_by_id(collection, [passage_id for passage_id, _ in chosen])
+        return [Hit(passages[passage_id], score) for passage_id, score in chosen]
+
+    # Upkeep
+
+    def rebuild_index(self, collection: str) -> int:
+        """Make a collection's FAISS index anew from the store, without deleted vectors, and return its size."""
+        row = self.collection(collection)
+        return len(self._indexes.rebuild(row)) if row.dimension is not None else 0
+
+    def index_status(self, collection: str) -> dict[str, object]:
+        """Return what a collection's index is: factory, device, vectors, dead ones, whether it is trained."""
+        row = self.collection(collection)
+        status: dict[str, object] = {"factory": row.settings.index_factory, "vectors": 0, "dead": 0}
+        if row.dimension is None:
+            return status
+        index = self._indexes.get(row)
+        with self._store.read() as reader:
+            live = reader.num_vectors(row)
+        state = {"device": index.device, "vectors": live, "dead": len(index) - live, "is_trained": index.is_trained}
+        return status | state
+
+    def check_invariants(self, collection: str) -> None:
+        """Check that every passage is the text it claims to be, has tokens and vectors, and can be found.
+
+        Raises:
+            StoreError: the first damage found, with the passage's label.
+        """
+        with self._store.read() as reader:
+            row = reader.collection(collection)
+            texts = {d.id: reader.document_text(row, d.id) for d in reader.documents(row)}
+            for passage in reader.passages(row):
+                if texts[passage.document_id][passage.start : passage.end] != passage.text or not passage.token_ids:
+                    raise StoreError(f"passage {passage.label!r} does not fit its document; ingest {passage.uri} again")
+            ids = reader.vector_ids(row)
+            owners = set(reader.passages_of_vectors(row, ids).values())
+            bare = [passage.label for passage in reader.passages(row) if passage.id not in owners]
+            if bare:
+                raise StoreError(f"passages {bare[:5]} have no vector; ingest their documents again")
+            if len(ids) and len(np.setdiff1d(ids, self._indexes.get(row).ids)):
+                raise StoreError(f"the index of {collection!r} lacks vectors; rebuild it")
+
+    def _require_embedder(self) -> TextEmbedder:
+        if self._embedder is None:
+            raise EmbedderError("the library was opened without an embedder; pass one to Library.open")
+        return self._embedder
+
+    def _maintain(self, collection: str) -> str:
+        row = self.collection(collection)
+        return self._indexes.maintain(row) if row.dimension is not None else ""
+
+    def iter_passages(self, collection: str) -> Iterator[Passage]:
+        """Yield every passage of one snapshot of a collection without holding them all in memory."""
+        with self._store.read() as reader:
+            yield from reader.passages(reader.collection(collection))

@@ -1,0 +1,312 @@
+"""Cuts extracted text into passages within a token budget, at the best places that its structure offers.
+
+Text is first cut into pieces (sentences, list items, lines), whose tokens are counted in one call for a whole batch of
+documents. A shortest path over the pieces then chooses the cuts: few passages, well filled, cut before headings rather
+than between paragraphs, there rather than between sentences, and only in need inside a line (after Knuth and Plass,
+"Breaking paragraphs into lines", 1981). Tokens of pieces do not add up exactly to tokens of the whole, so that each
+passage is counted once more and cut again where it does not fit: the budget is never exceeded.
+
+Knows nothing of files, tokenizers, titles or the store.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from retriever.config import SplitSettings
+from retriever.document import Block, BlockKind, ExtractedText
+from retriever.errors import PassageEncoderError, SettingsError
+
+__all__ = ["Count", "Span", "split"]
+
+Count = Callable[[Sequence[str]], list[int]]
+
+# What a cut before a piece costs. A passage costs 1, plus the square of the share of its budget left empty.
+SECTION, PARAGRAPH, SENTENCE, LINE, WORD = 0.0, 0.25, 0.8, 1.6, 3.0
+AFTER_HEADING = 3.0  # a heading belongs to what follows
+AFTER_COLON = 0.6  # so does "for example:"
+MERGED_SECTION = 1.75  # what a passage pays for each heading inside it: only small neighbours merge
+MERGED_CHILD = 1.0  # the same where the heading is the first below the one before
+
+MAX_PIECE = 2000  # characters: bounds the work of one count on text without line breaks
+SENTENCE_END = re.compile(
+    r"(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\bcf\.)(?<!\bvs\.)(?<!\b[A-Z]\.)(?<!\bMr\.)(?<!\bDr\.)(?<!\bMrs\.)"
+    r"(?:(?<=[.!?…])|(?<=[.!?…][\"'”’)\]]))[ \t]+(?=[\"'“‘(\[*_`]*[^\W_a-z])|(?<=[。！？])[ \t]*"  # noqa: RUF001
+)
+LINE_ITEM = re.compile(r"[ \t]*(?:[-*+•]|\d{1,3}[.)])[ \t]")
+LINE_ENDS = ".!?:。！？"  # noqa: RUF001
+COLONS = ":："  # noqa: RUF001
+TOP_LEVEL_CODE = re.compile(r"[^\s)\]}]")
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A passage before it has tokens: characters `start` to `end` of a document's text."""
+
+    start: int
+    end: int
+    page: int | None
+    heading_path: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """The smallest thing that is moved whole; `cut` is what it costs to start a passage with it."""
+
+    start: int
+    end: int
+    cut: float
+    block: int
+
+
+def split(documents: Sequence[ExtractedText], settings: SplitSettings, count: Count) -> list[list[Span]]:
+    """Return the passages of each document, in order, none above the token budget.
+
+    Args:
+        documents: extracted texts; counting is batched over all of them.
+        settings: the budget and the overlap.
+        count: returns the number of tokens of each text.
+
+    Raises:
+        SettingsError: a single character takes more tokens than the budget.
+        PassageEncoderError: `count` does not return one number a text.
+    """
+    room = settings.passage_tokens - settings.overlap_tokens
+    pieces = [_pieces(document) for document in documents]
+    texts = [document.text for document in documents]
+    counted = _fit_pieces(texts, pieces, room, count)
+    cuts = [
+        _with_overlap(document.blocks, items, tokens, _best_cuts(document.blocks, items, tokens, room), settings)
+        for document, (items, tokens) in zip(documents, counted, strict=True)
+    ]
+    return _within_budget(documents, cuts, settings.passage_tokens, count)
+
+
+def _pieces(document: ExtractedText) -> list[_Piece]:
+    pieces: list[_Piece] = []
+    for number, block in enumerate(document.blocks):
+        cut = _block_cut(document, number)
+        for start, end, inner in _lines(document.text, block):
+            for left, right in _bounded(document.text, start, end):
+                pieces.append(_Piece(left, right, (inner if left == start else WORD) if pieces else 0.0, number))
+                if start == left and start == block.start:
+                    pieces[-1] = _Piece(left, right, cut, number)
+    return pieces
+
+
+def _block_cut(document: ExtractedText, number: int) -> float:
+    """Return what a cut before a block costs, by what it is and by what precedes it."""
+    block = document.blocks[number]
+    cut = SECTION if block.kind is BlockKind.HEADING else PARAGRAPH
+    if number:
+        before = document.blocks[number - 1]
+        if before.kind is BlockKind.HEADING:
+            cut += AFTER_HEADING
+        elif document.text[before.end - 1] in COLONS:
+            cut += AFTER_COLON
+    if block.kind is BlockKind.CODE and not TOP_LEVEL_CODE.match(document.text, block.start):
+        cut += SENTENCE
+    return cut
+
+
+def _lines(text: str, block: Block) -> list[tuple[int, int, float]]:
+    """Return the sentences and lines of a block as (start, end, cost of a cut before it)."""
+    found: list[tuple[int, int, float]] = []
+    start, cut = block.start, 0.0
+    boundaries = [
+        (match.start(), match.end(), SENTENCE) for match in SENTENCE_END.finditer(text, block.start, block.end)
+    ]
+    is_code = block.kind is BlockKind.CODE
+    boundaries = [] if is_code else boundaries
+    newline = text.find("\n", block.start, block.end)
+    while newline >= 0:
+        sentence = is_code or text[newline - 1] in LINE_ENDS or LINE_ITEM.match(text, newline + 1) is not None
+        boundaries.append((newline, newline + 1, SENTENCE if sentence else LINE))
+        newline = text.find("\n", newline + 1, block.end)
+    for stop, following, next_cut in sorted(boundaries):
+        if text[start:stop].strip():
+            found.append((start, stop, cut))
+            start, cut = following, next_cut
+    found.append((start, block.end, cut))
+    return [item for item in found if item[1] > item[0]]
+
+
+def _bounded(text: str, start: int, end: int, limit: int = MAX_PIECE) -> list[tuple[int, int]]:
+    """Cut a stretch of text into parts of at most `limit` characters, at white space where there is some."""
+    parts = []
+    while end - start > limit:
+        space = max(
+            text.rfind(" ", start + limit // 2, start + limit), text.rfind("\t", start + limit // 2, start + limit)
+        )
+        stop = space + 1 if space > start else start + limit
+        parts.append((start, stop))
+        start = stop
+    return [*parts, (start, end)]
+
+
+def _counted(count: Count, texts: list[str]) -> list[int]:
+    tokens = list(count(texts)) if texts else []
+    if len(tokens) != len(texts):
+        raise PassageEncoderError(
+            f"the passage encoder counted {len(tokens)} of {len(texts)} texts; it must count each"
+        )
+    return tokens
+
+
+def _fit_pieces(
+    texts: list[str], documents: list[list[_Piece]], room: int, count: Count
+) -> list[tuple[list[_Piece], list[int]]]:
+    """Count the pieces and cut those that are too big, until each fits into `room`."""
+    flat = [(number, piece) for number, pieces in enumerate(documents) for piece in pieces]
+    counts = _counted(count, [_text(texts[number], piece) for number, piece in flat])
+    while any(tokens > room for tokens in counts):
+        parts: list[tuple[int, _Piece, int | None]] = []
+        for (number, piece), tokens in zip(flat, counts, strict=True):
+            if tokens <= room:
+                parts.append((number, piece, tokens))
+            else:
+                parts.extend((number, part, None) for part in _smaller(texts[number], piece, tokens, room))
+        flat = [(number, piece) for number, piece, _ in parts]
+        fresh = iter(
+            _counted(count, [_text(texts[number], piece) for number, piece, tokens in parts if tokens is None])
+        )
+        counts = [next(fresh) if tokens is None else tokens for _, _, tokens in parts]
+    result: list[tuple[list[_Piece], list[int]]] = [([], []) for _ in documents]
+    for (number, piece), tokens in zip(flat, counts, strict=True):
+        result[number][0].append(piece)
+        result[number][1].append(tokens)
+    return result
+
+
+def _text(text: str, piece: _Piece) -> str:
+    """Return a piece with the line break after it, so that the tokens of pieces roughly add up."""
+    return (
+        text[piece.start : piece.end + 1]
+        if text[piece.end : piece.end + 1].isspace()
+        else text[piece.start : piece.end]
+    )
+
+
+def _smaller(text: str, piece: _Piece, tokens: int, room: int) -> list[_Piece]:
+    length = piece.end - piece.start
+    if length <= 1:
+        raise SettingsError(
+            f"the character {text[piece.start : piece.end]!r} takes {tokens} tokens, above the budget of {room}; "
+            "raise passage_tokens"
+        )
+    limit = max(1, min(length // 2, length * room // (2 * tokens)))
+    parts = _bounded(text, piece.start, piece.end, limit)
+    return [_Piece(start, end, piece.cut if start == piece.start else WORD, piece.block) for start, end in parts]
+
+
+def _best_cuts(blocks: Sequence[Block], pieces: list[_Piece], tokens: list[int], room: int) -> list[tuple[int, int]]:
+    """Return the cheapest division as ranges of pieces; time is pieces times pieces per passage."""
+    sums = [0, *accumulate(tokens)]
+    merges = [0.0, *accumulate(_merge_costs(blocks, pieces))]
+    cost = [0.0] + [float("inf")] * len(pieces)
+    best = [0] * (len(pieces) + 1)
+    for end in range(1, len(pieces) + 1):
+        for start in range(end - 1, -1, -1):
+            total = sums[end] - sums[start]
+            if total > room and start < end - 1:
+                break
+            empty = max(0.0, 1 - total / room)
+            here = cost[start] + pieces[start].cut + 1 + empty * empty + merges[end] - merges[start + 1]
+            if here < cost[end]:
+                cost[end], best[end] = here, start
+    ranges = []
+    end = len(pieces)
+    while end:
+        ranges.append((best[end], end))
+        end = best[end]
+    return ranges[::-1]
+
+
+def _merge_costs(blocks: Sequence[Block], pieces: list[_Piece]) -> list[float]:
+    """Return, for each piece, what a passage pays for having it anywhere but at its start."""
+    costs = []
+    previous = -1
+    for piece in pieces:
+        block = blocks[piece.block]
+        starts_section = piece.block != previous and block.kind is BlockKind.HEADING and previous >= 0
+        if starts_section:
+            is_child = block.heading_path[:-1] == blocks[previous].heading_path
+            costs.append(MERGED_CHILD if is_child else MERGED_SECTION)
+        else:
+            costs.append(0.0)
+        previous = piece.block
+    return costs
+
+
+def _with_overlap(
+    blocks: Sequence[Block],
+    pieces: list[_Piece],
+    tokens: list[int],
+    ranges: list[tuple[int, int]],
+    settings: SplitSettings,
+) -> list[list[_Piece]]:
+    """Return the pieces of each passage, those repeated from the passage before first."""
+    groups = []
+    for number, (start, end) in enumerate(ranges):
+        lowest = ranges[number - 1][0] + 1 if number else start
+        room = min(settings.overlap_tokens, settings.passage_tokens - sum(tokens[start:end]))
+        path = blocks[pieces[start].block].heading_path
+        first = start
+        while first > lowest and tokens[first - 1] <= room and blocks[pieces[first - 1].block].heading_path == path:
+            first -= 1
+            room -= tokens[first]
+        groups.append(pieces[first:end])
+    return groups
+
+
+def _within_budget(
+    documents: Sequence[ExtractedText], groups: list[list[list[_Piece]]], budget: int, count: Count
+) -> list[list[Span]]:
+    """Count whole passages and halve those above the budget until none is."""
+    result: list[list[Span]] = [[] for _ in documents]
+    waiting = [(number, group) for number, passages in enumerate(groups) for group in passages]
+    while waiting:
+        ranges = [_trimmed(documents[number].text, group) for number, group in waiting]
+        texts = [documents[number].text[start:end] for (number, _), (start, end) in zip(waiting, ranges, strict=True)]
+        again: list[tuple[int, list[_Piece]]] = []
+        for (number, group), (start, end), tokens in zip(waiting, ranges, _counted(count, texts), strict=True):
+            if start == end:
+                continue
+            if tokens > budget:
+                again.extend((number, half) for half in _halves(documents[number].text, group, tokens, budget))
+            else:
+                result[number].append(_span(documents[number], group, start, end))
+        waiting = again
+    for spans in result:
+        spans.sort(key=lambda span: (span.start, span.end))
+    return result
+
+
+def _trimmed(text: str, group: list[_Piece]) -> tuple[int, int]:
+    """Return the characters of a passage without blank lines around it; indentation of its first line stays."""
+    start, end = group[0].start, group[-1].end
+    end = start + len(text[start:end].rstrip())
+    if start < end and text[start] in " \t" and text[start - 1 : start] not in ("", "\n"):
+        start = end - len(text[start:end].lstrip())
+    return start, end
+
+
+def _halves(text: str, group: list[_Piece], tokens: int, budget: int) -> list[list[_Piece]]:
+    if len(group) == 1:
+        return [[piece] for piece in _smaller(text, group[0], tokens, budget)]
+    middle = len(group) / 2
+    cut = min(range(1, len(group)), key=lambda index: group[index].cut + abs(index - middle) / middle)
+    return [group[:cut], group[cut:]]
+
+
+def _span(document: ExtractedText, group: list[_Piece], start: int, end: int) -> Span:
+    """Return the passage with the headings that all of it is below."""
+    paths = [document.blocks[number].heading_path for number in range(group[0].block, group[-1].block + 1)]
+    shared = paths[0]
+    for path in paths[1:]:
+        length = next(
+            (i for i, (a, b) in enumerate(zip(shared, path, strict=False)) if a != b), min(len(shared), len(path))
+        )
+        shared = shared[:length]
+    return Span(start, end, document.page_at(start), shared)

@@ -1,0 +1,164 @@
+"""The SQLite database: connections, transactions and migrations. What is in the tables, `records.py` knows.
+
+Write-ahead logging lets any number of threads read a snapshot each while one writes. A transaction commits as a
+whole or, after an exception or a crash, not at all.
+"""
+
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+
+from retriever.errors import StoreError, StoreVersionError
+from retriever.records import Reader, Writer
+
+__all__ = ["Store", "migrate", "migrations"]
+
+BUSY_SECONDS = 30.0
+MAX_IDLE_READERS = 8
+
+
+def migrations() -> list[str]:
+    """Return the SQL of every migration; the first takes an empty database to version 1."""
+    folder = files("retriever.migrations")
+    found = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".sql")), key=lambda entry: entry.name)
+    numbers = [int(entry.name[:4]) for entry in found]
+    assert numbers == list(range(1, len(found) + 1)), f"migrations are not numbered without gaps: {numbers}"
+    return [entry.read_text("utf-8") for entry in found]
+
+
+def migrate(connection: sqlite3.Connection, steps: Sequence[str]) -> int:
+    """Bring a database to version `len(steps)`, one transaction a step, and return the version it had.
+
+    Raises:
+        StoreVersionError: the database is newer than the steps.
+    """
+    before: int | None = None
+    while True:
+        connection.execute("BEGIN IMMEDIATE")  # two processes may open a new library at once
+        try:
+            version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+            before = version if before is None else before
+            if version > len(steps):
+                raise StoreVersionError(
+                    f"the library has version {version}, this program knows up to {len(steps)}; upgrade the program"
+                )
+            if version == len(steps):
+                return before
+            for statement in _statements(steps[version]):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {version + 1}")
+            connection.execute("COMMIT")
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+
+
+def _statements(script: str) -> Iterator[str]:
+    """Yield the statements of a script; `executescript` would commit the transaction around it."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+class Store:
+    """One database file, shared by threads.
+
+    Args:
+        path: the file; made when it is missing.
+
+    Raises:
+        StoreError: it cannot be opened or is no database.
+        StoreVersionError: it was written by a newer version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._idle: list[sqlite3.Connection] = []
+        self._open: set[sqlite3.Connection] = set()
+        self._pool_lock = threading.Lock()
+        self._write_lock = threading.RLock()
+        self._closed = False
+        try:
+            self._writer = self._connect()
+            self._writer.execute("PRAGMA journal_mode = WAL")
+            migrate(self._writer, migrations())
+        except sqlite3.Error as error:
+            raise StoreError(
+                f"{path} cannot be opened ({error}); restore it from a backup, or choose another folder"
+            ) from error
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256
+        )
+        with self._pool_lock:
+            self._open.add(connection)
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA synchronous = FULL")  # a commit that was reported survives a power failure
+        return connection
+
+    @contextmanager
+    def read(self) -> Iterator[Reader]:
+        """Read one snapshot: nothing that is committed meanwhile is seen."""
+        connection = self._take()
+        try:
+            connection.execute("BEGIN")
+            yield Reader(connection)
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            self._give_back(connection)
+
+    @contextmanager
+    def write(self) -> Iterator[Writer]:
+        """Change the database in one transaction; one thread at a time.
+
+        Raises:
+            StoreError: the disk is full or the database is damaged; nothing was changed.
+        """
+        with self._write_lock:
+            self._check_open()
+            try:
+                self._writer.execute("BEGIN IMMEDIATE")
+                yield Writer(self._writer)
+                self._writer.execute("COMMIT")
+            except sqlite3.Error as error:
+                raise StoreError(f"{self.path} could not be written ({error}); nothing was changed") from error
+            finally:
+                if self._writer.in_transaction:
+                    self._writer.execute("ROLLBACK")
+
+    def _take(self) -> sqlite3.Connection:
+        with self._pool_lock:
+            self._check_open()
+            if self._idle:
+                return self._idle.pop()
+        return self._connect()
+
+    def _give_back(self, connection: sqlite3.Connection) -> None:
+        with self._pool_lock:
+            if not self._closed and len(self._idle) < MAX_IDLE_READERS:
+                self._idle.append(connection)
+                return
+            self._open.discard(connection)
+        connection.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreError(f"{self.path} is closed; open the library again")
+
+    def close(self) -> None:
+        """Close the database once the running write has ended; reads that are under way finish."""
+        with self._write_lock, self._pool_lock:
+            self._closed = True
+            closing = [*self._idle, self._writer]
+            self._idle.clear()
+            self._open.difference_update(closing)
+        for connection in closing:
+            connection.close()
