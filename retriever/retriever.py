@@ -95,7 +95,7 @@ class Library:
         """
         if not COLLECTION_NAME.fullmatch(name):
             raise SettingsError(
-                f"{name!r} cannot name a collection; use at most 64 letters, digits, '.', '_', '-', a letter or digit first"
+                f"{name!r} cannot name a collection; use at most 64 letters, digits, '.', '_', '-', no sign first"
             )
         settings = settings or self._config.collection
         IndexSpec(TRIAL_DIMENSION, settings.index_factory, settings.index_parameters, device="cpu").make()

@@ -37,7 +37,7 @@ class CountingEmbedder(HashEmbedder):
         super().__init__(dimension, window_words)
         self.embedded = 0
 
-    def embed_documents(self, texts, headers=None):  # noqa: ANN001, ANN201
+    def embed_documents(self, texts, headers=None):
         self.embedded += len(texts)
         return super().embed_documents(texts, headers)
 
@@ -69,7 +69,7 @@ def make_pdf(
     if title:
         writer.add_metadata({"/Title": title})
     for name, number in outline:
-        writer.add_outline_item(name, number)
+        writer.add_outline_item(title=name, page_number=number)
     if password:
         writer.encrypt(password, algorithm="AES-256")
     out = io.BytesIO()

@@ -1,7 +1,7 @@
 """Markdown through markdown-it-py; the source itself is the text, so that offsets point into the file."""
 
 import re
-from itertools import accumulate
+from itertools import accumulate, zip_longest
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
@@ -33,7 +33,7 @@ def extract(data: bytes, media_type: str) -> ExtractedText:  # noqa: ARG001 - th
     tokens = MarkdownIt("commonmark").enable("table").parse(text[body_start:])
     blocks = []
     headings = HeadingStack()
-    for token, following in zip(tokens, [*tokens[1:], None], strict=True):
+    for token, following in zip_longest(tokens, tokens[1:]):
         if token.level or not token.map or token.nesting < 0:
             continue
         path = headings.path
