@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,9 @@ class IndexSpec:
         index = self.make()
         if index.is_trained:
             return 0
-        needed = [self.dimension, POINTS_PER_CENTROID * self.num_lists(index)]
+        needed = [1, POINTS_PER_CENTROID * self.num_lists(index)]
+        if re.match(r"(PCA|OPQ|ITQ)", self.bare_factory):
+            needed.append(self.dimension)  # a rotation is as large as the vectors
         product = re.search(r"PQ\d+(?:x(\d+))?", self.bare_factory)
         if product:
             needed.append(POINTS_PER_CENTROID * 2 ** int(product[1] or 8))
@@ -315,17 +318,20 @@ def _to_gpu(index: Any, spec: IndexSpec) -> Any | None:
         raise SettingsError(
             'index_device is "gpu", but faiss-gpu or a CUDA device is missing; install both or use "auto"'
         )
-    resources = faiss.StandardGpuResources()
     try:
-        moved = faiss.index_cpu_to_gpu(resources, 0, index)
+        return faiss.index_cpu_to_gpu(_gpu_resources(), 0, index)
     except RuntimeError as error:
         if spec.device == "gpu":
             raise SettingsError(
                 f"{spec.factory!r} does not run on a GPU ({_reason(error)}); use Flat or IVF"
             ) from error
         return None
-    moved.resources = resources  # the index uses them but does not keep them alive
-    return moved
+
+
+@cache
+def _gpu_resources() -> Any:
+    """Return the memory that GPU indexes share; they use it but do not keep it alive."""
+    return _faiss().StandardGpuResources()
 
 
 def _to_cpu(index: Any) -> Any:
@@ -336,8 +342,11 @@ def _to_cpu(index: Any) -> Any:
 def _with_ids(inner: Any, source: Any) -> Any:
     """Return an id map over `inner`, whose vectors are in the order of `source`."""
     faiss = _faiss()
-    mapped = faiss.IndexIDMap2(inner)
+    mapped = faiss.IndexIDMap2(faiss.IndexFlatIP(inner.d))  # its constructor insists on an empty index
+    mapped.index = inner
+    mapped.referenced_objects = [inner]
+    for name in ("ntotal", "is_trained", "metric_type"):
+        setattr(mapped, name, getattr(inner, name))
     faiss.copy_array_to_vector(faiss.vector_to_array(source.id_map), mapped.id_map)
-    mapped.ntotal = inner.ntotal
     mapped.construct_rev_map()
     return mapped
