@@ -1,19 +1,37 @@
 """What rag raises.
 
 RagError
-└── ModelHubError              a model cannot be had
-    ├── UnknownModelError      a name that is neither known, pulled, a folder nor a hub id
-    ├── DownloadError          pip or the hub could not deliver it
-    │   └── ChecksumError      what arrived is not what was pinned
-    └── ModelFolderError       a folder that is not a usable model
+├── ModelHubError              a model cannot be had
+│   ├── UnknownModelError      a name that is neither known, pulled, a folder nor a hub id
+│   ├── DownloadError          pip or the hub could not deliver it
+│   │   └── ChecksumError      what arrived is not what was pinned
+│   └── ModelFolderError       a folder that is not a usable model
+├── RequestError               a request that cannot be answered as it is
+│   ├── InvalidRequestError    a field that is missing, unknown or out of range
+│   ├── NoPassagesError        a collection without passages
+│   └── QuestionTooLongError   a question that leaves no room in the model's context
+├── ConfigurationError         a setting that is unknown, ambiguous or cannot work
+├── TemplateError              a prompt template that cannot be laid out
+└── DataDirError               the data directory cannot be used
+    ├── DataDirBusyError       another process owns it and does not serve it
+    └── ServerError            the server that owns it does not answer, or refuses
 """
 
 __all__ = [
     "ChecksumError",
+    "ConfigurationError",
+    "DataDirBusyError",
+    "DataDirError",
     "DownloadError",
+    "InvalidRequestError",
     "ModelFolderError",
     "ModelHubError",
+    "NoPassagesError",
+    "QuestionTooLongError",
     "RagError",
+    "RequestError",
+    "ServerError",
+    "TemplateError",
     "UnknownModelError",
 ]
 
@@ -40,3 +58,39 @@ class ChecksumError(DownloadError):
 
 class ModelFolderError(ModelHubError):
     """Report a folder that is not a usable model."""
+
+
+class RequestError(RagError):
+    """Base of the errors of requests that cannot be answered as they are."""
+
+
+class InvalidRequestError(RequestError):
+    """Report a request field that is missing, unknown or out of range."""
+
+
+class NoPassagesError(RequestError):
+    """Report a question to a collection that has no passages."""
+
+
+class QuestionTooLongError(RequestError):
+    """Report a question that leaves no room in the model's context."""
+
+
+class ConfigurationError(RagError):
+    """Report a setting that is unknown, ambiguous or cannot work."""
+
+
+class TemplateError(RagError):
+    """Report a prompt template that cannot be laid out."""
+
+
+class DataDirError(RagError):
+    """Base of the errors of using the data directory."""
+
+
+class DataDirBusyError(DataDirError):
+    """Report that another process owns the data directory and does not serve it."""
+
+
+class ServerError(DataDirError):
+    """Report that the server which owns the data directory does not answer, or refuses."""

@@ -1,0 +1,152 @@
+"""The heavy parts, each made when it is first needed: a search never loads the language model.
+
+Knows how to make them, not what they are used for.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from rag.config import RagConfig
+from rag.model_hub import ModelHub
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from engine.tokenizer import Tokenizer
+    from engine.worker import EngineWorker
+    from rag.prompt_layout import PassageTokens, PromptLayout
+    from retriever.embedder import TextEmbedder, Vectors
+    from retriever.retriever import Library
+
+__all__ = ["Components", "Once"]
+
+T = TypeVar("T")
+
+
+class Once(Generic[T]):
+    """A value that is made by the first thread that needs it; the others wait for it."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._lock = Lock()
+        self._made: list[T] = []
+
+    def __call__(self) -> T:
+        """Return the value; what making it raises is raised, and the next call tries again."""
+        with self._lock:
+            if not self._made:
+                self._made.append(self._make())
+            return self._made[0]
+
+    @property
+    def if_made(self) -> T | None:
+        """The value, or None where nobody has needed it."""
+        return self._made[0] if self._made else None
+
+
+class LateEmbedder:
+    """An embedder that is looked up when it is used, so that documents can be listed where none was pulled."""
+
+    def __init__(self, embedder: "Once[TextEmbedder]") -> None:
+        self._embedder = embedder
+
+    @property
+    def name(self) -> str:
+        """Return a name for people."""
+        return self._embedder().name
+
+    @property
+    def fingerprint(self) -> str:
+        """Return what vectors depend on."""
+        return self._embedder().fingerprint
+
+    @property
+    def dimension(self) -> int:
+        """Return the length of a vector."""
+        return self._embedder().dimension
+
+    def embed_documents(self, texts: "Sequence[str]", headers: "Sequence[str] | None" = None) -> "list[Vectors]":
+        """Return float32 unit vectors [windows, dimension] of each text; its header goes before every window."""
+        return self._embedder().embed_documents(texts, headers)
+
+    def embed_query(self, text: str) -> "Vectors":
+        """Return the float32 unit vector [dimension] of a question."""
+        return self._embedder().embed_query(text)
+
+
+class Components:
+    """Model hub, tokenizer, layout, embedder, library and engine of one configuration.
+
+    Args:
+        config: names the models and folders.
+        embedder: used instead of the configured one (tests).
+    """
+
+    def __init__(self, config: RagConfig, *, embedder: "TextEmbedder | None" = None) -> None:
+        self.config = config
+        self.hub = ModelHub(config.models_dir)
+        self.tokenizer: Once[Tokenizer] = Once(self._make_tokenizer)
+        self.passage_tokens: Once[PassageTokens] = Once(self._make_passage_tokens)
+        self.layout: Once[PromptLayout] = Once(self._make_layout)
+        self.embedder: Once[TextEmbedder] = Once(lambda: embedder or self._make_embedder())
+        self.library: Once[Library] = Once(self._make_library)
+        self.worker: Once[EngineWorker] = Once(self._make_worker)
+
+    def load(self) -> None:
+        """Load embedder and language model at the same time; nothing happens where they are loaded."""
+        self.hub.resolve(self.config.model)  # a name that is wrong is told before anything is loaded
+        self.hub.resolve(self.config.embedder)
+        import torch  # noqa: F401 - two threads must not be the first to import it
+
+        with ThreadPoolExecutor(2, thread_name_prefix="load") as pool:
+            engine, embedder = pool.submit(self.worker), pool.submit(lambda: self.embedder().dimension)
+            engine.result()
+            embedder.result()
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether a question can be answered without loading anything."""
+        return self.worker.if_made is not None and self.embedder.if_made is not None
+
+    def close(self) -> None:
+        """Stop the engine, then save and close the library."""
+        if worker := self.worker.if_made:
+            worker.close()
+        if library := self.library.if_made:
+            library.close()
+
+    def _make_tokenizer(self) -> "Tokenizer":
+        from engine.tokenizer import Tokenizer
+
+        return Tokenizer(self.hub.resolve(self.config.model))
+
+    def _make_passage_tokens(self) -> "PassageTokens":
+        from rag.prompt_layout import PassageTokens
+
+        return PassageTokens(self.tokenizer())
+
+    def _make_layout(self) -> "PromptLayout":
+        from rag.prompt_layout import PromptLayout
+
+        return PromptLayout(self.tokenizer(), self.config.prompt, self.passage_tokens())
+
+    def _make_embedder(self) -> "TextEmbedder":
+        from retriever.embedder import Embedder
+
+        return Embedder(self.hub.resolve(self.config.embedder))
+
+    def _make_library(self) -> "Library":
+        from retriever.retriever import Library
+
+        return Library.open(
+            self.config.data_dir / "library", self.config.retriever.build(), embedder=LateEmbedder(self.embedder)
+        )
+
+    def _make_worker(self) -> "EngineWorker":
+        from engine.engine import Engine
+        from engine.worker import EngineWorker
+
+        engine = Engine.from_pretrained(self.hub.resolve(self.config.model), self.config.engine.build())
+        return EngineWorker(engine).start()

@@ -1,0 +1,201 @@
+"""Settings of the whole, composed from those of the parts: defaults, then `PREREAD_` variables, then what is passed.
+
+A nested setting's variable has two underscores, such as `PREREAD_ENGINE__BLOCK_SIZE`. A variable that names no setting
+is an error, not a silence.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from engine.config import EngineConfig
+from engine.errors import ConfigError
+from rag.errors import ConfigurationError
+from rag.model_hub import default_models_dir
+from rag.prompt_template import PromptTemplate
+from retriever.config import CollectionSettings, RetrieverConfig, SplitSettings
+from retriever.errors import SettingsError
+
+__all__ = ["AnswerSettings", "EngineSettings", "RagConfig", "RetrieverSettings", "load_config"]
+
+PREFIX = "PREREAD_"
+DELIMITER = "__"
+
+
+def _default_data_dir() -> Path:
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("preread"))
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EngineSettings(_Group):
+    """What `EngineConfig` takes; the defaults are its own."""
+
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    device: str = "cpu"
+    backend: str = "auto"
+    block_size: int = Field(default=16, ge=1)
+    kv_cache_bytes: int | None = Field(default=None, ge=1)
+    max_num_seqs: int = Field(default=16, ge=1)
+    max_num_batched_tokens: int = Field(default=1024, ge=1)
+    max_num_waiting: int = Field(default=1024, ge=1)
+    max_model_len: int | None = Field(default=None, ge=1)
+    eviction: str = "lru"
+
+    def build(self) -> EngineConfig:
+        """Make the engine's own configuration."""
+        return EngineConfig(**self.model_dump())
+
+
+class RetrieverSettings(_Group):
+    """How documents are cut, embedded and indexed.
+
+    Attributes:
+        passage_tokens: budget of one passage, in tokens of the language model.
+        overlap_tokens: tokens that neighbouring passages of a section share at most.
+        index_factory: FAISS factory string of new collections.
+        index_parameters: FAISS run-time parameters; empty means sensible values.
+        index_device: auto, cpu or gpu.
+        max_document_bytes: larger files are skipped and reported.
+    """
+
+    passage_tokens: int = 256
+    overlap_tokens: int = 0
+    index_factory: str = "Flat"
+    index_parameters: str = ""
+    index_device: Literal["auto", "cpu", "gpu"] = "auto"
+    max_document_bytes: int = Field(default=64 * 2**20, ge=1)
+
+    def build(self) -> RetrieverConfig:
+        """Make the retriever's own configuration."""
+        split = SplitSettings(self.passage_tokens, self.overlap_tokens)
+        return RetrieverConfig(
+            CollectionSettings(split, self.index_factory, self.index_parameters),
+            max_document_bytes=self.max_document_bytes,
+            index_device=self.index_device,
+        )
+
+
+class AnswerSettings(_Group):
+    """How questions are answered where the request does not say.
+
+    Attributes:
+        max_tokens: length of a generated answer at most.
+        extractive: quote the best sentence when the model's answer cites nothing.
+        stop_repetition: end an answer that starts to repeat itself.
+        order_epsilon: passages whose scores differ by no more than this are put in a fixed order, so that
+            near ties give the same prompt and hit the cache.
+    """
+
+    max_tokens: int = Field(default=128, ge=1)
+    extractive: bool = True
+    stop_repetition: bool = True
+    order_epsilon: float = Field(default=0.0, ge=0)
+
+
+class RagConfig(BaseSettings):
+    """Everything that can be set.
+
+    Attributes:
+        data_dir: where documents and indexes are kept.
+        models_dir: where pulled models are kept.
+        model: language model: a pulled name or a folder.
+        embedder: the same for the embedder.
+        top_k: passages to retrieve.
+        host: address that `rag serve` listens on.
+        port: its port.
+        engine: see `EngineSettings`.
+        retriever: see `RetrieverSettings`.
+        answer: see `AnswerSettings`.
+        prompt: see `PromptTemplate`.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_nested_delimiter=DELIMITER,
+        extra="forbid",
+        env_ignore_empty=True,
+        frozen=True,
+        nested_model_default_partial_update=True,
+    )
+
+    data_dir: Path = Field(default_factory=_default_data_dir)
+    models_dir: Path = Field(default_factory=default_models_dir)
+    model: str = "smollm2-135m"
+    embedder: str = "minilm"
+    top_k: int = Field(default=4, ge=1, le=100)
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    engine: EngineSettings = EngineSettings()
+    retriever: RetrieverSettings = RetrieverSettings()
+    answer: AnswerSettings = AnswerSettings()
+    prompt: PromptTemplate = PromptTemplate()
+
+    @field_validator("data_dir", "models_dir", mode="after")
+    @classmethod
+    def _expand(cls, path: Path) -> Path:
+        return path.expanduser().absolute()
+
+
+def load_config(**given: Any) -> RagConfig:
+    """Read the settings; what is None counts as not given.
+
+    Raises:
+        ConfigurationError: a setting is unknown, ambiguous or has a value that cannot work; the message names it.
+    """
+    _check_environment(os.environ)
+    try:
+        config = RagConfig(**{name: value for name, value in given.items() if value is not None})
+        config.engine.build()
+        config.retriever.build()
+    except ValidationError as error:
+        raise ConfigurationError(_describe(error)) from error
+    except (ConfigError, SettingsError) as error:
+        raise ConfigurationError(str(error)) from error
+    return config
+
+
+def _variables(model: type[BaseModel], prefix: str) -> list[str]:
+    names = []
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            names += _variables(kind, f"{prefix}{name.upper()}{DELIMITER}")
+        else:
+            names.append(f"{prefix}{name.upper()}")
+    return names
+
+
+def _check_environment(environ: Mapping[str, str]) -> None:
+    """Refuse variables that would be ignored, or that set one thing twice."""
+    known = _variables(RagConfig, PREFIX)
+    seen: dict[str, str] = {}
+    for variable in environ:
+        name = variable.upper()
+        if not name.startswith(PREFIX):
+            continue
+        if name in seen:
+            raise ConfigurationError(f"{seen[name]} and {variable} both set {name}; remove one of them")
+        seen[name] = variable
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known are: {', '.join(known)}"
+            raise ConfigurationError(f"the environment variable {variable} names no setting; {hint}")
+
+
+def _describe(error: ValidationError) -> str:
+    parts = []
+    for item in error.errors():
+        field = ".".join(str(part) for part in item["loc"])
+        variable = PREFIX + DELIMITER.join(str(part) for part in item["loc"]).upper()
+        parts.append(f"setting {field} ({variable}) is {item['input']!r}: {item['msg']}")
+    return "; ".join(parts)

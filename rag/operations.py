@@ -1,0 +1,73 @@
+"""What can be asked of Preread, whoever does it: this process (`Service`) or a running server (`Client`)."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from rag.schemas import (
+    AnswerEvent,
+    AnswerRequest,
+    CollectionInfo,
+    DocumentInfo,
+    DocumentWithPassages,
+    IngestReport,
+    SearchRequest,
+    SearchResult,
+)
+from retriever.document import Source
+from retriever.ingest import IngestEvent
+
+__all__ = ["Operations", "Progress", "ignore_progress"]
+
+Progress = Callable[[IngestEvent], None]
+
+
+def ignore_progress(event: IngestEvent) -> None:
+    """Stand in for a progress callback."""
+
+
+class Operations(Protocol):
+    """Documents in, answers out. Errors are those of `retriever`, `engine` and `rag`, or `ServerError`."""
+
+    def answer(self, request: AnswerRequest) -> Iterator[AnswerEvent]:
+        """Answer a question; yields retrieval, deltas, citations, done."""
+
+    def search(self, request: SearchRequest) -> SearchResult:
+        """Find passages."""
+
+    def ingest(
+        self,
+        collection: str,
+        sources: Sequence[Source],
+        *,
+        prune_scope: Sequence[str] | None = None,
+        progress: Progress = ignore_progress,
+    ) -> IngestReport:
+        """Bring a collection in line with sources; it is made if it is missing.
+
+        Args:
+            collection: its name.
+            sources: documents to add or to replace.
+            prune_scope: remove documents below these uri prefixes that are not among the sources; None removes none.
+            progress: called after every step.
+        """
+
+    def collections(self) -> list[CollectionInfo]:
+        """Return every collection, by name."""
+
+    def collection(self, name: str) -> CollectionInfo:
+        """Return a collection."""
+
+    def delete_collection(self, name: str) -> None:
+        """Delete a collection with everything in it."""
+
+    def documents(self, collection: str) -> list[DocumentInfo]:
+        """Return every document of a collection, by uri."""
+
+    def document(self, collection: str, document_id: str) -> DocumentWithPassages:
+        """Return a document with its passages."""
+
+    def delete_document(self, collection: str, document_id: str) -> DocumentInfo:
+        """Delete a document with its passages, and return it."""
+
+    def close(self) -> None:
+        """Let go of everything held."""

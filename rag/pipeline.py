@@ -1,0 +1,229 @@
+"""Retrieve, order, lay out, stream: from a question to an answer with its evidence.
+
+One `Pipeline` serves any number of threads and coroutines at once; the engine's thread does the batching.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from engine.config import SamplingParams
+from rag.answer import AnswerAssembler, source_of
+from rag.components import Components
+from rag.errors import NoPassagesError
+from rag.schemas import (
+    AnswerEvent,
+    AnswerRequest,
+    RetrievalEvent,
+    SearchRequest,
+    SearchResult,
+    SearchTimings,
+    Source,
+)
+from retriever.ingest import check_embedder
+
+if TYPE_CHECKING:
+    from engine.prompt import Prompt
+    from engine.worker import EngineWorker
+    from retriever.document import Hit
+
+__all__ = ["Pipeline", "Prepared", "Retrieved"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieved:
+    """Passages by falling score, and how long finding them took, in milliseconds."""
+
+    hits: "tuple[Hit, ...]"
+    collection_id: int
+    embed_ms: float
+    search_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A question that is ready for the engine.
+
+    Attributes:
+        started: when the question arrived, in seconds of `time.perf_counter`.
+        prompt: template, passages, tail.
+        sampling: how the engine chooses tokens.
+        namespace: the collection's tree of cached KV.
+        sources: the passages of the prompt, numbered by rank.
+        warnings: what could not be used, and why.
+        embed_ms: time spent on the question's vector.
+        search_ms: time spent on the search.
+    """
+
+    started: float
+    prompt: "Prompt"
+    sampling: SamplingParams
+    namespace: str
+    sources: tuple[Source, ...]
+    warnings: tuple[str, ...]
+    embed_ms: float
+    search_ms: float
+
+
+class Pipeline:
+    """Answers questions.
+
+    Args:
+        components: embedder, library, layout and engine.
+    """
+
+    def __init__(self, components: Components) -> None:
+        self._components = components
+        self._config = components.config
+
+    def search(self, request: SearchRequest) -> SearchResult:
+        """Find passages; does not need the language model.
+
+        Raises:
+            UnknownCollectionError: there is no such collection.
+            EmbedderMismatchError: it was made with another embedder.
+        """
+        started = perf_counter()
+        found = self.retrieve(request.query, request.collection, request.k)
+        timings = SearchTimings(embed=found.embed_ms, search=found.search_ms, total=_since(started))
+        return SearchResult(
+            query=request.query,
+            collection=request.collection,
+            results=[source_of(n, hit) for n, hit in enumerate(found.hits, 1)],
+            timings_ms=timings,
+        )
+
+    def answer(self, request: AnswerRequest) -> Iterator[AnswerEvent]:
+        """Answer a question: retrieval, then deltas and citations, then done. Leaving early cancels it.
+
+        Raises:
+            UnknownCollectionError: there is no such collection.
+            NoPassagesError: the collection is empty.
+            QuestionTooLongError: the question leaves no room for a passage.
+            EngineError: the engine is full or has stopped.
+        """
+        self._components.load()
+        prepared = self.prepare(request)
+        assembler = self._assembler(request, prepared)
+        worker = self._components.worker()
+        handle = worker.submit_sync(prepared.prompt, prepared.sampling, namespace=prepared.namespace)
+        events = worker.stream_sync(handle)
+        try:
+            yield RetrievalEvent(sources=list(prepared.sources), warnings=list(prepared.warnings))
+            for event in events:
+                yield from assembler.take(event)
+                if assembler.wants_end:
+                    worker.cancel(handle)
+        finally:
+            worker.cancel(handle)
+
+    async def answer_async(self, request: AnswerRequest) -> AsyncIterator[AnswerEvent]:
+        """Do what `answer` does without blocking the event loop; cancelling the task cancels the answer."""
+        await asyncio.to_thread(self._components.load)
+        prepared = await asyncio.to_thread(self.prepare, request)
+        assembler = self._assembler(request, prepared)
+        worker: EngineWorker = self._components.worker()
+        handle = await worker.submit(prepared.prompt, prepared.sampling, namespace=prepared.namespace)
+        try:
+            yield RetrievalEvent(sources=list(prepared.sources), warnings=list(prepared.warnings))
+            async for event in worker.stream(handle):
+                for out in assembler.take(event):
+                    yield out
+                if assembler.wants_end:
+                    worker.cancel(handle)
+        finally:
+            worker.cancel(handle)
+
+    def retrieve(self, query: str, collection: str, k: int | None) -> Retrieved:
+        """Embed a question and find the k closest passages, near ties in a fixed order."""
+        library = self._components.library()
+        row = library.collection(collection)
+        check_embedder(row, self._components.embedder())
+        started = perf_counter()
+        vector = library.embed_query(query)
+        embedded = perf_counter()
+        hits = library.search(collection, vector, k or self._config.top_k)
+        ordered = order_hits(hits, self._config.answer.order_epsilon)
+        return Retrieved(tuple(ordered), row.id, 1e3 * (embedded - started), _since(embedded))
+
+    def prepare(self, request: AnswerRequest) -> Prepared:
+        """Retrieve passages and lay the prompt out, best passages first while they fit."""
+        started = perf_counter()
+        found = self.retrieve(request.question, request.collection, request.k)
+        if not found.hits:
+            raise NoPassagesError(
+                f"collection {request.collection!r} has no passages to answer from; "
+                f"add documents with `rag ingest PATH --collection {request.collection}`"
+            )
+        max_tokens = request.max_tokens or self._config.answer.max_tokens
+        limit = self._limit(len(found.hits))
+        laid_out = self._components.layout().lay_out(
+            request.question, [hit.passage for hit in found.hits], max_tokens=limit - min(max_tokens, limit // 4)
+        )
+        used = {passage.id for passage in laid_out.passages}
+        hits = [hit for hit in found.hits if hit.passage.id in used]
+        sampling = SamplingParams(
+            max_tokens=min(max_tokens, limit - laid_out.prompt.num_tokens),
+            temperature=request.temperature,
+            top_k=request.top_k,
+            top_p=request.top_p,
+            seed=request.seed,
+        )
+        warnings = []
+        if laid_out.left_out:
+            labels = ", ".join(f"{passage.label} ({passage.title})" for passage in laid_out.left_out)
+            warnings.append(
+                f"{len(laid_out.left_out)} of {len(found.hits)} passages did not fit the {limit} tokens of prompt and "
+                f"answer and were left out: {labels}; ask for fewer passages (k) or a shorter answer"
+            )
+            logger.info(warnings[-1])
+        return Prepared(
+            started=started,
+            prompt=laid_out.prompt,
+            sampling=sampling,
+            namespace=str(found.collection_id),
+            sources=tuple(source_of(n, hit) for n, hit in enumerate(hits, 1)),
+            warnings=tuple(warnings),
+            embed_ms=found.embed_ms,
+            search_ms=found.search_ms,
+        )
+
+    def _limit(self, num_passages: int) -> int:
+        """How many tokens a prompt with so many passages and its answer may have, by context and by blocks."""
+        engine = self._components.worker().engine
+        segments = num_passages + 2  # each begins a block of its own
+        blocks = engine.cache.pool.num_blocks - segments
+        return min(engine.max_model_len, blocks * engine.config.block_size)
+
+    def _assembler(self, request: AnswerRequest, prepared: Prepared) -> AnswerAssembler:
+        settings = self._config.answer
+        extractive = settings.extractive if request.extractive is None else request.extractive
+        return AnswerAssembler(
+            request.question,
+            prepared.sources,
+            self._config.model,
+            started=prepared.started,
+            retrieval_ms=(prepared.embed_ms, prepared.search_ms),
+            settings=settings.model_copy(update={"extractive": extractive}),
+        )
+
+
+def order_hits(hits: "list[Hit]", epsilon: float) -> "list[Hit]":
+    """Return hits by falling score, those within `epsilon` of the first of their group by passage id."""
+    ordered: list[Hit] = []
+    group: list[Hit] = []
+    for hit in hits:
+        if group and group[0].score - hit.score > epsilon:
+            ordered += sorted(group, key=lambda item: item.passage.id)
+            group = []
+        group.append(hit)
+    return ordered + sorted(group, key=lambda item: item.passage.id)
+
+
+def _since(moment: float) -> float:
+    return 1e3 * (perf_counter() - moment)

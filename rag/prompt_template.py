@@ -1,0 +1,30 @@
+"""The words around passages and question. Knows no tokenizer and no chat format."""
+
+from pydantic import BaseModel, ConfigDict, field_validator
+
+__all__ = ["PromptTemplate"]
+
+QUESTION = "{question}"
+
+
+class PromptTemplate(BaseModel):
+    """What the model is told; everything before the passages is the same for every question.
+
+    Attributes:
+        system: the system message.
+        before: what comes between it and the first passage; may be empty.
+        after: what follows the passages; holds `{question}` once.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    system: str = "Answer the question from the passages. Cite the label of a passage you use, such as [abcd]."
+    before: str = ""
+    after: str = "Answer in one or two sentences, from the passages above: {question}"
+
+    @field_validator("after")
+    @classmethod
+    def _holds_the_question(cls, after: str) -> str:
+        if after.count(QUESTION) != 1:
+            raise ValueError("it must hold {question} exactly once")
+        return after

@@ -1,0 +1,204 @@
+"""Everything Preread does, in this process: what the CLI, the server and the benchmark call.
+
+Every method may be called from any thread. Whoever makes a `Service` owns the data directory (`data_dir.open_owned`).
+"""
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from time import perf_counter
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rag.components import Components
+from rag.config import RagConfig
+from rag.operations import Progress, ignore_progress
+from rag.pipeline import Pipeline
+from rag.schemas import (
+    AnswerEvent,
+    AnswerRequest,
+    CollectionInfo,
+    DocumentInfo,
+    DocumentInput,
+    DocumentWithPassages,
+    IngestReport,
+    PassageInfo,
+    SearchRequest,
+    SearchResult,
+    SkippedDocument,
+)
+from retriever.document import BytesSource, Document, Source, TextSource
+
+if TYPE_CHECKING:
+    from retriever.embedder import TextEmbedder
+    from retriever.records import Collection
+
+__all__ = ["Service", "source_from_input"]
+
+
+def source_from_input(document: DocumentInput) -> Source:
+    """Make a source of a document that came with a request."""
+    if document.text is not None:
+        return TextSource(document.uri, document.text, document.title, document.media_type or "text/plain")
+    assert document.data is not None, "a document has text or data"
+    name = document.name or document.uri.rsplit("/", 1)[-1]
+    return BytesSource(name, document.data, document.uri, document.title, document.media_type)
+
+
+class Service:
+    """Documents in, answers out; heavy parts load when they are first needed.
+
+    Args:
+        config: every setting.
+        embedder: used instead of the configured one (tests).
+    """
+
+    def __init__(self, config: RagConfig, *, embedder: "TextEmbedder | None" = None) -> None:
+        self.config = config
+        self.components = Components(config, embedder=embedder)
+        self.pipeline = Pipeline(self.components)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the engine, save and close the library; unfinished answers end with `EngineStoppedError`."""
+        self.components.close()
+
+    def load(self) -> None:
+        """Load embedder and language model now, so that the first question does not wait for them."""
+        self.components.load()
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether a question can be answered without loading anything."""
+        return self.components.is_loaded
+
+    def answer(self, request: AnswerRequest) -> Iterator[AnswerEvent]:
+        """Answer a question; see `Pipeline.answer`."""
+        self.components.library().collection(request.collection)  # a wrong name is told before models load
+        return self.pipeline.answer(request)
+
+    def answer_async(self, request: AnswerRequest) -> AsyncIterator[AnswerEvent]:
+        """Answer a question on an event loop; see `Pipeline.answer_async`."""
+        return self.pipeline.answer_async(request)
+
+    def search(self, request: SearchRequest) -> SearchResult:
+        """Find passages; see `Pipeline.search`."""
+        return self.pipeline.search(request)
+
+    def ingest(
+        self,
+        collection: str,
+        sources: Sequence[Source],
+        *,
+        prune_scope: Sequence[str] | None = None,
+        progress: Progress = ignore_progress,
+    ) -> IngestReport:
+        """Bring a collection in line with sources; see `Operations.ingest`."""
+        started = perf_counter()
+        encoder = self.components.passage_tokens()
+        library = self.components.library()
+        library.ensure_collection(collection)
+        report = library.ingest(
+            collection, sources, encoder, prune=prune_scope is not None, scope=prune_scope, progress=progress
+        )
+        return IngestReport(
+            collection=collection,
+            added=report.added,
+            updated=report.updated,
+            unchanged=report.unchanged,
+            removed=report.removed,
+            skipped=[SkippedDocument(uri=uri, reason=reason) for uri, reason in report.skipped],
+            passages=report.passages,
+            seconds=perf_counter() - started,
+        )
+
+    def collections(self) -> list[CollectionInfo]:
+        """Return every collection, by name."""
+        return [_collection_info(row) for row in self.components.library().collections()]
+
+    def collection(self, name: str) -> CollectionInfo:
+        """Return a collection.
+
+        Raises:
+            UnknownCollectionError: there is none of this name.
+        """
+        return _collection_info(self.components.library().collection(name))
+
+    def delete_collection(self, name: str) -> None:
+        """Delete a collection with everything in it.
+
+        Raises:
+            UnknownCollectionError: there is none of this name.
+        """
+        self.components.library().delete_collection(name)
+
+    def documents(self, collection: str) -> list[DocumentInfo]:
+        """Return every document of a collection, by uri.
+
+        Raises:
+            UnknownCollectionError: there is no such collection.
+        """
+        return [_document_info(row) for row in self.components.library().documents(collection)]
+
+    def document(self, collection: str, document_id: str) -> DocumentWithPassages:
+        """Return a document with its passages.
+
+        Raises:
+            UnknownDocumentError: the collection has none of this id.
+        """
+        library = self.components.library()
+        info = _document_info(library.document(collection, document_id))
+        passages = [
+            PassageInfo(
+                passage_id=passage.id,
+                label=passage.label,
+                page=passage.page,
+                start=passage.start,
+                end=passage.end,
+                heading_path=list(passage.heading_path),
+                tokens=len(passage.token_ids),
+                text=passage.text,
+            )
+            for passage in library.passages(collection, document_id)
+        ]
+        return DocumentWithPassages(**info.model_dump(), passage_list=passages)
+
+    def delete_document(self, collection: str, document_id: str) -> DocumentInfo:
+        """Delete a document with its passages, and return it.
+
+        Raises:
+            UnknownDocumentError: the collection has none of this id.
+        """
+        return _document_info(self.components.library().delete_document(collection, document_id))
+
+
+def _collection_info(row: "Collection") -> CollectionInfo:
+    return CollectionInfo(
+        name=row.name,
+        id=row.id,
+        documents=row.num_documents,
+        passages=row.num_passages,
+        embedder=row.embedder_name,
+        passage_tokens=row.settings.split.passage_tokens,
+        overlap_tokens=row.settings.split.overlap_tokens,
+        index_factory=row.settings.index_factory,
+        created_at=row.created_at,
+    )
+
+
+def _document_info(row: Document) -> DocumentInfo:
+    return DocumentInfo(
+        id=row.id,
+        uri=row.uri,
+        title=row.title,
+        content_hash=row.content_hash,
+        passages=row.num_passages,
+        characters=row.num_characters,
+        tokens=row.num_tokens,
+        ingested_at=row.ingested_at,
+    )
