@@ -81,7 +81,8 @@ def place(
 def _place_path(segments: Sequence[Segment], tree: RadixTree, owner: Owner) -> tuple[list[Placement], list[Node]]:
     """Rungs 0 and 1: the prompt's own path from the root."""
     keys = [block_keys(segment.tokens, tree.block_size, sealed=segment.sealed) for segment in segments]
-    match = tree.match([key for part in keys for key in part], owner)
+    num_sealed = sum(len(part) for segment, part in zip(segments, keys, strict=True) if segment.sealed)
+    match = tree.match([key for part in keys for key in part], owner, num_shared_keys=num_sealed)
     placements, start, used, passages = [], 0, 0, 0
     for segment, part in zip(segments, keys, strict=True):
         passages += segment.kind is SegmentKind.PASSAGE

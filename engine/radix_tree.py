@@ -65,11 +65,9 @@ class RadixTree:
         self.block_size = block_size
         self.root = Node(keys=[], blocks=[], parent=None)
 
-    def match(self, keys: Sequence[BlockKey], owner: Owner = None) -> Match:
-        """Find the longest prefix of the keys among shared nodes and those of `owner`."""
-        nodes, length = self._descend(self.root, keys, 0, None)
-        if owner is not None:
-            nodes, length = self._match_owned(nodes, length, keys, owner)
+    def match(self, keys: Sequence[BlockKey], owner: Owner = None, *, num_shared_keys: int = 0) -> Match:
+        """Find the longest prefix of the keys among shared nodes and, after the shared keys, those of `owner`."""
+        nodes, length = self._longest(self.root, keys, owner, num_shared_keys)
         blocks: list[int] = []
         for node in nodes:
             blocks += node.blocks
@@ -78,7 +76,8 @@ class RadixTree:
     def insert(self, parts: Sequence[PathPart]) -> tuple[list[int], list[Node]]:
         """Add a path from the root.
 
-        Where the tree knows a key already it keeps its own block, and the caller's stays the caller's.
+        Where the tree knows a key already it keeps its own block, and the caller's stays the caller's. Each part
+        follows the longest route that `match` would find, so no block that the caller matched is added again.
 
         Returns:
             The blocks that the tree did not hold and now holds, and the nodes of the whole path.
@@ -86,18 +85,16 @@ class RadixTree:
         node, nodes = self.root, list[Node]()
         adopted: list[int] = []
         for part in parts:
-            i = 0
-            while i < len(part.keys):
-                child = self._child_for_insert(node, part, i)
-                if child is None:
-                    node = self._append(node, part, i)
-                    adopted += part.blocks[i:]
-                    nodes.append(node)
-                    break
-                common = _common_length(child.keys, part.keys, i)
-                if common < len(child.keys):
-                    child = self._split(child, common)
-                node, i = child, i + common
+            route, length = self._longest(node, part.keys, part.owner, 0)
+            if route:
+                beyond = sum(len(step.keys) for step in route) - length
+                if beyond:
+                    route[-1] = self._split(route[-1], len(route[-1].keys) - beyond)
+                node = route[-1]
+                nodes += route
+            if length < len(part.keys):
+                node = self._append(node, part, length)
+                adopted += part.blocks[length:]
                 nodes.append(node)
         return adopted, nodes
 
@@ -152,27 +149,24 @@ class RadixTree:
             node = child
         return nodes, i
 
-    def _match_owned(
-        self, shared: list[Node], length: int, keys: Sequence[BlockKey], owner: Owner
+    def _longest(
+        self, start: Node, keys: Sequence[BlockKey], owner: Owner, num_shared_keys: int
     ) -> tuple[list[Node], int]:
-        """Try to leave the shared path for the owner's nodes at each node boundary; keep the longest."""
+        """Follow shared nodes, and try to leave them for the owner's at each node boundary; keep the longest."""
+        shared, length = self._descend(start, keys, 0, None)
+        if owner is None:
+            return shared, length
         best, best_length, depth = shared, length, 0
-        for i, node in enumerate([self.root, *shared]):
-            depth += len(node.keys)
+        for i, node in enumerate([start, *shared]):
+            depth += len(node.keys) if i else 0
             if depth > length:
                 break
+            if depth < num_shared_keys:
+                continue
             nodes, reached = self._descend(node, keys, depth, owner)
             if reached > best_length:
                 best, best_length = [*shared[:i], *nodes], reached
         return best, best_length
-
-    def _child_for_insert(self, node: Node, part: PathPart, i: int) -> Node | None:
-        """Choose the child to walk into: the one with the caller's own block, else shared, else the owner's."""
-        shared = node.children.get((None, part.keys[i]))
-        owned = None if part.owner is None else node.children.get((part.owner, part.keys[i]))
-        if owned is not None and (shared is None or owned.blocks[0] == part.blocks[i]):
-            return owned
-        return shared
 
     def _append(self, node: Node, part: PathPart, i: int) -> Node:
         """Put the rest of a part below a node, or at the end of a text leaf of the same owner."""
