@@ -1,14 +1,16 @@
 """What can be asked of Preread, whoever does it: this process (`Service`) or a running server (`Client`)."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from rag.schemas import (
+    Answer,
     AnswerEvent,
     AnswerRequest,
     CollectionInfo,
     DocumentInfo,
     DocumentWithPassages,
+    DoneEvent,
     IngestReport,
     SearchRequest,
     SearchResult,
@@ -16,13 +18,22 @@ from rag.schemas import (
 from retriever.document import Source
 from retriever.ingest import IngestEvent
 
-__all__ = ["Operations", "Progress", "ignore_progress"]
+__all__ = ["Operations", "Progress", "final_answer", "ignore_progress"]
 
 Progress = Callable[[IngestEvent], None]
 
 
 def ignore_progress(event: IngestEvent) -> None:
     """Stand in for a progress callback."""
+
+
+def final_answer(events: Iterable[AnswerEvent]) -> Answer:
+    """Read a stream of events to its end and return the answer."""
+    last = None
+    for last in events:  # noqa: B007 - only the last one is wanted
+        pass
+    assert isinstance(last, DoneEvent), f"an answer ended with {last!r}"
+    return last.answer
 
 
 class Operations(Protocol):

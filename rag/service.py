@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Service", "source_from_input"]
 
+WARM_UP = "A few words of no importance. " * 16
+
 
 def source_from_input(document: DocumentInput) -> Source:
     """Make a source of a document that came with a request."""
@@ -71,6 +73,18 @@ class Service:
     def load(self) -> None:
         """Load embedder and language model now, so that the first question does not wait for them."""
         self.components.load()
+
+    def warm_up(self) -> None:
+        """Load the models and run each once, so that the first question pays for no first use."""
+        from engine.config import SamplingParams
+
+        self.load()
+        self.components.embedder().embed_query(WARM_UP)
+        worker = self.components.worker()
+        tokens = self.components.tokenizer().encode(WARM_UP)
+        handle = worker.submit_sync(tokens, SamplingParams(max_tokens=2, ignore_eos=True), namespace="warm-up")
+        for _ in worker.stream_sync(handle):
+            pass
 
     @property
     def is_loaded(self) -> bool:

@@ -1,0 +1,108 @@
+"""`rag ingest`: files, folders and built-in corpora into a collection."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rag.cli.failures import FAILED, OK, PARTLY
+from rag.cli.options import AsJson, CollectionOption, config_of
+from rag.cli.output import ingest_progress, number, print_json
+
+if TYPE_CHECKING:
+    from rag.schemas import IngestReport, SkippedDocument
+    from retriever.document import Source
+
+__all__ = ["corpus_sources", "describe", "ingest"]
+
+
+def ingest(
+    context: typer.Context,
+    paths: Annotated[list[str] | None, typer.Argument(metavar="PATH...", help="Files and folders.")] = None,
+    collection: CollectionOption = "default",
+    corpus: Annotated[list[str] | None, typer.Option(help="A built-in corpus: python-topics or python-stdlib.")] = None,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove documents of the folders and corpora given that are gone.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Read documents into a collection: new ones are added, changed ones updated, others left alone.
+
+    A file that cannot be read is reported and skipped, and the exit code is 3. An interrupted run is taken up by the
+    next one.
+    """
+    if not paths and not corpus:
+        raise typer.BadParameter("name files or folders to read, or a corpus with --corpus")
+    from rag.connect import connect
+    from rag.schemas import SkippedDocument
+
+    sources, scope, missing = _gather(paths or [], corpus or [])
+    if not sources and missing:
+        raise typer.BadParameter("; ".join(item.reason for item in missing))
+    with connect(config_of(context)) as operations, ingest_progress() as progress:
+        prune_scope = scope if prune and not missing else None
+        report = operations.ingest(collection, sources, prune_scope=prune_scope, progress=progress)
+    report = report.model_copy(update={"skipped": [*missing, *report.skipped]})
+    assert all(isinstance(item, SkippedDocument) for item in report.skipped)
+    _print(report, as_json=as_json)
+    raise typer.Exit(_exit_code(report))
+
+
+def corpus_sources(name: str) -> "list[Source]":
+    """Return the documents of a built-in corpus.
+
+    Raises:
+        UnknownCorpusError: there is none of this name.
+    """
+    from data.corpora import load_corpus
+    from retriever.document import TextSource
+
+    return [TextSource(d.uri, d.text, d.title, d.media_type) for d in load_corpus(name).documents]
+
+
+def describe(report: "IngestReport") -> str:
+    """Say in one line what an ingestion did."""
+    counts = ("added", "updated", "unchanged", "removed")
+    parts = [f"{number(getattr(report, name))} {name}" for name in counts if getattr(report, name)]
+    parts += [f"{len(report.skipped)} skipped"] if report.skipped else []
+    return f"{', '.join(parts) or 'nothing to do'}; {number(report.passages)} passages in {report.seconds:.1f} s"
+
+
+def _gather(paths: list[str], corpora: list[str]) -> "tuple[list[Source], list[str], list[SkippedDocument]]":
+    """Return sources, the uri prefixes that they cover, and paths that do not exist."""
+    from rag.schemas import SkippedDocument
+    from retriever.document import sources_from_paths
+    from retriever.errors import SourceError
+
+    sources: list[Source] = []
+    scope: list[str] = []
+    missing: list[SkippedDocument] = []
+    for path in paths:
+        resolved = Path(path).expanduser().resolve()
+        try:
+            sources += sources_from_paths([path])
+        except SourceError as error:
+            missing.append(SkippedDocument(uri=str(resolved), reason=str(error)))
+        else:
+            scope.append(f"{resolved}/" if resolved.is_dir() else str(resolved))
+    for name in corpora:
+        sources += corpus_sources(name)
+        scope.append(f"{name}:")
+    return sources, scope, missing
+
+
+def _print(report: "IngestReport", *, as_json: bool) -> None:
+    import sys
+
+    if as_json:
+        print_json(report)
+        return
+    for item in report.skipped:
+        print(f"skipped: {item.reason}", file=sys.stderr)
+    print(f"{report.collection}: {describe(report)}")
+
+
+def _exit_code(report: "IngestReport") -> int:
+    if not report.skipped:
+        return OK
+    return PARTLY if report.added or report.updated or report.unchanged else FAILED

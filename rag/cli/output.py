@@ -1,0 +1,104 @@
+"""What commands print: results on stdout, progress and warnings on stderr."""
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from rag.operations import Progress
+    from rag.schemas import Answer, Source
+
+__all__ = ["cache_summary", "ingest_progress", "number", "print_json", "print_sources", "print_table", "waiting"]
+
+
+def print_json(value: "BaseModel | Any") -> None:
+    """Print a result as JSON; text is kept as it is, not escaped."""
+    import json
+
+    from pydantic import BaseModel
+
+    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    print(json.dumps(plain, ensure_ascii=False, indent=2))
+
+
+def number(value: int) -> str:
+    """Write a number with thin groups of three digits, such as `1 312`."""
+    return f"{value:,}".replace(",", " ")
+
+
+def cache_summary(answer: "Answer") -> str:
+    """Say in one line what the cache saved."""
+    usage = answer.usage
+    return (
+        f"{number(usage.prompt_tokens)} prompt tokens, {number(usage.cached_tokens)} from cache"
+        f" · first token {answer.timings_ms.ttft:.0f} ms"
+    )
+
+
+def print_sources(sources: "Iterable[Source]", *, text: bool = False) -> None:
+    """Print one line a source, with its text where it is wanted."""
+    for source in sources:
+        page = f" · page {source.page}" if source.page is not None else ""
+        where = f"{source.uri}{page} · characters {source.start}-{source.end} · score {source.score:.2f}"
+        print(f"  [{source.n}] {source.title}\n      {where}")
+        if text:
+            print("\n".join(f"      {line}" for line in source.text.strip().splitlines()) + "\n")
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
+    """Print rows as a table that fits the terminal, or whole where stdout is none."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, title=title, box=None, pad_edge=False, title_justify="left")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    console.print(table)
+
+
+@contextmanager
+def waiting(message: str) -> Iterator[None]:
+    """Show on stderr that something takes a while, where somebody is looking."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(message):
+        yield
+
+
+@contextmanager
+def ingest_progress() -> "Iterator[Progress]":
+    """Show the progress of an ingestion on stderr; skipped documents and notices are told at once."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    from retriever.ingest import IngestEvent, Stage
+
+    columns = (TextColumn("documents"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Bars(*columns, TimeElapsedColumn(), console=_stderr(), disable=not sys.stderr.isatty()) as bars:
+        task = bars.add_task("", total=None)
+
+        def show(event: IngestEvent) -> None:
+            if event.stage is Stage.EMBEDDED:
+                description = f"embedded {event.passages} {event.message}"
+            else:
+                description = f"{event.passages} passages"
+            bars.update(task, completed=event.documents, total=event.total, description=description)
+            if event.stage in (Stage.SKIPPED, Stage.NOTICE):
+                bars.console.print(f"{event.stage}: {event.message}", style="yellow", markup=False, highlight=False)
+
+        yield show
+
+
+def _stderr() -> Any:
+    from rich.console import Console
+
+    return Console(stderr=True, soft_wrap=True)

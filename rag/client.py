@@ -1,0 +1,237 @@
+"""The same operations, done by a running server over HTTP."""
+
+import base64
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+from pydantic import TypeAdapter, ValidationError
+
+from rag.errors import ServerError
+from rag.operations import Progress, ignore_progress
+from rag.schemas import (
+    AnswerEvent,
+    AnswerRequest,
+    CollectionInfo,
+    CollectionList,
+    DocumentInfo,
+    DocumentList,
+    DocumentWithPassages,
+    IngestReport,
+    SearchRequest,
+    SearchResult,
+    SkippedDocument,
+)
+from retriever.document import RawDocument, Source
+from retriever.errors import SourceError
+from retriever.ingest import IngestEvent, Stage
+
+__all__ = ["Client"]
+
+logger = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 5.0
+BATCH_BYTES = 4 * 2**20  # of documents in one request
+BATCH_DOCUMENTS = 32
+MAX_DOCUMENT_BYTES = 64 * 2**20
+
+_EVENTS: TypeAdapter[AnswerEvent] = TypeAdapter(AnswerEvent)
+
+
+class Client:
+    """Talks to a server.
+
+    Args:
+        url: its address, such as `http://127.0.0.1:8000`.
+        transport: used instead of the network (tests).
+    """
+
+    def __init__(self, url: str, *, transport: httpx.BaseTransport | None = None) -> None:
+        self.url = url
+        timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)  # an answer takes as long as it takes
+        self._http = httpx.Client(base_url=url, timeout=timeout, transport=transport, trust_env=False)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def health(self) -> dict[str, Any]:
+        """Return what the server says about itself.
+
+        Raises:
+            ServerError: it does not answer.
+        """
+        health: dict[str, Any] = self._call("GET", "/healthz").json()
+        return health
+
+    def answer(self, request: AnswerRequest) -> Iterator[AnswerEvent]:
+        """Answer a question; see `Operations.answer`."""
+        body = request.model_copy(update={"stream": True}).model_dump(mode="json", exclude_none=True)
+        with self._errors(), self._http.stream("POST", "/v1/answer", json=body) as response:
+            if response.is_error:
+                response.read()
+            self._check(response)
+            for data in _server_sent(response.iter_lines()):
+                yield self._event(data)
+
+    def search(self, request: SearchRequest) -> SearchResult:
+        """Find passages."""
+        body = request.model_dump(mode="json", exclude_none=True)
+        return SearchResult.model_validate(self._call("POST", "/v1/search", json=body).json())
+
+    def ingest(
+        self,
+        collection: str,
+        sources: Sequence[Source],
+        *,
+        prune_scope: Sequence[str] | None = None,
+        progress: Progress = ignore_progress,
+    ) -> IngestReport:
+        """Send documents in batches; see `Operations.ingest`."""
+        started = perf_counter()
+        total = IngestReport(
+            collection=collection, added=0, updated=0, unchanged=0, removed=0, skipped=[], passages=0, seconds=0.0
+        )
+        skipped: list[SkippedDocument] = []
+        done = 0
+        for batch, sources_done in _batches(sources, skipped):
+            if batch:
+                total = _add(total, self._send(collection, batch))
+            done += sources_done
+            progress(IngestEvent(Stage.COMMITTED, "", done, len(sources), total.passages))
+        if prune_scope is not None:
+            kept = {source.uri for source in sources}
+            gone = [
+                document
+                for document in self.documents(collection)
+                if document.uri not in kept and document.uri.startswith(tuple(prune_scope))
+            ]
+            for document in gone:
+                self.delete_document(collection, document.id)
+                progress(IngestEvent(Stage.REMOVED, document.uri, done, len(sources), total.passages))
+            total = total.model_copy(update={"removed": len(gone)})
+        return total.model_copy(update={"skipped": [*total.skipped, *skipped], "seconds": perf_counter() - started})
+
+    def collections(self) -> list[CollectionInfo]:
+        """Return every collection, by name."""
+        return CollectionList.model_validate(self._call("GET", "/v1/collections").json()).collections
+
+    def collection(self, name: str) -> CollectionInfo:
+        """Return a collection."""
+        return CollectionInfo.model_validate(self._call("GET", _path(name)).json())
+
+    def delete_collection(self, name: str) -> None:
+        """Delete a collection with everything in it."""
+        self._call("DELETE", _path(name))
+
+    def documents(self, collection: str) -> list[DocumentInfo]:
+        """Return every document of a collection, by uri."""
+        return DocumentList.model_validate(self._call("GET", _path(collection, "documents")).json()).documents
+
+    def document(self, collection: str, document_id: str) -> DocumentWithPassages:
+        """Return a document with its passages."""
+        response = self._call("GET", _path(collection, "documents", document_id))
+        return DocumentWithPassages.model_validate(response.json())
+
+    def delete_document(self, collection: str, document_id: str) -> DocumentInfo:
+        """Delete a document with its passages, and return it."""
+        response = self._call("DELETE", _path(collection, "documents", document_id))
+        return DocumentInfo.model_validate(response.json())
+
+    def _send(self, collection: str, batch: list[RawDocument]) -> IngestReport:
+        documents = [
+            {
+                "uri": raw.uri,
+                "data": base64.b64encode(raw.data).decode(),
+                "name": raw.name,
+                "title": raw.title,
+                "media_type": raw.media_type,
+            }
+            for raw in batch
+        ]
+        response = self._call("POST", _path(collection, "documents"), json={"documents": documents})
+        return IngestReport.model_validate(response.json())
+
+    def _event(self, data: str) -> AnswerEvent:
+        try:
+            return _EVENTS.validate_json(data)
+        except ValidationError:
+            raise ServerError(f"the server at {self.url} ended the answer: {_detail(data)}") from None
+
+    def _call(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        with self._errors():
+            response = self._http.request(method, path, **arguments)
+            self._check(response)
+            return response
+
+    def _check(self, response: httpx.Response) -> None:
+        if response.is_error:
+            raise ServerError(_detail(response.text) or f"the server at {self.url} answered {response.status_code}")
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.HTTPError as error:
+            raise ServerError(
+                f"the server at {self.url} does not answer ({error or type(error).__name__}); "
+                "wait until it is ready, or stop it and run the command again"
+            ) from error
+
+
+def _path(*parts: str) -> str:
+    return "/v1/collections/" + "/".join(quote(part, safe="") for part in parts)
+
+
+def _detail(body: str) -> str:
+    """Return what a problem document (RFC 9457) says, or the body itself."""
+    try:
+        problem = json.loads(body)
+    except ValueError:
+        return body.strip()
+    return str(problem.get("detail") or problem.get("title") or body) if isinstance(problem, dict) else body
+
+
+def _server_sent(lines: Iterator[str]) -> Iterator[str]:
+    """Yield the data of each server-sent event."""
+    data: list[str] = []
+    for line in lines:
+        if line.startswith("data:"):
+            data.append(line[5:].removeprefix(" "))
+        elif not line and data:
+            yield "\n".join(data)
+            data = []
+    if data:
+        yield "\n".join(data)
+
+
+def _batches(sources: Sequence[Source], skipped: list[SkippedDocument]) -> Iterator[tuple[list[RawDocument], int]]:
+    """Yield documents to send, with how many sources they stand for; what cannot be read is added to `skipped`."""
+    batch: list[RawDocument] = []
+    size = taken = 0
+    for source in sources:
+        taken += 1
+        try:
+            raw = source.read(MAX_DOCUMENT_BYTES)
+        except SourceError as error:
+            skipped.append(SkippedDocument(uri=source.uri, reason=str(error)))
+            continue
+        batch.append(raw)
+        size += len(raw.data)
+        if size >= BATCH_BYTES or len(batch) >= BATCH_DOCUMENTS:
+            yield batch, taken
+            batch, size, taken = [], 0, 0
+    if taken:
+        yield batch, taken
+
+
+def _add(total: IngestReport, part: IngestReport) -> IngestReport:
+    counts = {
+        name: getattr(total, name) + getattr(part, name) for name in ("added", "updated", "unchanged", "passages")
+    }
+    return total.model_copy(update={**counts, "skipped": [*total.skipped, *part.skipped]})
