@@ -115,9 +115,9 @@ class Engine:
             namespace=namespace,
             owner=None if conversation is None else (principal, conversation),
         )
-        self.scheduler.add(request)
-        self._streams[request] = OutputStream(request, sampling, self.tokenizer)
-        self._samplers[request] = Sampler(sampling)
+        stream, sampler = OutputStream(request, sampling, self.tokenizer), Sampler(sampling)
+        self.scheduler.add(request)  # last of what can fail: a queued request without its stream would break every step
+        self._streams[request], self._samplers[request] = stream, sampler
         self.totals.requests += 1
         return request
 
@@ -139,22 +139,30 @@ class Engine:
     def generate(
         self, prompts: Sequence[PromptLike], sampling: SamplingParams | None = None, *, namespace: str = ""
     ) -> list[Generation]:
-        """Answer many prompts, batched; results in the order of the prompts."""
-        requests = []
-        for prompt in prompts:
-            while len(self.scheduler.waiting) >= self.config.max_num_waiting:
-                self.step()
-            requests.append(self.submit(prompt, sampling, namespace=namespace))
+        """Answer many prompts, batched; results in the order of the prompts.
+
+        Raises what `submit` raises, and then leaves none of them behind.
+        """
+        requests: list[Request] = []
         results = []
-        for request in requests:
-            *_, last = self.stream(request)
-            assert isinstance(last, Generation), f"request {request.id} ended with {last}"
-            results.append(last)
+        try:
+            for prompt in prompts:
+                while len(self.scheduler.waiting) >= self.config.max_num_waiting:
+                    self.step()
+                requests.append(self.submit(prompt, sampling, namespace=namespace))
+            for request in requests:
+                *_, last = self.stream(request)
+                assert isinstance(last, Generation), f"request {request.id} ended with {last}"
+                results.append(last)
+        finally:
+            for request in requests:
+                self.forget(request)
         return results
 
     def precompute(self, template: Segment, passages: Sequence[Segment], namespace: str = "") -> int:
         """Compute and publish the canonical KV of each `[template, passage]` that is not cached; return how many."""
-        missing = [p for p in passages if not self.cache.is_cached(namespace, [template, p])]
+        distinct = {passage.tokens: passage for passage in passages}.values()
+        missing = [p for p in distinct if not self.cache.is_cached(namespace, [template, p])]
         self.generate([Prompt([template, p]) for p in missing], SamplingParams(max_tokens=0), namespace=namespace)
         return len(missing)
 
@@ -163,6 +171,12 @@ class Engine:
         if request.state is not RequestState.FINISHED:
             self.totals.cancelled += 1
             self._finish(request, FinishReason.CANCELLED)
+
+    def forget(self, request: Request) -> None:
+        """Cancel a request and drop its events; nothing happens when its generation has been taken already."""
+        self.cancel(request)
+        if request in self._streams:
+            self.take_events(request)
 
     def take_events(self, request: Request) -> list[Event]:
         """Return the events of a request that nobody has taken yet; after its generation it is forgotten."""
