@@ -83,7 +83,9 @@ class Tokenizer:
         """
         if self._chat_template is None:
             raise PromptError("this model has no chat template; use an instruction-tuned model or plain text prompts")
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = lambda fmt: datetime.now(UTC).strftime(fmt)
         environment.filters["tojson"] = lambda value, **kw: json.dumps(value, ensure_ascii=False, **kw)
@@ -91,7 +93,7 @@ class Tokenizer:
         try:
             template = environment.from_string(self._chat_template)
             return template.render(messages=messages, add_generation_prompt=add_generation_prompt, **variables)
-        except TemplateError as error:
+        except (TemplateError, TypeError, ValueError) as error:
             raise PromptError(f"the model's chat template refuses these messages: {error}") from error
 
     def _token_text(self, name: str) -> str:
@@ -147,10 +149,11 @@ class StopStrings:
     def push(self, text: str) -> tuple[str, bool]:
         """Add text; return what may be shown, and whether a stop string has been reached."""
         held = self._held + text
-        found = [at for at in (held.find(stop) for stop in self._stop) if at >= 0]
+        found = [(at + len(stop), at) for stop in self._stop if (at := held.find(stop)) >= 0]
         if found:
             self._held = ""
-            return held[: min(found)], True
+            _, start = min(found)  # the first to be complete, so that the result does not depend on how text arrives
+            return held[:start], True
         keep = max((_overlap(held, stop) for stop in self._stop), default=0)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep], False
@@ -170,10 +173,13 @@ def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
     """Read the template from its own file (newer models) or the tokenizer's config."""
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except ValueError as error:
+            raise ModelFileError(f"{path} is not UTF-8 text: {error}; pull or convert the model again") from error
     template = config.get("chat_template")
     if isinstance(template, list):
-        named = {entry["name"]: entry["template"] for entry in template}
+        named = {entry.get("name"): entry.get("template") for entry in template}
         return named.get("default")
     return template
 
@@ -182,9 +188,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelFileError(f"{path} is not JSON: {error}; pull or convert the model again") from error
+    if not isinstance(value, dict):
+        raise ModelFileError(f"{path} is not a JSON object; pull or convert the model again")
     return value
 
 
