@@ -9,6 +9,8 @@ from engine.config import SamplingParams
 
 __all__ = ["Sampler", "sample_rows"]
 
+GREEDY_BELOW = 1e-5  # dividing logits by less overflows float32
+
 
 class Sampler:
     """One request's way of choosing tokens; its random state is its own, so batching does not change it."""
@@ -23,7 +25,7 @@ class Sampler:
 
     def sample(self, logits: Tensor) -> int:
         """Choose a token from logits [vocab] float32."""
-        if self._params.temperature == 0:
+        if self._params.temperature < GREEDY_BELOW:
             return int(logits.argmax())
         order = logits.div(self._params.temperature).sort(descending=True)
         scores = order.values
