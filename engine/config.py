@@ -1,6 +1,6 @@
 """The engine's settings: small, frozen, checked when they are made."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from engine.errors import ConfigError
@@ -81,21 +81,36 @@ class SamplingParams:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str):
-            raise ConfigError(f"stop is a list of strings, not the string {self.stop!r}; put it in a list")
         checks = {
-            "max_tokens": (self.max_tokens >= 0, "0 or more"),
-            "temperature": (0 <= self.temperature <= 100, "between 0 and 100"),
-            "top_k": (self.top_k >= 0, "0 (all) or more"),
-            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
-            "seed": (self.seed is None or 0 <= self.seed < 2**63, "between 0 and 2**63 - 1"),
-            "stop": (all(self.stop), "made of strings that are not empty"),
+            "max_tokens": (_is_count(self.max_tokens), "a whole number, 0 or more"),
+            "temperature": (_is_number(self.temperature) and 0 <= self.temperature <= 100, "between 0 and 100"),
+            "top_k": (_is_count(self.top_k), "a whole number, 0 (all) or more"),
+            "top_p": (_is_number(self.top_p) and 0 < self.top_p <= 1, "above 0 and at most 1"),
+            "seed": (self.seed is None or (_is_count(self.seed) and self.seed < 2**63), "between 0 and 2**63 - 1"),
+            "stop": (
+                _is_list_of(self.stop, lambda s: isinstance(s, str) and s),
+                "a list of strings that are not empty",
+            ),
+            "stop_token_ids": (_is_list_of(self.stop_token_ids, _is_count), "a list of token ids"),
         }
         for name, (fits, wanted) in checks.items():
             if not fits:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be {wanted}")
 
 
-def _check_positive(name: str, value: int) -> None:
-    if value < 1:
-        raise ConfigError(f"{name} is {value}; it must be at least 1")
+def _check_positive(name: str, value: object) -> None:
+    if not _is_count(value) or value == 0:
+        raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 1")
+
+
+def _is_count(value: object) -> bool:
+    """Whether it is a whole number from 0 on; true and false are not numbers here."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_list_of(values: object, fits: Callable[[object], object]) -> bool:
+    return isinstance(values, Sequence) and not isinstance(values, str | bytes) and all(map(fits, values))
