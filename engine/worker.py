@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import Event as ThreadEvent
@@ -75,6 +76,9 @@ class EngineWorker:
         def run() -> None:
             if not future.set_running_or_notify_cancel():
                 return
+            if self._stopping.is_set():
+                future.set_exception(EngineStoppedError("the engine has stopped; start a new one"))
+                return
             try:
                 future.set_result(function(self.engine))
             except Exception as error:  # noqa: BLE001 - it belongs to the caller, who gets it from the future
@@ -82,7 +86,7 @@ class EngineWorker:
 
         with self._lock:
             if not self.is_alive:
-                raise EngineStoppedError("the engine has stopped; start it again")
+                raise EngineStoppedError("the engine is not running; start one")
             self._commands.put(run)
         return future
 
@@ -92,7 +96,7 @@ class EngineWorker:
         queue: asyncio.Queue[Event | Exception] = asyncio.Queue()
 
         def deliver(event: Event | Exception) -> None:
-            if not loop.is_closed():
+            with suppress(RuntimeError):  # the loop may close at any moment: then nobody waits for this
                 loop.call_soon_threadsafe(queue.put_nowait, event)
 
         future = self.call(lambda engine: self._register(engine.submit(prompt, *args, **kwargs), deliver, queue))
@@ -139,7 +143,7 @@ class EngineWorker:
     def cancel(self, handle: Handle) -> None:
         """End a request soon; harmless when it has ended."""
         if handle.request.state is not RequestState.FINISHED:
-            self._commands.put(lambda: self.engine.cancel(handle.request))
+            self._commands.put(lambda: None if self._stopping.is_set() else self.engine.cancel(handle.request))
 
     def _register(
         self,
@@ -157,13 +161,17 @@ class EngineWorker:
             self.cancel(future.result())
 
     def _loop(self) -> None:
-        while not self._stopping.is_set():
-            self._take_commands()
-            if self.engine.scheduler.has_work:
-                self._step()
-            self._deliver()
-        self._fail(list(self._handles), EngineStoppedError("the engine has stopped before the answer was complete"))
-        self._refuse_commands()
+        try:
+            while not self._stopping.is_set():
+                self._take_commands()
+                if self.engine.scheduler.has_work:
+                    self._step()
+                self._deliver()
+            self._fail(list(self._handles), EngineStoppedError("the engine has stopped before the answer was complete"))
+        except Exception:
+            logger.exception("the engine's thread failed and stops; please report this")
+        finally:
+            self._leave_nobody_waiting()
 
     def _take_commands(self) -> None:
         """Run every command that waits; with nothing to compute, wait for one."""
@@ -190,7 +198,8 @@ class EngineWorker:
         except Exception as error:
             logger.exception("a step failed; its requests are ended, the engine goes on")
             failure = StepFailedError(f"the engine failed while computing this answer ({error}); ask again")
-            self._fail(list(self.engine.scheduler.running), failure)
+            scheduler = self.engine.scheduler
+            self._fail(list(scheduler.running or scheduler.waiting), failure)
 
     def _deliver(self) -> None:
         for request, handle in list(self._handles.items()):
@@ -202,14 +211,17 @@ class EngineWorker:
     def _fail(self, requests: list[Request], error: Exception) -> None:
         """End requests with an error instead of a generation."""
         for request in requests:
-            self.engine.cancel(request)
-            self.engine.take_events(request)
+            self.engine.forget(request)
             handle = self._handles.pop(request, None)
             if handle is not None:
                 handle.deliver(error)
 
-    def _refuse_commands(self) -> None:
-        """Answer the commands that came too late: none may wait for ever."""
+    def _leave_nobody_waiting(self) -> None:
+        """Tell readers whose request was not ended, and refuse the commands that came too late."""
+        with self._lock:
+            self._stopping.set()
+        for handle in self._handles.values():
+            handle.deliver(EngineStoppedError("the engine has stopped before the answer was complete"))
+        self._handles.clear()
         while not self._commands.empty():
             self._commands.get()()
-        self._fail(list(self._handles), EngineStoppedError("the engine has stopped"))
