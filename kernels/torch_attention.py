@@ -41,7 +41,10 @@ class TorchBackend:
         out, lse = step.empty()
         per_run = lse.new_full((plan.num_rows, plan.max_runs, q.shape[1]), -torch.inf)
         for run in dict.fromkeys(run for sequence in plan.sequences for run in sequence.runs if run.num_tokens):
-            members = tuple(i for i, sequence in enumerate(plan.sequences) if run in sequence.runs)
+            readers = (i for i, sequence in enumerate(plan.sequences) if run in sequence.runs)
+            members = tuple(i for i in readers if plan.rows[i])
+            if not members:
+                continue
             part, part_lse = step.attend(run, (RunGroup((run,), members, run.shift),))
             out, lse = merge(out, lse, part, part_lse)
             for member in members:

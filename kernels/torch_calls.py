@@ -106,14 +106,17 @@ def _visible(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
 
 
 def _buckets(entries: list[_Entry]) -> Iterable[list[_Entry]]:
-    """Yield entries of similar length together, so that padding stays below about two thirds more work."""
-    entries = sorted(entries, key=lambda entry: -len(entry.slots))
+    """Yield entries of similar length and disjoint rows together, so that little of a batch is padding."""
     bucket: list[_Entry] = []
-    for entry in entries:
-        if bucket and len(entry.slots) < min(0.6 * len(bucket[0].slots), len(bucket[0].slots) - 64):
+    taken: set[int] = set()
+    for entry in sorted(entries, key=lambda entry: -len(entry.slots)):
+        longest = len(bucket[0].slots) if bucket else 0
+        rows = set(entry.rows.tolist())
+        if bucket and (longest - len(entry.slots) > max(0.4 * longest, 64) or rows & taken):
             yield bucket
-            bucket = []
+            bucket, taken = [], set()
         bucket.append(entry)
+        taken |= rows
     yield bucket
 
 
