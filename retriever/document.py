@@ -194,7 +194,7 @@ class BytesSource:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A document as it is stored; `content_hash` is its version, `encoder_fingerprint` made its passages' tokens."""
+    """A document as it is stored; its version is `content_hash`, and `encoder_fingerprint` is what it was split for."""
 
     id: str
     uri: str

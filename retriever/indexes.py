@@ -12,9 +12,10 @@ import numpy as np
 
 from retriever.config import RetrieverConfig
 from retriever.embedder import Vectors
+from retriever.index_spec import IndexSpec
 from retriever.records import Collection, Reader
 from retriever.store import Store
-from retriever.vector_index import Ids, IndexSpec, VectorIndex
+from retriever.vector_index import Ids, VectorIndex
 
 __all__ = ["Indexes"]
 
@@ -50,7 +51,10 @@ class Indexes:
             return index
         with self._lock, self._store.read() as reader:
             current = reader.refresh(collection)
-            index = self._loaded.get(collection.id) or self._load(collection)
+            index = self._loaded.get(collection.id)
+            if index is not None and index.generation >= current.generation:
+                return index
+            index = index or self._load(current)
             self._catch_up(index, current, reader)
             if self._wants_rebuild(index, current, reader):
                 index = self._rebuild(current, reader)
@@ -132,7 +136,7 @@ class Indexes:
         if len(missing):
             index.add(*reader.vectors(collection, missing if len(index) else None))
             self._unsaved[collection.id] = self._unsaved.get(collection.id, 0) + len(missing)
-        index.generation = max(index.generation, collection.generation)
+        index.generation = index.base_generation = collection.generation
 
     def _wants_rebuild(self, index: VectorIndex, collection: Collection, reader: Reader) -> bool:
         live = reader.num_vectors(collection)

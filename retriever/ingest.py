@@ -4,29 +4,26 @@ A batch is one transaction, so that a crash, an error or Ctrl-C at any moment le
 new version; what is committed is not read again by the next run. Ids and labels come from the content.
 """
 
-import json
-from base64 import b32encode
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from itertools import accumulate
 
 import numpy as np
 
+from retriever.changes import DocumentRow, PassageRow, Writer
 from retriever.config import RetrieverConfig
-from retriever.document import ExtractedText, PassageDraft, PassageEncoder, RawDocument, Source, digest, document_id
+from retriever.document import PassageDraft, PassageEncoder, RawDocument, Source, digest, document_id
+from retriever.drafts import Draft, Pending, drafts_of, encode, free_label, header_of, vector_id_of
 from retriever.embedder import TextEmbedder, Vectors
-from retriever.errors import EmbedderError, EmbedderMismatchError, PassageEncoderError, SourceError
+from retriever.errors import EmbedderError, EmbedderMismatchError, SourceError
 from retriever.extract import EXTRACT_VERSION, extract
 from retriever.indexes import Indexes
-from retriever.records import Collection, DocumentRow, PassageRow, Writer
-from retriever.splitter import Span, split
+from retriever.records import Collection
+from retriever.splitter import split
 from retriever.store import Store
 
 __all__ = ["IngestEvent", "IngestReport", "Ingestion", "Stage", "check_embedder"]
 
-MIN_LABEL = 4  # base32 characters; a label grows where a shorter one is taken
 CHARACTERS_PER_TOKEN = 4  # a guess, only to size batches
 
 
@@ -76,27 +73,6 @@ class IngestReport:
     passages: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Draft:
-    """A passage that has no label, tokens or vectors yet."""
-
-    id: int
-    span: Span
-    text: str
-    heading_path: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Pending:
-    """A document that is read and waits for its batch."""
-
-    id: str
-    uri: str
-    title: str
-    content_hash: bytes
-    text: ExtractedText
-
-
 class Ingestion:
     """One run over sources; made by `Library.ingest`, which documents the arguments."""
 
@@ -126,7 +102,7 @@ class Ingestion:
         with self._store.read() as reader:
             versions = reader.versions(collection)
         seen: set[str] = set()
-        pending: list[_Pending] = []
+        pending: list[Pending] = []
         size = 0
         for source in sources:
             identity = document_id(source.uri)
@@ -151,7 +127,7 @@ class Ingestion:
         """Tell the caller something about the collection."""
         self._tell(Stage.NOTICE, message=message)
 
-    def _read(self, source: Source, identity: str, versions: dict[str, tuple[bytes, str]]) -> _Pending | None:
+    def _read(self, source: Source, identity: str, versions: dict[str, tuple[bytes, str]]) -> Pending | None:
         """Return the extracted document, or None when it is stored already or cannot be used."""
         try:
             raw = source.read(self._config.max_document_bytes)
@@ -169,18 +145,18 @@ class Ingestion:
             return None
         versions[identity] = (content_hash, self._encoder.fingerprint)
         self._tell(Stage.EXTRACTED, source.uri)
-        return _Pending(identity, source.uri, text.title or source.uri, content_hash, text)
+        return Pending(identity, source.uri, text.title or source.uri, content_hash, text)
 
     @staticmethod
     def _version(raw: RawDocument) -> bytes:
         return digest(EXTRACT_VERSION, raw.content_hash)
 
-    def _flush(self, collection: Collection, pending: Sequence[_Pending]) -> Collection:
+    def _flush(self, collection: Collection, pending: Sequence[Pending]) -> Collection:
         """Split, embed and commit a batch of documents, and return the collection as it is then."""
         if not pending:
             return collection
         spans = split([item.text for item in pending], collection.settings.split, self._encoder.count)
-        drafts = [_drafts(collection, item, cut) for item, cut in zip(pending, spans, strict=True)]
+        drafts = [drafts_of(collection, item, cut) for item, cut in zip(pending, spans, strict=True)]
         with self._store.read() as reader:
             wanted = [draft.id for group in drafts for draft in group]
             stored = reader.passages_by_id(collection, wanted).keys()
@@ -194,11 +170,11 @@ class Ingestion:
                 return collection
 
     def _embed(
-        self, pending: Sequence[_Pending], drafts: list[list[_Draft]], wanted: set[int]
+        self, pending: Sequence[Pending], drafts: list[list[Draft]], wanted: set[int]
     ) -> Iterator[tuple[int, Vectors]]:
         """Yield passage id and vectors [windows, dimension] of the passages wanted."""
         items = [
-            (draft, _header(item.title, draft))
+            (draft, header_of(item.title, draft))
             for item, group in zip(pending, drafts, strict=True)
             for draft in group
             if draft.id in wanted
@@ -232,8 +208,8 @@ class Ingestion:
     def _commit(
         self,
         collection: Collection,
-        pending: Sequence[_Pending],
-        drafts: list[list[_Draft]],
+        pending: Sequence[Pending],
+        drafts: list[list[Draft]],
         vectors: dict[int, Vectors],
     ) -> set[int]:
         """Commit a batch, or return the passages whose stored vectors have gone meanwhile."""
@@ -272,8 +248,8 @@ class Ingestion:
         self,
         writer: Writer,
         collection: Collection,
-        item: _Pending,
-        drafts: Sequence[_Draft],
+        item: Pending,
+        drafts: Sequence[Draft],
         vectors: dict[int, Vectors],
     ) -> list[PassageRow]:
         """Store one document; passages that it had already keep their label and vectors."""
@@ -285,13 +261,13 @@ class Ingestion:
         labels = {draft.id: labels.get(draft.id, "") for draft in drafts}
         taken: set[str] = set()
         for passage_id, label in labels.items():
-            labels[passage_id] = label or _free_label(writer, collection, passage_id, taken)
+            labels[passage_id] = label or free_label(writer, collection, passage_id, taken)
             taken.add(labels[passage_id])
         tokens = encode(self._encoder, [PassageDraft(labels[d.id], item.title, d.heading_path, d.text) for d in drafts])
         rows = []
         for draft, token_ids in zip(drafts, tokens, strict=True):
             windows = [] if draft.id in kept else list(vectors[draft.id])
-            named = {_vector_id(draft.id, window): vector for window, vector in enumerate(windows)}
+            named = {vector_id_of(draft.id, window): vector for window, vector in enumerate(windows)}
             span = draft.span
             place = (draft.text, span.start, span.end, span.page, draft.heading_path)
             rows.append(PassageRow(draft.id, labels[draft.id], *place, token_ids, named))
@@ -309,21 +285,6 @@ class Ingestion:
             self._tell(Stage.REMOVED, document.uri)
 
 
-def encode(encoder: PassageEncoder, drafts: Sequence[PassageDraft]) -> list[list[int]]:
-    """Return the token ids of each passage.
-
-    Raises:
-        PassageEncoderError: the encoder returned none for a passage.
-    """
-    tokens = encoder.encode(drafts) if drafts else []
-    if len(tokens) != len(drafts) or not all(len(ids) for ids in tokens):
-        encoded = sum(1 for ids in tokens if len(ids))
-        raise PassageEncoderError(
-            f"the passage encoder returned tokens for {encoded} of {len(drafts)} passages; it must return some for each"
-        )
-    return tokens
-
-
 def check_embedder(collection: Collection, embedder: TextEmbedder) -> None:
     """Check that a collection's vectors come from this embedder.
 
@@ -337,37 +298,3 @@ def check_embedder(collection: Collection, embedder: TextEmbedder) -> None:
         f"({collection.embedder_fingerprint}), not with {embedder.name!r} ({embedder.fingerprint}); "
         "use that embedder, or ingest the documents into a new collection"
     )
-
-
-def _header(title: str, draft: _Draft) -> str:
-    """Return what goes before a passage when it is embedded, so that its place in the document can be found."""
-    return " > ".join((title, *draft.heading_path)) + "\n"
-
-
-def _drafts(collection: Collection, item: _Pending, spans: Sequence[Span]) -> list[_Draft]:
-    """Return the passages of a document with ids from their content; equal ones are told apart by their order."""
-    seen: Counter[tuple[tuple[str, ...], str]] = Counter()
-    drafts = []
-    for span in spans:
-        text = item.text.text[span.start : span.end]
-        path = span.heading_path[1:] if span.heading_path[:1] == (item.title,) else span.heading_path
-        fields = (collection.name, item.id, item.title, json.dumps(path), text, str(seen[path, text]))
-        seen[path, text] += 1
-        hashed = digest(*(value.encode("utf-8", "replace") for value in fields))
-        drafts.append(_Draft(_int63(hashed), span, text, path))
-    return drafts
-
-
-def _int63(hashed: bytes) -> int:
-    return int.from_bytes(hashed[:8], "little") >> 1
-
-
-def _vector_id(passage_id: int, window: int) -> int:
-    return _int63(digest(passage_id.to_bytes(8, "little"), window.to_bytes(8, "little")))
-
-
-def _free_label(writer: Writer, collection: Collection, passage_id: int, taken: set[str]) -> str:
-    """Return the shortest label from the passage's id that no other passage of the collection has."""
-    letters = b32encode(digest(b"label", passage_id.to_bytes(8, "little"))).decode().lower().rstrip("=")
-    candidates = accumulate(letters[MIN_LABEL:], initial=letters[:MIN_LABEL])
-    return next(label for label in candidates if label not in taken and writer.label_is_free(collection, label))

@@ -6,10 +6,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import numpy as np
-
 from retriever.config import CollectionSettings, RetrieverConfig
 from retriever.document import Document, Hit, Passage, PassageDraft, PassageEncoder, Source
+from retriever.drafts import encode
 from retriever.embedder import TextEmbedder, Vectors
 from retriever.errors import (
     EmbedderError,
@@ -20,11 +19,13 @@ from retriever.errors import (
     UnknownCollectionError,
     UnknownPassageError,
 )
+from retriever.index_spec import IndexSpec
 from retriever.indexes import Indexes
-from retriever.ingest import IngestEvent, Ingestion, IngestReport, check_embedder, encode
+from retriever.ingest import IngestEvent, Ingestion, IngestReport, check_embedder
 from retriever.records import Collection, Reader
 from retriever.store import Store
-from retriever.vector_index import IndexSpec, VectorIndex
+from retriever.upkeep import check_collection
+from retriever.vector_index import VectorIndex
 
 __all__ = ["Library"]
 
@@ -238,6 +239,11 @@ class Library:
                 reader.document(row, document_id)
             return list(reader.passages(row, document_id))
 
+    def iter_passages(self, collection: str) -> Iterator[Passage]:
+        """Yield every passage of one snapshot of a collection without holding them all in memory."""
+        with self._store.read() as reader:
+            yield from reader.passages(reader.collection(collection))
+
     def passage(self, collection: str, passage: int | str) -> Passage:
         """Return the passage of an id or a label.
 
@@ -255,6 +261,8 @@ class Library:
 
     def reencode(self, collection: str, encoder: PassageEncoder) -> int:
         """Give every passage tokens of another encoder, without splitting or embedding anew; return how many changed.
+
+        The next ingestion with that encoder splits the documents anew, as their token budget is counted by it.
 
         Raises:
             PassageEncoderError: the encoder breaks its contract.
@@ -354,17 +362,7 @@ class Library:
         """
         with self._store.read() as reader:
             row = reader.collection(collection)
-            texts = {d.id: reader.document_text(row, d.id) for d in reader.documents(row)}
-            for passage in reader.passages(row):
-                if texts[passage.document_id][passage.start : passage.end] != passage.text or not passage.token_ids:
-                    raise StoreError(f"passage {passage.label!r} does not fit its document; ingest {passage.uri} again")
-            ids = reader.vector_ids(row)
-            owners = set(reader.passages_of_vectors(row, ids).values())
-            bare = [passage.label for passage in reader.passages(row) if passage.id not in owners]
-            if bare:
-                raise StoreError(f"passages {bare[:5]} have no vector; ingest their documents again")
-            if len(ids) and len(np.setdiff1d(ids, self._indexes.get(row).ids)):
-                raise StoreError(f"the index of {collection!r} lacks vectors; rebuild it")
+            check_collection(reader, row, self._indexes.get(row) if row.dimension is not None else None)
 
     def _require_embedder(self) -> TextEmbedder:
         if self._embedder is None:
@@ -374,8 +372,3 @@ class Library:
     def _maintain(self, collection: str) -> str:
         row = self.collection(collection)
         return self._indexes.maintain(row) if row.dimension is not None else ""
-
-    def iter_passages(self, collection: str) -> Iterator[Passage]:
-        """Yield every passage of one snapshot of a collection without holding them all in memory."""
-        with self._store.read() as reader:
-            yield from reader.passages(reader.collection(collection))

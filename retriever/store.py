@@ -1,5 +1,6 @@
-"""The SQLite database: connections, transactions and migrations. What is in the tables, `records.py` knows.
+"""The SQLite database: connections, transactions and migrations.
 
+What is in the tables, `records.py` (reads) and `changes.py` (writes) know.
 Write-ahead logging lets any number of threads read a snapshot each while one writes. A transaction commits as a
 whole or, after an exception or a crash, not at all.
 """
@@ -11,8 +12,9 @@ from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
+from retriever.changes import Writer
 from retriever.errors import StoreError, StoreVersionError
-from retriever.records import Reader, Writer
+from retriever.records import Reader
 
 __all__ = ["Store", "migrate", "migrations"]
 

@@ -11,9 +11,10 @@ from retriever.config import CollectionSettings, RetrieverConfig
 from retriever.document import TextSource
 from retriever.errors import SettingsError
 from retriever.hash_embedder import HashEmbedder
+from retriever.index_spec import IndexSpec
 from retriever.ingest import Stage
 from retriever.retriever import Library
-from retriever.vector_index import IndexSpec, VectorIndex
+from retriever.vector_index import VectorIndex
 
 DIMENSION = 16
 FACTORIES = [("Flat", ""), ("IDMap2,Flat", ""), ("IVF4,Flat", "nprobe=4"), ("HNSW16,Flat", "efSearch=256"), ("SQ8", "")]

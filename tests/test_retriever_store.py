@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from retriever.changes import DocumentRow
 from retriever.config import CollectionSettings
 from retriever.errors import CollectionExistsError, SettingsError, StoreError, StoreVersionError, UnknownCollectionError
-from retriever.records import DocumentRow
 from retriever.store import Store, migrate, migrations
 
 

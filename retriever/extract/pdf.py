@@ -1,6 +1,7 @@
 """PDF through pypdf: the text layer page by page, below the headings of its outline."""
 
 import io
+import logging
 import re
 from collections import defaultdict
 from typing import Any
@@ -14,6 +15,7 @@ from retriever.extract.builder import TextBuilder
 
 __all__ = ["extract"]
 
+logging.getLogger("pypdf").setLevel(logging.ERROR)  # it warns of files that it then reads well
 HYPHENATION = re.compile(r"(?<=[a-z])-\n(?=[a-z])")
 PARAGRAPH_BREAK = re.compile(r"\n[ \t]*\n\s*")
 
