@@ -92,6 +92,7 @@ class SamplingParams:
                 "a list of strings that are not empty",
             ),
             "stop_token_ids": (_is_list_of(self.stop_token_ids, _is_count), "a list of token ids"),
+            "ignore_eos": (isinstance(self.ignore_eos, bool), "true or false"),
         }
         for name, (fits, wanted) in checks.items():
             if not fits:

@@ -13,7 +13,7 @@ from engine.batch import build_batch
 from engine.config import EngineConfig, SamplingParams
 from engine.errors import ConfigError, PromptTooLongError, ReuseNotCertifiedError
 from engine.eviction import policy_named
-from engine.kv_cache import allocate_kv_cache, resolve_dtype
+from engine.kv_cache import allocate_kv_cache, check_device, resolve_dtype
 from engine.model_runner import ModelRunner
 from engine.models.decoder import Decoder
 from engine.output import Event, Generation, OutputStream
@@ -68,9 +68,10 @@ class Engine:
         Raises:
             ModelFileError: a folder that misses files or holds damaged ones.
             UnsupportedModelError: an architecture or rope type that this engine does not run.
-            ConfigError: settings that cannot work with the model.
+            ConfigError: settings that cannot work with the model or the machine.
         """
         config = config or EngineConfig()
+        check_device(config.device)
         dtype = resolve_dtype(config)
         backend = get_backend(config.backend, config.device)
         decoder = Decoder.from_folder(Path(folder), dtype=dtype, device=config.device, backend=backend)

@@ -9,9 +9,18 @@ from engine.errors import ConfigError
 from engine.models.config import ModelConfig
 from kernels.kv_cache import KVCache
 
-__all__ = ["allocate_kv_cache", "resolve_dtype"]
+__all__ = ["allocate_kv_cache", "check_device", "resolve_dtype"]
 
 MIB = 1 << 20
+
+
+def check_device(device: str) -> None:
+    """Raise `ConfigError` unless tensors can be made on the device."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"device {device!r} cannot be used ({reason}); choose cpu, or one that torch sees") from error
 
 
 def resolve_dtype(config: EngineConfig) -> torch.dtype:
@@ -33,15 +42,11 @@ def allocate_kv_cache(config: EngineConfig, model: ModelConfig, dtype: torch.dty
     budget = config.kv_cache_bytes or min(max(_memory_bytes() // 8, 256 * MIB), 4096 * MIB)
     if budget < per_block:
         raise ConfigError(f"kv_cache_bytes {budget} holds no block of {per_block} bytes; give it more")
-    return KVCache.allocate(
-        budget // per_block,
-        config.block_size,
-        model.num_layers,
-        model.num_kv_heads,
-        model.head_dim,
-        dtype,
-        device=config.device,
-    )
+    shape = (budget // per_block, config.block_size, model.num_layers, model.num_kv_heads, model.head_dim)
+    try:
+        return KVCache.allocate(*shape, dtype, device=config.device)
+    except RuntimeError as error:
+        raise ConfigError(f"kv_cache_bytes {budget} cannot be had on {config.device!r}; give it less") from error
 
 
 def _memory_bytes() -> int:
