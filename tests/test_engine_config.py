@@ -1,0 +1,123 @@
+"""Settings that cannot work are refused, with the field and its value in the message."""
+
+import math
+
+import pytest
+import torch
+from tiny_models import make_engine_folder
+
+from engine import Engine, EngineConfig, SamplingParams
+from engine.errors import ConfigError
+from engine.kv_cache import resolve_dtype
+
+BAD_SAMPLING = [
+    ("max_tokens", -1),
+    ("max_tokens", 2.5),
+    ("max_tokens", "8"),
+    ("temperature", -0.1),
+    ("temperature", math.nan),
+    ("temperature", math.inf),
+    ("temperature", "warm"),
+    ("top_k", -1),
+    ("top_k", 1.5),
+    ("top_p", 0),
+    ("top_p", 1.01),
+    ("top_p", math.nan),
+    ("seed", -1),
+    ("seed", 2**63),
+    ("seed", 1.5),
+    ("stop", "END"),
+    ("stop", ["ok", ""]),
+    ("stop", [5]),
+    ("stop", None),
+    ("stop_token_ids", None),
+    ("stop_token_ids", ["a"]),
+    ("ignore_eos", "no"),
+]
+BAD_ENGINE = [
+    ("dtype", "float16"),
+    ("block_size", 0),
+    ("block_size", 1.5),
+    ("block_size", "16"),
+    ("kv_cache_bytes", 0),
+    ("kv_cache_bytes", 1.5),
+    ("max_num_seqs", 0),
+    ("max_num_seqs", True),
+    ("max_num_batched_tokens", 0),
+    ("max_num_waiting", -3),
+    ("max_model_len", 0),
+    ("eviction", "newest"),
+    ("eviction", None),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_SAMPLING)
+def test_bad_sampling_is_refused(name, value):
+    with pytest.raises(ConfigError) as caught:
+        SamplingParams(**{name: value})
+    assert name in str(caught.value)
+    assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_ENGINE)
+def test_bad_engine_settings_are_refused(name, value):
+    with pytest.raises(ConfigError) as caught:
+        EngineConfig(**{name: value})
+    assert name in str(caught.value)
+    assert repr(value) in str(caught.value)
+
+
+def test_limits_are_accepted():
+    SamplingParams(max_tokens=0, temperature=0, top_k=0, top_p=1, seed=0, stop=("a",), stop_token_ids=[3])
+    SamplingParams(temperature=100, top_p=1e-12, seed=2**63 - 1)
+    EngineConfig(block_size=1, max_num_seqs=1, max_num_batched_tokens=1, max_num_waiting=1, max_model_len=1)
+
+
+def test_unknown_settings_are_refused():
+    with pytest.raises(TypeError, match="max_new_tokens"):
+        SamplingParams(max_new_tokens=5)
+    with pytest.raises(TypeError, match="blocksize"):
+        EngineConfig(blocksize=5)
+
+
+def test_auto_dtype_is_what_the_machine_computes_in():
+    assert resolve_dtype(EngineConfig(dtype="float32")) is torch.float32
+    assert resolve_dtype(EngineConfig(dtype="bfloat16")) is torch.bfloat16
+    assert resolve_dtype(EngineConfig(device="cuda")) is torch.bfloat16
+    assert resolve_dtype(EngineConfig()) in (torch.float32, torch.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    make_engine_folder(folder, "llama-tied")
+    return folder
+
+
+@pytest.mark.parametrize("device", ["cud", "cuda:99", "meta:x", ""])
+def test_a_device_that_is_not_there_is_named(folder, device):
+    with pytest.raises(ConfigError, match="device") as caught:
+        Engine.from_pretrained(folder, EngineConfig(device=device))
+    assert repr(device) in str(caught.value)
+
+
+def test_memory_for_kv_that_holds_no_block(folder):
+    with pytest.raises(ConfigError, match="kv_cache_bytes 100"):
+        Engine.from_pretrained(folder, EngineConfig(kv_cache_bytes=100))
+
+
+def test_memory_that_cannot_be_had(folder):
+    with pytest.raises(ConfigError, match="kv_cache_bytes"):
+        Engine.from_pretrained(folder, EngineConfig(kv_cache_bytes=2**62))
+
+
+def test_blocks_fill_the_memory_that_was_given(folder):
+    engine = Engine.from_pretrained(folder, EngineConfig(dtype="float32", kv_cache_bytes=100_000))
+    assert engine.runner.kv_cache.data.nbytes <= 100_000
+    assert engine.runner.kv_cache.data.nbytes + engine.runner.kv_cache.bytes_per_block > 100_000
+    assert engine.stats().num_blocks == engine.runner.kv_cache.num_blocks
+
+
+def test_max_model_len_never_exceeds_the_model(folder):
+    assert Engine.from_pretrained(folder, EngineConfig(kv_cache_bytes=1 << 20, max_model_len=9999)).max_model_len == 256
+    assert Engine.from_pretrained(folder, EngineConfig(kv_cache_bytes=1 << 20, max_model_len=40)).max_model_len == 40
