@@ -5,7 +5,7 @@ One `Pipeline` serves any number of threads and coroutines at once; the engine's
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -98,7 +98,7 @@ class Pipeline:
             timings_ms=timings,
         )
 
-    def answer(self, request: AnswerRequest) -> Iterator[AnswerEvent]:
+    def answer(self, request: AnswerRequest) -> Generator[AnswerEvent, None, None]:
         """Answer a question: retrieval, then deltas and citations, then done. Leaving early cancels it.
 
         Raises:
@@ -122,7 +122,7 @@ class Pipeline:
         finally:
             worker.cancel(handle)
 
-    async def answer_async(self, request: AnswerRequest) -> AsyncIterator[AnswerEvent]:
+    async def answer_async(self, request: AnswerRequest) -> AsyncGenerator[AnswerEvent, None]:
         """Do what `answer` does without blocking the event loop; cancelling the task cancels the answer."""
         await asyncio.to_thread(self._components.load)
         prepared = await asyncio.to_thread(self.prepare, request)

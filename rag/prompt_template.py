@@ -18,9 +18,12 @@ class PromptTemplate(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    system: str = "Answer the question from the passages. Cite the label of a passage you use, such as [abcd]."
+    system: str = (
+        "You answer questions from the passages that you are given. "
+        "After each sentence, cite the label of its passage, like [abcd]."
+    )
     before: str = ""
-    after: str = "Answer in one or two sentences, from the passages above: {question}"
+    after: str = "Question: {question}\nAnswer in a few sentences, using the passages:"
 
     @field_validator("after")
     @classmethod

@@ -4,9 +4,19 @@
 that clients whose numbers are doubles keep every digit. Unknown fields of a request are refused.
 """
 
+import base64
 from typing import Annotated, Literal
 
-from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, PlainSerializer, StringConstraints, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    EncodedBytes,
+    EncoderProtocol,
+    Field,
+    PlainSerializer,
+    StringConstraints,
+    WithJsonSchema,
+)
 from pydantic import model_validator as check_model
 
 __all__ = [
@@ -45,6 +55,28 @@ PassageId = Annotated[
     PlainSerializer(str, return_type=str, when_used="json"),
     WithJsonSchema({"type": "string", "pattern": r"^-?\d+$", "description": "64-bit integer"}),
 ]
+
+
+class _StrictBase64(EncoderProtocol):
+    """Base64 that refuses what is not of its alphabet, where pydantic's own drops it."""
+
+    @classmethod
+    def decode(cls, data: bytes) -> bytes:
+        try:
+            return base64.b64decode(data, validate=True)
+        except ValueError as error:
+            raise ValueError(f"this is not base64: {error}") from error
+
+    @classmethod
+    def encode(cls, value: bytes) -> bytes:
+        return base64.b64encode(value)
+
+    @classmethod
+    def get_json_format(cls) -> Literal["base64"]:
+        return "base64"
+
+
+Base64 = Annotated[bytes, EncodedBytes(encoder=_StrictBase64)]
 Question = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 CollectionName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
@@ -299,7 +331,7 @@ class DocumentInput(_Request):
 
     uri: Annotated[str, StringConstraints(min_length=1, max_length=4096)]
     text: str | None = None
-    data: Base64Bytes | None = None
+    data: Base64 | None = None
     name: str | None = None
     title: str | None = None
     media_type: str | None = None

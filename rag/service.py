@@ -3,7 +3,7 @@
 Every method may be called from any thread. Whoever makes a `Service` owns the data directory (`data_dir.open_owned`).
 """
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -91,12 +91,12 @@ class Service:
         """Whether a question can be answered without loading anything."""
         return self.components.is_loaded
 
-    def answer(self, request: AnswerRequest) -> Iterator[AnswerEvent]:
+    def answer(self, request: AnswerRequest) -> Generator[AnswerEvent, None, None]:
         """Answer a question; see `Pipeline.answer`."""
         self.components.library().collection(request.collection)  # a wrong name is told before models load
         return self.pipeline.answer(request)
 
-    def answer_async(self, request: AnswerRequest) -> AsyncIterator[AnswerEvent]:
+    def answer_async(self, request: AnswerRequest) -> AsyncGenerator[AnswerEvent, None]:
         """Answer a question on an event loop; see `Pipeline.answer_async`."""
         return self.pipeline.answer_async(request)
 

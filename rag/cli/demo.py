@@ -19,7 +19,7 @@ __all__ = ["QUESTIONS", "demo"]
 
 COLLECTION = "python-topics"
 # The two find the same passages, in the same order.
-QUESTIONS = ("What is a lambda expression?", "How is a lambda expression written?")
+QUESTIONS = ("What does the with statement do?", "How do I use the with statement?")
 
 
 def demo(context: typer.Context, as_json: AsJson = False) -> None:
@@ -45,7 +45,7 @@ def demo(context: typer.Context, as_json: AsJson = False) -> None:
         return
     _compare(answers)
     print(
-        f"\nNext:  rag ask -c {COLLECTION} 'What does the with statement do?'"
+        f"\nNext:  rag ask -c {COLLECTION} 'What is a lambda expression?'"
         "\n       rag ingest FOLDER && rag ask 'A question about your documents'"
         "\n       rag serve        (then every command uses the running server and its cache)"
         "\n       rag bench prefix"
