@@ -73,7 +73,7 @@ class Scheduler:
         work: list[ScheduledWork] = []
         for request in sorted(self.running, key=lambda r: r.held.num_remaining_tokens > 1):
             budget -= self._schedule_one(request, budget, work)
-        while budget > 0 and not preempted and self._admit_next():
+        while budget > 0 and not (preempted and self.running) and self._admit_next():
             budget -= self._schedule_one(self.running[-1], budget, work)
         assert work or not self.has_work, "requests wait, and none can ever run"
         return work
@@ -88,7 +88,11 @@ class Scheduler:
         request.state = RequestState.FINISHED
 
     def _make_room_for_running(self) -> bool:
-        """Give every running request room for its next token; the newest ones yield when blocks run out."""
+        """Give every running request room for its next token; the newest ones yield when blocks run out.
+
+        Even the last one may have to: it holds copies of blocks that the tree cannot give up, because it published
+        its own below them. Admitted again, it takes the tree's in their place.
+        """
         preempted = False
         for request in list(self.running):
             while request.state is RequestState.RUNNING and not self.cache.extend(request):

@@ -1,0 +1,355 @@
+"""The scheduler and the prefix cache in a whole engine loop, with arithmetic in the place of a model.
+
+The fake model writes (token, position, hash of the context) into each KV slot and samples from what it reads back
+through the block table, so a wrong, stale or foreign block changes the tokens.
+"""
+
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from engine.errors import QueueFullError
+from engine.prefix_cache import PrefixCache
+from engine.prompt import Prompt, Reuse, Segment, SegmentKind
+from engine.request import Request, RequestState
+from engine.scheduler import ScheduledWork, Scheduler
+
+
+def next_token(tokens: Sequence[int]) -> int:
+    return zlib.crc32(repr(list(tokens)).encode()) % 3 + 1
+
+
+def context_hash(tokens: Sequence[int]) -> int:
+    return zlib.crc32(repr(list(tokens)).encode())
+
+
+class FakeModel:
+    """KV slots without tensors."""
+
+    def __init__(self, block_size: int) -> None:
+        self.block_size = block_size
+        self.slots: dict[tuple[int, int], tuple[int, int, int]] = {}
+
+    def run(self, item: ScheduledWork) -> int:
+        """Compute the item's positions; return the token sampled from everything the table shows."""
+        request = item.request
+        table = {
+            run.start + i: (run.blocks[i // self.block_size], i % self.block_size, run.shift)
+            for run in request.held.runs
+            for i in range(run.num_tokens)
+        }
+        tokens = request.tokens
+        for part in item.positions:
+            for position in part:
+                block, offset, shift = table[position]
+                assert shift == 0
+                self.slots[block, offset] = (tokens[position], position, context_hash(tokens[: position + 1]))
+        seen = []
+        for position in range(item.positions[-1].stop):
+            block, offset, shift = table[position]
+            token, computed_at, context = self.slots[block, offset]
+            assert computed_at + shift == position, "a slot of another position"
+            if request.reuse is not Reuse.CHUNK:
+                assert context == context_hash(tokens[: position + 1]), "a slot of another context"
+            seen.append(token)
+        return next_token(seen)
+
+
+class Simulation:
+    """`schedule -> run -> commit`, with every promise of the scheduler checked at each step."""
+
+    def __init__(self, *, num_blocks: int, block_size: int = 4, repair: int = 0, seqs: int = 8, budget: int = 16,
+                 waiting: int = 1000) -> None:  # fmt: skip
+        self.cache = PrefixCache(num_blocks, block_size, repair=repair)
+        self.budget, self.seqs = budget, seqs
+        self.scheduler = Scheduler(
+            self.cache, max_num_seqs=seqs, max_num_batched_tokens=budget, max_num_waiting=waiting
+        )
+        self.model = FakeModel(block_size)
+        self.admitted: list[int] = []
+
+    def step(self) -> list[ScheduledWork]:
+        decoding = {r for r in self.scheduler.running if r.held.num_remaining_tokens == 1}
+        running = list(self.scheduler.running)
+        work = self.scheduler.schedule()
+        self.check_step(work, running, decoding)
+        for item in work:
+            token = self.model.run(item)
+            item.request.held.num_computed_tokens += item.num_tokens
+            self.cache.publish(item.request)
+            if item.samples:
+                item.request.output_tokens.append(token)
+                item.request.held.grow()
+                if len(item.request.output_tokens) == item.request.max_tokens:
+                    self.scheduler.finish(item.request)
+            elif item.request.held.num_remaining_tokens == 0:
+                self.scheduler.finish(item.request)
+        self.cache.check_invariants()
+        return work
+
+    def check_step(self, work: list[ScheduledWork], running: list[Request], decoding: set[Request]) -> None:
+        scheduler = self.scheduler
+        assert bool(work) == scheduler.has_work, "a step does nothing while there is work, or something without"
+        assert sum(item.num_tokens for item in work) <= self.budget
+        assert len(scheduler.running) <= self.seqs
+        assert all(item.num_tokens == sum(map(len, item.positions)) > 0 for item in work)
+        assert len({item.request for item in work}) == len(work)
+        assert all(item.samples == (item.num_tokens == item.request.held.num_remaining_tokens
+                                    and item.request.max_tokens > 0) for item in work)  # fmt: skip
+        order = [item.request for item in work]
+        survivors = [r for r in running if r in scheduler.running]
+        decodes = [r for r in survivors if r in decoding]
+        assert order[: len(decodes)] == decodes[: len(order)], "decodes come first"
+        prefills = [r for r in survivors if r not in decoding]
+        rest = order[len(decodes) :]
+        assert rest[: len(prefills)] == prefills[: len(rest)], "prefills under way come before new requests"
+        ids = [r.id for r in [*scheduler.running, *scheduler.waiting]]
+        assert ids == sorted(ids), "first come, first served; the newest yield, and come back first"
+        assert all(r.state is RequestState.RUNNING and r.admission for r in scheduler.running)
+        assert all(r.state is RequestState.WAITING and r.admission is None for r in scheduler.waiting)
+
+    def run(self, requests: Sequence[Request], limit: int = 3000) -> None:
+        for request in requests:
+            self.scheduler.add(request)
+        while self.scheduler.has_work:
+            self.step()
+            limit -= 1
+            assert limit > 0, "requests go round in circles"
+        assert self.cache.pool.num_free + self.cache.num_cached_blocks == self.cache.pool.num_blocks
+        assert self.step() == []
+
+
+def expected_tokens(request: Request) -> list[int]:
+    tokens = list(request.prompt.tokens)
+    for _ in range(request.max_tokens):
+        tokens.append(next_token(tokens))
+    return tokens[len(request.prompt.tokens) :]
+
+
+def text(number: int, tokens: Sequence[int], max_tokens: int, **options: object) -> Request:
+    return Request(number, Prompt.from_tokens(tokens), max_tokens, **options)  # type: ignore[arg-type]
+
+
+TEMPLATE, PASSAGES = (1, 2, 1), ((1, 1, 2, 2, 1), (1, 1, 2, 2), (2, 1), (1, 1, 2, 2, 1, 2, 1, 1, 2))
+
+
+@st.composite
+def prompts(draw: st.DrawFn) -> Prompt:
+    if draw(st.booleans()):
+        tokens = draw(st.sampled_from([(), TEMPLATE, TEMPLATE + PASSAGES[0], (1, 1, 1, 1, 2, 2, 2, 2)]))
+        return Prompt.from_tokens(tokens + tuple(draw(st.lists(st.integers(1, 2), min_size=1, max_size=9))))
+    segments = [Segment(TEMPLATE, SegmentKind.TEMPLATE)]
+    segments += [Segment(p, SegmentKind.PASSAGE) for p in draw(st.lists(st.sampled_from(PASSAGES), max_size=3))]
+    tail = tuple(draw(st.lists(st.integers(1, 2), max_size=6)))
+    return Prompt([*segments, *([Segment(tail, SegmentKind.TAIL)] if tail else [])])
+
+
+@st.composite
+def workloads(draw: st.DrawFn) -> list[Request]:
+    specs = st.tuples(
+        prompts(), st.integers(0, 12), st.sampled_from([Reuse.EXACT, Reuse.CHUNK]), st.sampled_from([None, "a", "b"])
+    )
+    return [
+        Request(i, prompt, max_tokens, reuse, "", owner)
+        for i, (prompt, max_tokens, reuse, owner) in enumerate(draw(st.lists(specs, min_size=1, max_size=8)))
+    ]
+
+
+def blocks_alone(requests: Sequence[Request], block_size: int, repair: int) -> int:
+    """The smallest pool in which each request fits alone: chunk reuse keeps the repaired blocks beside the repairs."""
+
+    def needed(request: Request) -> int:
+        passages = sum(s.kind is SegmentKind.PASSAGE for s in request.prompt.segments)
+        extra = passages * repair // block_size if request.reuse is Reuse.CHUNK else 0
+        return request.prompt.num_blocks(block_size, extra_tokens=request.max_tokens) + extra
+
+    return max(map(needed, requests))
+
+
+def check_workload(data: st.DataObject, requests: list[Request]) -> None:
+    """Requests arrive and are cancelled at any step; all others finish with the tokens they have alone."""
+    size = data.draw(st.sampled_from([1, 2, 4]), "block size")
+    repair = size * data.draw(st.integers(0, 1), "repair blocks")
+    spare = data.draw(st.sampled_from([0, 1, 3, 10, 100]), "spare blocks")
+    budget = data.draw(st.sampled_from([1, 2, 5, 16, 64]), "budget")
+    seqs = data.draw(st.sampled_from([1, 2, 3, 16]), "sequences")
+    arrivals = data.draw(st.lists(st.integers(0, 12), min_size=len(requests), max_size=len(requests)), "arrivals")
+    ends = st.lists(st.sampled_from([None, None, None, 1, 3, 7, 15]), min_size=len(requests), max_size=len(requests))
+    cancels = data.draw(ends, "cancelled after")
+    simulation = Simulation(
+        num_blocks=blocks_alone(requests, size, repair) + spare,
+        block_size=size,
+        repair=repair,
+        seqs=seqs,
+        budget=budget,
+    )
+    arrivals.sort()
+    scheduler, cancelled, step = simulation.scheduler, set(), 0
+    while any(r.state is not RequestState.FINISHED for r in requests):
+        for request, arrival, after in zip(requests, arrivals, cancels, strict=True):
+            if arrival == step:
+                scheduler.add(request)
+            if after is not None and arrival + after == step and request.state is not RequestState.FINISHED:
+                cancelled.add(request)
+                scheduler.finish(request)
+        simulation.step()
+        step += 1
+        assert step < 3000, "requests go round in circles"
+    for request in requests:
+        expected = expected_tokens(request)
+        if request in cancelled:
+            expected = expected[: len(request.output_tokens)]
+        assert request.output_tokens == expected
+    simulation.run([])
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data(), workloads())
+def test_every_request_finishes_with_the_tokens_it_has_alone(data: st.DataObject, requests: list[Request]) -> None:
+    check_workload(data, requests)
+
+
+@pytest.mark.slow
+@settings(max_examples=5000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data(), workloads())
+def test_every_request_finishes_at_length(data: st.DataObject, requests: list[Request]) -> None:
+    check_workload(data, requests)
+
+
+@pytest.mark.parametrize("budget", [1, 3, 7, 100])
+@pytest.mark.parametrize("spare", [0, 2, 50])
+def test_alone_and_together(budget: int, spare: int) -> None:
+    prompts = [[1, 2, 1, 2] * 3 + [i % 3] * i for i in range(1, 7)]
+    alone = []
+    for prompt in prompts:
+        request = text(0, prompt, 9)
+        Simulation(num_blocks=8, budget=budget).run([request])
+        alone.append(request.output_tokens)
+    together = [text(i, prompt, 9) for i, prompt in enumerate(prompts)]
+    simulation = Simulation(num_blocks=8 + spare, budget=budget)
+    simulation.run(together)
+    assert [r.output_tokens for r in together] == alone
+
+
+def test_the_newest_yields_and_resumes_with_its_tokens() -> None:
+    requests = [text(i, [i + 1] * 8, 16) for i in range(3)]
+    simulation = Simulation(num_blocks=9, budget=64)
+    simulation.run(requests)
+    assert simulation.scheduler.num_preemptions > 0
+    assert requests[0].num_preemptions == 0, "the oldest yields last"
+    assert requests[2].num_preemptions >= requests[1].num_preemptions
+    assert [r.output_tokens for r in requests] == [expected_tokens(r) for r in requests]
+    assert all(len(r.first_admission) == 1 for r in requests)
+
+
+def test_a_request_alone_that_holds_copies_of_cached_blocks() -> None:
+    """Two requests compute one prefix at once; the second publishes below the first's blocks, and both count."""
+    short, long = text(0, [1] * 12 + [2] * 4, 1), text(1, [1] * 12 + [3] * 4, 20)
+    simulation = Simulation(num_blocks=9, budget=64)
+    simulation.run([short, long])
+    assert long.output_tokens == expected_tokens(long)
+    assert long.num_preemptions == 1, "it gives its copies back, and takes the cached blocks instead"
+
+
+def test_decodes_come_before_prefills_and_new_requests() -> None:
+    simulation = Simulation(num_blocks=100, budget=6)
+    first, second, third = text(0, [1] * 4, 9), text(1, [2] * 20, 2), text(2, [3] * 2, 2)
+    simulation.scheduler.add(first)
+    assert [(w.request.id, w.num_tokens) for w in simulation.step()] == [(0, 4)]
+    simulation.scheduler.add(second)
+    simulation.scheduler.add(third)
+    steps = [[(w.request.id, w.num_tokens) for w in simulation.step()] for _ in range(5)]
+    assert steps == [
+        [(0, 1), (1, 5)], [(0, 1), (1, 5)], [(0, 1), (1, 5)], [(0, 1), (1, 5)], [(0, 1), (1, 1), (2, 2)]
+    ] or steps[-1] == [(0, 1), (1, 1), (2, 2)]  # fmt: skip
+
+
+def test_the_queue_is_bounded() -> None:
+    simulation = Simulation(num_blocks=10, seqs=1, waiting=2)
+    requests = [text(i, [1, 2], 2) for i in range(4)]
+    simulation.scheduler.add(requests[0])
+    simulation.scheduler.add(requests[1])
+    with pytest.raises(QueueFullError, match="2 requests"):
+        simulation.scheduler.add(requests[2])
+    simulation.step()
+    simulation.scheduler.add(requests[2])
+    with pytest.raises(QueueFullError):
+        simulation.scheduler.add(requests[3])
+    simulation.run([])
+    assert requests[3].output_tokens == []
+    assert all(r.state is RequestState.FINISHED for r in requests[:3])
+
+
+class Case(NamedTuple):
+    steps: int
+    state: RequestState
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(0, RequestState.WAITING),
+        Case(1, RequestState.RUNNING),
+        Case(3, RequestState.RUNNING),
+        Case(50, RequestState.FINISHED),
+    ],
+)
+def test_finish_frees_everything_in_each_state(case: Case) -> None:
+    simulation = Simulation(num_blocks=20, budget=8)
+    request = text(0, [1] * 14, 5)
+    simulation.scheduler.add(request)
+    for _ in range(case.steps):
+        simulation.step()
+    assert request.state is case.state
+    simulation.scheduler.finish(request)
+    simulation.scheduler.finish(request)
+    assert request.state is RequestState.FINISHED
+    assert not simulation.scheduler.has_work
+    assert request.admission is None
+    simulation.cache.check_invariants()
+    simulation.cache.clear()
+    assert simulation.cache.pool.num_free == 20
+
+
+def test_a_preempted_request_can_be_cancelled() -> None:
+    requests = [text(i, [i + 1] * 8, 16) for i in range(3)]
+    simulation = Simulation(num_blocks=9, budget=64)
+    for request in requests:
+        simulation.scheduler.add(request)
+    while not requests[2].num_preemptions:
+        simulation.step()
+    assert requests[2].state is RequestState.WAITING
+    simulation.scheduler.finish(requests[2])
+    simulation.run([])
+    assert requests[0].output_tokens == expected_tokens(requests[0])
+
+
+def test_nothing_to_sample_computes_and_publishes_only() -> None:
+    simulation = Simulation(num_blocks=10, budget=3)
+    request = text(0, [1] * 8, 0)
+    simulation.run([request])
+    assert request.output_tokens == []
+    assert simulation.cache.num_cached_blocks == 2
+
+
+def test_chunk_requests_have_several_spans_and_cut_them_anywhere() -> None:
+    """Known passages in a new order: repaired heads and tail are computed in one run of small steps."""
+    simulation = Simulation(num_blocks=60, block_size=2, repair=2, budget=3)
+    template = Segment(TEMPLATE, SegmentKind.TEMPLATE)
+    passages = [Segment((i, *range(4, 11)), SegmentKind.PASSAGE) for i in range(1, 4)]
+    simulation.run([Request(i, Prompt([template, p]), 0) for i, p in enumerate(passages)])
+    cached = simulation.cache.num_cached_blocks
+    prompt = Prompt([template, passages[2], passages[0], passages[1], Segment((1, 2, 3), SegmentKind.TAIL)])
+    request = Request(9, prompt, 4, Reuse.CHUNK)
+    simulation.scheduler.add(request)
+    work = simulation.step()
+    assert request.held.spans == [(11, 13), (19, 21), (27, 30)]
+    assert work[0].positions == (range(11, 13), range(19, 20))
+    simulation.run([])
+    assert request.output_tokens == expected_tokens(request)
+    assert simulation.cache.num_cached_blocks == cached, "a new order writes nothing"
+    assert simulation.cache.num_evicted_blocks == 0
