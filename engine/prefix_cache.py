@@ -83,7 +83,7 @@ class PrefixCache:
         """
         admission = request.held
         end = self._publishable_end(request, admission)
-        if end <= admission.published_to:
+        if end <= admission.published_to or not admission.may_publish:
             return
         adopted, nodes = self.tree(request.namespace).insert(self._path(request, admission, end))
         self.pool.hold(adopted)
@@ -100,7 +100,14 @@ class PrefixCache:
         return len(self.tree(namespace).match(keys).blocks) == len(keys)
 
     def drop_namespace(self, namespace: str) -> int:
-        """Forget everything cached for a namespace and return the blocks freed; running requests keep theirs."""
+        """Forget everything cached for a namespace and return the blocks freed.
+
+        Running requests keep their blocks and publish none: what was forgotten must not come back, and two of them
+        may hold one block of which each would make a node.
+        """
+        for request, admission in self._live.items():
+            if request.namespace == namespace:
+                admission.may_publish = False
         tree = self._trees.pop(namespace, None)
         return 0 if tree is None else sum(self.pool.drop(node.blocks) for node in tree.nodes())
 

@@ -63,6 +63,7 @@ class Admission:
         placements: how each segment got its KV.
         num_computed_tokens: progress along the spans.
         published_to: the prompt position up to which its blocks were offered to the tree.
+        may_publish: False once the tree from which it took blocks has been dropped.
     """
 
     runs: list[TableRun]
@@ -70,6 +71,7 @@ class Admission:
     placements: tuple[Placement, ...]
     num_computed_tokens: int = 0
     published_to: int = 0
+    may_publish: bool = True
 
     @property
     def blocks(self) -> list[int]:

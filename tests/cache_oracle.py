@@ -52,6 +52,7 @@ class CacheOracle:
         self.slots: dict[tuple[int, int], Slot] = {}
         self.known: set[tuple[str, Entry]] = set()
         self.offered: dict[Request, list[Entry]] = {}
+        self.dropped: set[Request] = set()
 
     # What the cache must do, call by call.
 
@@ -115,7 +116,7 @@ class CacheOracle:
         for namespace in NAMESPACES:
             assert before[namespace].items() <= after[namespace].items(), "publishing displaced a block"
             assert namespace == request.namespace or before[namespace] == after[namespace]
-        published = self.expected_entries(request)
+        published = [] if request in self.dropped else self.expected_entries(request)
         if seen_before.issuperset(published):
             assert before == after, "nothing new, and yet the tree was written"
         if published == self.offered.get(request, []):
@@ -130,8 +131,11 @@ class CacheOracle:
         self.cache.release(request)
         request.admission = None
         self.offered.pop(request, None)
+        self.dropped.discard(request)
 
-    def drop_namespace(self, namespace: str) -> None:
+    def drop_namespace(self, namespace: str, live: list[Request]) -> None:
+        """Drop; what running requests hold of it stays theirs, and does not come back."""
+        self.dropped |= {request for request in live if request.namespace == namespace}
         unheld = sum(self.cache.pool.count(block) == 1 for block in self.dump(namespace).values())
         free = self.cache.pool.num_free
         assert self.cache.drop_namespace(namespace) == unheld == self.cache.pool.num_free - free

@@ -239,7 +239,7 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(namespace=st.sampled_from(NAMESPACES), really=st.integers(0, 3))
     def drop_namespace(self, namespace: str, really: int) -> None:
         if really == 3:
-            self.oracle.drop_namespace(namespace)
+            self.oracle.drop_namespace(namespace, self.live)
 
     @invariant()
     def everything_holds(self) -> None:
