@@ -104,8 +104,12 @@ class Tokenizer:
         """The tokens that end an answer: generation config first, then model config, then the tokenizer's own."""
         for name in ("generation_config.json", "config.json"):
             value = _read_json(folder / name).get("eos_token_id")
-            if value is not None:
-                return frozenset(value if isinstance(value, list) else [value])
+            if value is None:
+                continue
+            token_ids = value if isinstance(value, list) else [value]
+            if not all(isinstance(token_id, int) for token_id in token_ids):
+                raise ModelFileError(f"{folder / name}: eos_token_id {value!r} is no token id; pull the model again")
+            return frozenset(token_ids)
         token = self._plain.token_to_id(self._token_text("eos_token"))
         return frozenset() if token is None else frozenset([token])
 
