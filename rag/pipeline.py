@@ -5,7 +5,7 @@ One `Pipeline` serves any number of threads and coroutines at once; the engine's
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Generator
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING

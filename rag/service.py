@@ -3,7 +3,7 @@
 Every method may be called from any thread. Whoever makes a `Service` owns the data directory (`data_dir.open_owned`).
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Generator, Sequence
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
