@@ -41,6 +41,7 @@ BATCH_DOCUMENTS = 32
 MAX_DOCUMENT_BYTES = 64 * 2**20
 
 _EVENTS: TypeAdapter[AnswerEvent] = TypeAdapter(AnswerEvent)
+_NOTHING = IngestReport(collection="", added=0, updated=0, unchanged=0, removed=0, skipped=[], passages=0, seconds=0.0)
 
 
 class Client:
@@ -94,9 +95,7 @@ class Client:
     ) -> IngestReport:
         """Send documents in batches; see `Operations.ingest`."""
         started = perf_counter()
-        total = IngestReport(
-            collection=collection, added=0, updated=0, unchanged=0, removed=0, skipped=[], passages=0, seconds=0.0
-        )
+        total = _NOTHING.model_copy(update={"collection": collection})
         skipped: list[SkippedDocument] = []
         done = 0
         for batch, sources_done in _batches(sources, skipped):
@@ -154,7 +153,11 @@ class Client:
             }
             for raw in batch
         ]
-        response = self._call("POST", _path(collection, "documents"), json={"documents": documents})
+        with self._errors():
+            response = self._http.post(_path(collection, "documents"), json={"documents": documents})
+        if skipped := _skipped(response):  # none of them can be used; those of other batches may be
+            return _NOTHING.model_copy(update={"collection": collection, "skipped": skipped})
+        self._check(response)
         return IngestReport.model_validate(response.json())
 
     def _event(self, data: str) -> AnswerEvent:
@@ -195,6 +198,13 @@ def _detail(body: str) -> str:
     except ValueError:
         return body.strip()
     return str(problem.get("detail") or problem.get("title") or body) if isinstance(problem, dict) else body
+
+
+def _skipped(response: httpx.Response) -> list[SkippedDocument]:
+    """Return the documents of a request that was refused because none of them can be used."""
+    if response.status_code != httpx.codes.UNPROCESSABLE_ENTITY:
+        return []
+    return [SkippedDocument.model_validate(item) for item in response.json().get("skipped", [])]
 
 
 def _server_sent(lines: Iterator[str]) -> Iterator[str]:

@@ -21,7 +21,7 @@ from rag.prompt_template import PromptTemplate
 from retriever.config import CollectionSettings, RetrieverConfig, SplitSettings
 from retriever.errors import SettingsError
 
-__all__ = ["AnswerSettings", "EngineSettings", "RagConfig", "RetrieverSettings", "load_config"]
+__all__ = ["AnswerSettings", "EngineSettings", "RagConfig", "RetrieverSettings", "ServerSettings", "load_config"]
 
 PREFIX = "PREREAD_"
 DELIMITER = "__"
@@ -102,6 +102,20 @@ class AnswerSettings(_Group):
     order_epsilon: float = Field(default=0.0, ge=0)
 
 
+class ServerSettings(_Group):
+    """How `rag serve` treats its clients.
+
+    Attributes:
+        max_body_bytes: larger request bodies are refused.
+        ping_seconds: a streamed answer sends a comment after so long a silence.
+        shutdown_seconds: answers that run when the server is stopped may take so long to end.
+    """
+
+    max_body_bytes: int = Field(default=128 * 2**20, ge=1)
+    ping_seconds: float = Field(default=15.0, gt=0)
+    shutdown_seconds: float = Field(default=5.0, ge=0)
+
+
 class RagConfig(BaseSettings):
     """Everything that can be set.
 
@@ -116,6 +130,7 @@ class RagConfig(BaseSettings):
         engine: see `EngineSettings`.
         retriever: see `RetrieverSettings`.
         answer: see `AnswerSettings`.
+        server: see `ServerSettings`.
         prompt: see `PromptTemplate`.
     """
 
@@ -138,6 +153,7 @@ class RagConfig(BaseSettings):
     engine: EngineSettings = EngineSettings()
     retriever: RetrieverSettings = RetrieverSettings()
     answer: AnswerSettings = AnswerSettings()
+    server: ServerSettings = ServerSettings()
     prompt: PromptTemplate = PromptTemplate()
 
     @field_validator("data_dir", "models_dir", mode="after")

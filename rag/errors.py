@@ -9,15 +9,18 @@ RagError
 ├── RequestError               a request that cannot be answered as it is
 │   ├── InvalidRequestError    a field that is missing, unknown or out of range
 │   ├── NoPassagesError        a collection without passages
-│   └── QuestionTooLongError   a question that leaves no room in the model's context
+│   ├── QuestionTooLongError   a question that leaves no room in the model's context
+│   └── NotReadyError          a server that loads its models, or stops
 ├── ConfigurationError         a setting that is unknown, ambiguous or cannot work
 ├── TemplateError              a prompt template that cannot be laid out
+├── AddressError               an address that the server cannot listen on
 └── DataDirError               the data directory cannot be used
     ├── DataDirBusyError       another process owns it and does not serve it
     └── ServerError            the server that owns it does not answer, or refuses
 """
 
 __all__ = [
+    "AddressError",
     "ChecksumError",
     "ConfigurationError",
     "DataDirBusyError",
@@ -27,6 +30,7 @@ __all__ = [
     "ModelFolderError",
     "ModelHubError",
     "NoPassagesError",
+    "NotReadyError",
     "QuestionTooLongError",
     "RagError",
     "RequestError",
@@ -76,12 +80,20 @@ class QuestionTooLongError(RequestError):
     """Report a question that leaves no room in the model's context."""
 
 
+class NotReadyError(RequestError):
+    """Report that the server takes no questions yet, or no more."""
+
+
 class ConfigurationError(RagError):
     """Report a setting that is unknown, ambiguous or cannot work."""
 
 
 class TemplateError(RagError):
     """Report a prompt template that cannot be laid out."""
+
+
+class AddressError(RagError):
+    """Report an address that the server cannot listen on."""
 
 
 class DataDirError(RagError):

@@ -1,0 +1,76 @@
+"""The HTTP API as an app, and `rag serve`, which runs it.
+
+| part | knows |
+|---|---|
+| `documents`, `answers`, `health` | routes |
+| `feed`, `sse` | an answer that is sent while it is made, to a client that may leave |
+| `problems`, `middleware` | errors as problem documents, request ids, the limit of a body |
+| `state` | what the routes share: service, settings, ingestions |
+| `running` | the process: address, signals, start and end |
+"""
+
+import sys
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+
+from rag.config import RagConfig, ServerSettings
+from rag.data_dir import open_owned
+from rag.server import answers, documents, health
+from rag.server.middleware import BodyLimit, RequestIds
+from rag.server.problems import Problem, add_handlers
+from rag.server.running import Server, listen, stop_signals_ignored
+from rag.server.state import ServerState
+from rag.service import Service
+
+__all__ = ["create_app", "serve"]
+
+DESCRIPTION = (
+    "Answers questions over your documents, and reads each passage once. Errors are problem documents (RFC 9457)."
+)
+
+
+class _Api(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI description, with the schema that the problem responses refer to."""
+        schema = super().openapi()
+        problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        schema["components"]["schemas"] |= problem.pop("$defs", {}) | {"Problem": problem}
+        return schema
+
+
+def create_app(service: Service, settings: ServerSettings | None = None) -> FastAPI:
+    """Make the HTTP API of a service.
+
+    Args:
+        service: does the work; until it is loaded (`Service.load`), routes that need its models answer 503.
+        settings: of the server; those of the service's configuration by default.
+    """
+    settings = settings or service.config.server
+    app = _Api(title="Preread", version=version("preread"), description=DESCRIPTION, redirect_slashes=False)
+    app.state.preread = ServerState(service, settings)
+    routers = (answers.router, documents.router, health.router)
+    add_handlers(app, [route for router in routers for route in router.routes])
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(RequestIds)
+    for router in routers:
+        app.include_router(router)
+    return app
+
+
+def serve(config: RagConfig) -> None:
+    """Serve the HTTP API until SIGINT or SIGTERM; prints its address to stderr once it takes questions.
+
+    Raises:
+        DataDirError: another process owns the data directory, or it cannot be used.
+        AddressError: the address cannot be listened on.
+        RagError: a model is missing or cannot be used.
+    """
+    with open_owned(config.data_dir) as owned, listen(config.host, config.port) as listener, Service(config) as service:
+        sys.stderr.write(f"loading {config.model} and {config.embedder}\n")
+        server = Server(create_app(service), owned, listener)
+        with stop_signals_ignored():
+            server.run(sockets=[listener])
+    if server.failure is not None:
+        raise server.failure

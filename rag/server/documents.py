@@ -1,0 +1,137 @@
+"""Collections and documents."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from anyio import to_thread
+from fastapi import APIRouter, Path, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
+
+from rag.schemas import (
+    CollectionInfo,
+    CollectionList,
+    DocumentInfo,
+    DocumentList,
+    DocumentWithPassages,
+    IngestReport,
+    IngestRequest,
+)
+from rag.server.problems import ProblemError, problem_responses
+from rag.server.state import ReadyState, SharedState
+from rag.service import source_from_input
+from retriever.document import BytesSource, Source
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/v1/collections", tags=["documents"])
+
+Name = Annotated[str, Path(description="The collection's name.")]
+DocumentId = Annotated[str, Path(description="The document's id, as the listing has it.")]
+
+JSON, FORM = "application/json", "multipart/form-data"
+FILES = "files"
+MAX_REASONS = 5
+UNTYPED = "application/octet-stream"
+
+
+def _ingest_body() -> dict[str, Any]:
+    """Return the OpenAPI description of both kinds of body."""
+    schema = IngestRequest.model_json_schema()
+    schema["properties"]["documents"]["items"] = schema.pop("$defs")["DocumentInput"]
+    upload = {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}
+    form = {"type": "object", "properties": {FILES: upload}, "required": [FILES], "additionalProperties": False}
+    return {"requestBody": {"required": True, "content": {JSON: {"schema": schema}, FORM: {"schema": form}}}}
+
+
+@router.get("", responses=problem_responses())
+def list_collections(state: SharedState) -> CollectionList:
+    """Return every collection, by name."""
+    return CollectionList(collections=state.service.collections())
+
+
+@router.get("/{collection}", responses=problem_responses(404))
+def get_collection(collection: Name, state: SharedState) -> CollectionInfo:
+    """Return a collection."""
+    return state.service.collection(collection)
+
+
+@router.delete("/{collection}", status_code=204, responses=problem_responses(404))
+def delete_collection(collection: Name, state: SharedState) -> None:
+    """Delete a collection with everything in it."""
+    state.service.delete_collection(collection)
+
+
+@router.post("/{collection}/documents", responses=problem_responses(400, 404, 409, 415), openapi_extra=_ingest_body())
+async def add_documents(collection: Name, request: Request, state: ReadyState) -> IngestReport:
+    """Add or replace documents; the collection is made if it is missing. Answers when they can be searched.
+
+    Takes JSON, or files as `multipart/form-data` in parts named `files`; a file's name is its uri. Documents that
+    cannot be used are listed in `skipped` with the reason, and the others are stored; where none can be used the answer
+    is a 422 problem with the same list.
+    """
+    sources = await _sources(request)
+    report = await state.ingestions.run(state.service, collection, sources)
+    if len(report.skipped) == len(sources):
+        reasons = "; ".join(item.reason for item in report.skipped[:MAX_REASONS])
+        more = f"; and {len(sources) - MAX_REASONS} more" if len(sources) > MAX_REASONS else ""
+        raise ProblemError(422, "unusable-documents", f"{reasons}{more}", skipped=report.skipped)
+    return report
+
+
+@router.get("/{collection}/documents", responses=problem_responses(404))
+def list_documents(collection: Name, state: SharedState) -> DocumentList:
+    """Return every document of a collection, by uri."""
+    return DocumentList(documents=state.service.documents(collection))
+
+
+@router.get("/{collection}/documents/{document_id}", responses=problem_responses(404))
+def get_document(collection: Name, document_id: DocumentId, state: SharedState) -> DocumentWithPassages:
+    """Return a document with its passages."""
+    return state.service.document(collection, document_id)
+
+
+@router.delete("/{collection}/documents/{document_id}", responses=problem_responses(404))
+def delete_document(collection: Name, document_id: DocumentId, state: SharedState) -> DocumentInfo:
+    """Delete a document with its passages, and return it."""
+    return state.service.delete_document(collection, document_id)
+
+
+async def _sources(request: Request) -> Sequence[Source]:
+    """Return the documents of a body of either kind."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type == FORM:
+        return await _uploads(request)
+    if media_type != JSON:
+        raise ProblemError(
+            415,
+            "unsupported-media-type",
+            f"the body's Content-Type is {media_type!r}; send documents as {JSON}, or files as {FORM}",
+            headers={"Accept-Post": f"{JSON}, {FORM}"},
+        )
+    return await to_thread.run_sync(_parse, await request.body())
+
+
+def _parse(body: bytes) -> Sequence[Source]:
+    try:
+        documents = IngestRequest.model_validate_json(body).documents
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False)
+        raise RequestValidationError([{**item, "loc": ("body", *item["loc"])} for item in found]) from error
+    return [source_from_input(document) for document in documents]
+
+
+async def _uploads(request: Request) -> Sequence[Source]:
+    sources = []
+    async with request.form() as form:
+        for name, part in form.multi_items():
+            if name != FILES or not isinstance(part, UploadFile) or not part.filename:
+                raise ProblemError(
+                    422, "invalid-request", f"the part {name!r} is not a file named {FILES!r}; send files in such parts"
+                )
+            media_type = None if part.content_type in (None, UNTYPED) else part.content_type
+            sources.append(BytesSource(part.filename, await part.read(), media_type=media_type))
+    if not sources:
+        raise ProblemError(422, "invalid-request", f"the form has no files; send them in parts named {FILES!r}")
+    return sources

@@ -1,0 +1,45 @@
+"""Whether the server lives, and whether it is ready."""
+
+from importlib.metadata import version
+from typing import Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from rag.server.problems import problem_responses
+from rag.server.state import ReadyState, SharedState
+
+__all__ = ["Health", "Readiness", "router"]
+
+router = APIRouter(tags=["health"])
+
+
+class Health(BaseModel):
+    """What the server says about itself."""
+
+    status: Literal["ok"] = "ok"
+    ready: bool
+    model: str
+    embedder: str
+    version: str
+
+
+class Readiness(BaseModel):
+    """That the server takes questions."""
+
+    status: Literal["ready"] = "ready"
+
+
+@router.head("/healthz", include_in_schema=False)
+@router.get("/healthz")
+async def healthz(state: SharedState) -> Health:
+    """Tell that the process lives, and what it runs."""
+    config = state.service.config
+    return Health(ready=state.is_ready, model=config.model, embedder=config.embedder, version=version("preread"))
+
+
+@router.head("/readyz", include_in_schema=False)
+@router.get("/readyz", responses=problem_responses())
+async def readyz(_state: ReadyState) -> Readiness:
+    """Tell whether questions can be answered: 503 while models load and while the server stops."""
+    return Readiness()

@@ -1,0 +1,87 @@
+"""What routes share: the service, the server's settings, and the ingestions that run."""
+
+from collections.abc import Sequence
+from functools import partial
+from threading import Event
+from typing import Annotated
+from weakref import WeakValueDictionary
+
+import anyio.to_thread
+from anyio import CapacityLimiter, Lock
+from fastapi import Depends, Request
+
+from rag.config import ServerSettings
+from rag.errors import NotReadyError
+from rag.schemas import IngestReport
+from rag.server.problems import ProblemError
+from rag.service import Service
+from retriever.document import Source
+from retriever.ingest import IngestEvent
+
+__all__ = ["Ingestions", "ReadyState", "ServerState", "SharedState"]
+
+MAX_INGESTIONS = 2  # at once, each into its own collection; embedding uses every core anyway
+
+
+class Ingestions:
+    """Runs ingestions in threads of their own, one at a time for each collection."""
+
+    def __init__(self) -> None:
+        self._locks: WeakValueDictionary[str, Lock] = WeakValueDictionary()
+        self._slots = CapacityLimiter(MAX_INGESTIONS)
+        self._stopping = Event()
+
+    async def run(self, service: Service, collection: str, sources: Sequence[Source]) -> IngestReport:
+        """Ingest; errors are those of `Service.ingest`, and a `ProblemError` once the server stops."""
+        lock = self._locks.setdefault(collection, Lock())
+        async with lock:
+            work = partial(service.ingest, collection, sources, progress=self._check)
+            return await anyio.to_thread.run_sync(work, limiter=self._slots)
+
+    def stop(self) -> None:
+        """End what runs after its current batch; what is committed stays."""
+        self._stopping.set()
+
+    def _check(self, _event: IngestEvent) -> None:
+        if self._stopping.is_set():
+            raise ProblemError(
+                503,
+                "stopping",
+                "the server is stopping; documents that are stored already stay, send the others again when it is back",
+                headers={"Retry-After": "10"},
+            )
+
+
+class ServerState:
+    """What an app holds.
+
+    Args:
+        service: does the work.
+        settings: of the server.
+    """
+
+    def __init__(self, service: Service, settings: ServerSettings) -> None:
+        self.service = service
+        self.settings = settings
+        self.ingestions = Ingestions()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the models are loaded and the engine takes requests."""
+        worker = self.service.components.worker.if_made
+        return self.service.is_loaded and worker is not None and worker.is_alive
+
+
+async def _shared(request: Request) -> ServerState:
+    state: ServerState = request.app.state.preread
+    return state
+
+
+async def _ready(state: Annotated[ServerState, Depends(_shared)]) -> ServerState:
+    if not state.is_ready:
+        raise NotReadyError("the server loads its models, or stops; wait until GET /readyz answers 200 and ask again")
+    return state
+
+
+SharedState = Annotated[ServerState, Depends(_shared)]
+ReadyState = Annotated[ServerState, Depends(_ready)]
