@@ -1,0 +1,84 @@
+"""What a measurement was taken on: figures mean nothing without it."""
+
+import os
+import platform
+import shlex
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+__all__ = ["Environment", "count_cores", "describe_environment", "load_average"]
+
+
+class Environment(BaseModel):
+    """Machine, versions and command.
+
+    Attributes:
+        started: when, in ISO 8601.
+        command: the command line.
+        load_average: of the last minute, before the run began; null where the system does not tell.
+        torch_threads: that torch computes with.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    started: str
+    command: str
+    cpu: str
+    cores: int
+    platform: str
+    python: str
+    preread: str
+    torch: str
+    torch_threads: int
+    load_average: float | None
+
+
+def describe_environment(started: datetime, load: float | None) -> Environment:
+    """Describe this machine and process; imports torch."""
+    import torch
+
+    return Environment(
+        started=started.astimezone(UTC).isoformat(timespec="seconds"),
+        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        cpu=_cpu_name(),
+        cores=count_cores(),
+        platform=platform.platform(),
+        python=platform.python_version(),
+        preread=_own_version(),
+        torch=torch.__version__,
+        torch_threads=torch.get_num_threads(),
+        load_average=load,
+    )
+
+
+def count_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def load_average() -> float | None:
+    """Return how many processes ran or waited for a core in the last minute, or None."""
+    try:
+        return round(os.getloadavg()[0], 2)
+    except (AttributeError, OSError):
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _own_version() -> str:
+    try:
+        return version("preread")
+    except PackageNotFoundError:
+        return "unknown"

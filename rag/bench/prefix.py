@@ -1,0 +1,260 @@
+"""The prefix-hit benchmark: one skewed stream of questions, with the cache off, cold and warm.
+
+The three modes take turns at every question, in a random order, so that a machine that becomes slower or faster
+meanwhile does so for all of them. Collection and index are the benchmark's own, kept between runs.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Literal, get_args
+
+from blake3 import blake3
+
+from data.corpora import CORPUS_NAMES, Corpus, load_corpus
+from data.questions import make_questions
+from data.workloads import Popularity, Workload, zipf_workload
+from rag.bench.environment import count_cores, describe_environment, load_average
+from rag.bench.report import PrefixReport, Record, Setting
+from rag.bench.stream import QuestionStream
+from rag.bench.summary import find_problems, summaries_of
+from rag.config import RagConfig
+from rag.data_dir import open_owned
+from rag.errors import InvalidRequestError
+from rag.service import Service
+from retriever.document import TextSource
+from retriever.ingest import IngestEvent
+
+if TYPE_CHECKING:
+    from engine.engine import Engine
+    from retriever.embedder import TextEmbedder
+
+__all__ = ["BenchEvent", "PrefixBenchConfig", "Progress", "default_work_dir", "make_workload", "run"]
+
+logger = logging.getLogger(__name__)
+
+BUSY = 0.5  # load average a core above which the figures are not those of a quiet machine
+
+
+@dataclass(frozen=True, slots=True)
+class BenchEvent:
+    """Progress: so much of a stage is done; `total` is None where it is not known."""
+
+    stage: Literal["ingest", "load", "fill", "measure"]
+    done: int
+    total: int | None
+
+
+Progress = Callable[[BenchEvent], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixBenchConfig:
+    """What to measure.
+
+    Attributes:
+        corpus: of `data.corpora`.
+        questions: length of the stream.
+        zipf_s: exponent of the skew; 0 asks every question equally often.
+        popularity: whether the skew is over questions or over the documents that they ask for.
+        k: passages a question.
+        max_tokens: length of an answer at most.
+        seed: of questions, stream, and the order of the modes.
+        repeats: passes over the stream.
+        workload: a saved stream to ask instead; then corpus, questions, skew and its seed are those of the file.
+        save_workload: where to save the stream.
+        work_dir: where collections of benchmarks are kept; None is a folder in the user's cache.
+
+    Raises:
+        InvalidRequestError: a value that cannot work.
+    """
+
+    corpus: str = "python-topics"
+    questions: int = 60
+    zipf_s: float = 1.0
+    popularity: Popularity = "question"
+    k: int = 4
+    max_tokens: int = 16
+    seed: int = 0
+    repeats: int = 1
+    workload: Path | None = None
+    save_workload: Path | None = None
+    work_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("questions", "k", "max_tokens", "repeats"):
+            if getattr(self, name) < 1:
+                raise InvalidRequestError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.corpus not in CORPUS_NAMES:
+            raise InvalidRequestError(f"corpus is {self.corpus!r}; choose one of: {', '.join(CORPUS_NAMES)}")
+        if self.popularity not in get_args(Popularity):
+            raise InvalidRequestError(f"popularity is {self.popularity!r}; choose question or document")
+
+
+def default_work_dir() -> Path:
+    """Return the folder in the user's cache where collections of benchmarks are kept."""
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("preread")) / "bench"
+
+
+def make_workload(bench: PrefixBenchConfig) -> Workload:
+    """Draw or load the stream, and save it where that is asked for.
+
+    Raises:
+        WorkloadError: the file is missing or malformed, or the stream cannot be drawn.
+    """
+    if bench.workload is not None:
+        workload = Workload.load(bench.workload)
+    else:
+        workload = zipf_workload(
+            make_questions(load_corpus(bench.corpus), seed=bench.seed),
+            corpus=bench.corpus,
+            count=bench.questions,
+            s=bench.zipf_s,
+            popularity=bench.popularity,
+            seed=bench.seed,
+        )
+    if bench.save_workload is not None:
+        bench.save_workload.parent.mkdir(parents=True, exist_ok=True)
+        workload.save(bench.save_workload)
+    return workload
+
+
+def run(
+    config: RagConfig, bench: PrefixBenchConfig, progress: Progress, *, embedder: "TextEmbedder | None" = None
+) -> PrefixReport:
+    """Measure; Ctrl-C ends the measurement early and keeps what is complete.
+
+    Args:
+        config: models, engine and splitting; its data directory is not touched.
+        bench: what to measure.
+        progress: called as it advances, in the calling thread.
+        embedder: used instead of the configured one (tests).
+
+    Raises:
+        KeyboardInterrupt: before anything was measured.
+        DataDirBusyError: another benchmark of the same kind is running.
+        InvalidRequestError: a workload without questions, or over an unknown corpus.
+    """
+    started, load = datetime.now(UTC), load_average()
+    workload = make_workload(bench)
+    if not workload.arrivals:
+        raise InvalidRequestError(f"the workload {bench.workload} has no questions; save another one")
+    corpus = load_corpus(workload.corpus)
+    config = config.model_copy(update={"data_dir": _collection_dir(config, bench, corpus)})
+    with open_owned(config.data_dir), Service(config, embedder=embedder) as service:
+        _ingest(service, corpus, progress)
+        progress(BenchEvent("load", 0, None))
+        service.load()
+        questions = [arrival.question for arrival in workload.arrivals]
+        stream = QuestionStream(
+            service, corpus.name, questions, k=bench.k, max_tokens=bench.max_tokens, seed=bench.seed
+        )
+        asked = [*stream.retrieve()]
+        engine = service.components.worker().engine
+        evicted = engine.cache.num_evicted_blocks
+        began = perf_counter()
+        records, interrupted = _measure(stream, bench.repeats, progress)
+        seconds = perf_counter() - began
+        evicted = engine.cache.num_evicted_blocks - evicted
+        setting = _setting(service, bench, workload, corpus)
+        return PrefixReport(
+            setting=setting,
+            environment=describe_environment(started, load),
+            interrupted=interrupted,
+            problems=find_problems(records, evicted_blocks=evicted),
+            warnings=_warnings(load, evicted, engine),
+            seconds=seconds,
+            evicted_blocks=evicted,
+            summaries=summaries_of(records, asked, k=bench.k, seed=bench.seed),
+            questions=asked,
+            records=records,
+        )
+
+
+def _collection_dir(config: RagConfig, bench: PrefixBenchConfig, corpus: Corpus) -> Path:
+    """A folder for each way of cutting and embedding a corpus, so that none has to be undone for another."""
+    key = "\0".join((config.model, config.embedder, config.retriever.model_dump_json()))
+    name = f"{corpus.name}-{blake3(key.encode()).hexdigest()[:12]}"
+    return (bench.work_dir or default_work_dir()).expanduser().absolute() / name
+
+
+def _ingest(service: Service, corpus: Corpus, progress: Progress) -> None:
+    def show(event: IngestEvent) -> None:
+        progress(BenchEvent("ingest", event.documents, event.total))
+
+    sources = [TextSource(d.uri, d.text, d.title, d.media_type) for d in corpus.documents]
+    report = service.ingest(corpus.name, sources, prune_scope=[""], progress=show)
+    for skipped in report.skipped:
+        logger.warning("%s is left out: %s", skipped.uri, skipped.reason)
+
+
+def _measure(stream: QuestionStream, repeats: int, progress: Progress) -> tuple[list[Record], bool]:
+    """Return the records of complete questions, and whether Ctrl-C cut the run short."""
+    progress(BenchEvent("fill", 0, len(stream.distinct)))
+    for done, _ in enumerate(stream.fill(), 1):
+        progress(BenchEvent("fill", done, len(stream.distinct)))
+    total, done = 3 * len(stream) * repeats, 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        progress(BenchEvent("measure", done, total))
+
+    records: list[Record] = []
+    try:
+        for repeat in range(repeats):
+            for complete in stream.measure(repeat, advance):
+                records += complete
+    except KeyboardInterrupt:
+        if not records:
+            raise
+        return records, True
+    return records, False
+
+
+def _setting(service: Service, bench: PrefixBenchConfig, workload: Workload, corpus: Corpus) -> Setting:
+    info = service.collection(corpus.name)
+    engine = service.components.worker().engine
+    return Setting(
+        corpus=corpus.name,
+        corpus_source=corpus.source,
+        documents=info.documents,
+        passages=info.passages,
+        passage_tokens=info.passage_tokens,
+        model=service.config.model,
+        embedder=info.embedder or service.config.embedder,
+        dtype=str(engine.runner.kv_cache.dtype).removeprefix("torch."),
+        backend=engine.runner.decoder.backend.name,
+        device=engine.config.device,
+        block_size=engine.config.block_size,
+        kv_blocks=engine.cache.pool.num_blocks,
+        questions=len(workload.arrivals),
+        zipf_s=workload.s,
+        popularity=workload.popularity,
+        k=bench.k,
+        max_tokens=bench.max_tokens,
+        workload_seed=workload.seed,
+        seed=bench.seed,
+        repeats=bench.repeats,
+    )
+
+
+def _warnings(load: float | None, evicted: int, engine: "Engine") -> list[str]:
+    found = []
+    cores = count_cores()
+    if load is not None and load > BUSY * cores:
+        found.append(
+            f"the load average was {load} on {cores} cores before the run: other work shared the machine, so times are "
+            "longer and noisier than on a quiet one"
+        )
+    if evicted:
+        found.append(
+            f"{evicted} of {engine.cache.pool.num_blocks} KV blocks were evicted: the pool does not hold the cold and "
+            "the warm cache together, so both hit less; raise PREREAD_ENGINE__KV_CACHE_BYTES"
+        )
+    return found
