@@ -131,7 +131,7 @@ def test_search_by_meaning_over_real_text(embedder: Embedder, tmp_path: Path):
         library.create_collection("c", CollectionSettings(SplitSettings(200)))
         library.ingest("c", [TextSource(name, topics[name]) for name in names], WordEncoder())
         for question, name in (
-            ("How do I check a condition that must always hold?", "assert"),
+            ("How can I put debugging assertions into a program?", "assert"),
             ("How can I delete a variable?", "del"),
             ("How do I make an anonymous function?", "lambda"),
             ("How can I signal that an error occurred?", "raise"),

@@ -272,6 +272,25 @@ def test_two_libraries_over_one_folder_see_each_others_commits(tmp_path: Path):
         assert "topic13" not in one.search("c", "topic13", 1)[0].passage.text
 
 
+def test_a_failed_commit_does_not_hide_what_another_library_commits_next(tmp_path: Path, monkeypatch):
+    with open_library(tmp_path) as one, open_library(tmp_path) as two:
+        one.create_collection("c")
+        one.ingest("c", sources(0, 5), WordEncoder())
+        add = one._indexes.add
+
+        def add_then_fail(*args: object) -> None:
+            add(*args)
+            raise OSError("boom")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(one._indexes, "add", add_then_fail)
+            with pytest.raises(OSError, match="boom"):
+                one.ingest("c", sources(5, 6), WordEncoder())
+        two.ingest("c", sources(6, 7), WordEncoder())
+        assert one.search("c", "topic6", 1)[0].passage.uri == "doc/6"
+        assert len(one.search("c", "topic6", 10)) == 6
+
+
 def test_files_of_deleted_collections_and_unfinished_saves_are_removed(tmp_path: Path):
     with open_library(tmp_path) as library:
         library.create_collection("c")

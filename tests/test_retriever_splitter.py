@@ -23,8 +23,8 @@ def count_bytes(texts):
 
 
 def count_badly(texts):
-    """Count so that the parts say little about the whole: the whole costs half as much again."""
-    return [len(text) + len(text) // 2 for text in texts]
+    """Count so that the parts say little about the whole: twice the text takes far more than twice the tokens."""
+    return [len(text) + len(text) ** 2 // 50 for text in texts]
 
 
 def read(text: str, media_type: str = "text/markdown") -> ExtractedText:
@@ -39,7 +39,11 @@ def passages(
     return [document.text[span.start : span.end] for span in spans]
 
 
-words = st.text(st.sampled_from("ab .!?\n#-`\t€日"), max_size=600)
+FRAGMENTS = [
+    *("a", "word ", "A sentence is here. ", "\n", "\n\n", "\n\n## Head\n\n", "```\n", "    code = 1\n", "- item\n"),
+    *("Title\n=====\n", "€日本語。", "x" * 90, "\t", "!? ", "<p>", "e.g. That: ", "\u2028", "🙂"),
+]
+words = st.lists(st.sampled_from(FRAGMENTS), min_size=5, max_size=80).map("".join)
 kinds = st.sampled_from(["text/plain", "text/markdown", "text/x-code", "text/html"])
 
 
@@ -84,8 +88,8 @@ def test_sections_are_cut_at_headings_and_keep_their_path():
 
 
 def test_a_heading_never_ends_a_passage():
-    text = "\n\n".join(f"# H{n}\n\n" + "word " * 30 for n in range(6))
-    for passage in passages(text, 40):
+    paragraph = "Five words and a stop. " * 6 + "Two more."  # fills the budget alone, so it is cut to keep its heading
+    for passage in passages("\n\n".join(f"# H{n}\n\n{paragraph}" for n in range(4)), 39):
         assert not passage.splitlines()[-1].startswith("#")
 
 
