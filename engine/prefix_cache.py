@@ -58,7 +58,7 @@ class PrefixCache:
             return None
         admission = self._build(placed.placements, sealed_end=segments[-1].sealed)
         self._touch(placed.nodes)
-        for node in placed.nodes:
+        for node in dict.fromkeys(placed.nodes):  # a template is on the path of every shifted passage
             node.uses += 1
         self._live[request] = admission
         return admission
