@@ -6,7 +6,7 @@ Knows keys (token tuples), block ids and owners: neither requests nor reference 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Match", "Node", "PathPart", "RadixTree"]
+__all__ = ["BlockKey", "Match", "Node", "Owner", "PathPart", "RadixTree"]
 
 BlockKey = tuple[int, ...]
 Owner = Hashable | None
