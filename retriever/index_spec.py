@@ -60,7 +60,7 @@ class IndexSpec:
         except RuntimeError as error:
             raise SettingsError(
                 f"index_factory {self.factory!r} does not work for dimension {self.dimension} "
-                f"({reason_of(error)}); use a FAISS factory string such as 'Flat', 'IVF256,Flat' or 'HNSW32'"
+                f"({_reason(error)}); use a FAISS factory string such as 'Flat', 'IVF256,Flat' or 'HNSW32'"
             ) from error
         if index.metric_type != faiss.METRIC_INNER_PRODUCT:
             raise SettingsError(f"index_factory {self.factory!r} cannot rank by inner product; use 'Flat' or 'HNSW32'")
@@ -78,7 +78,7 @@ class IndexSpec:
                 faiss.ParameterSpace().set_index_parameters(index, parameters)
         except RuntimeError as error:
             raise SettingsError(
-                f"index_parameters {self.parameters!r} do not fit {self.factory!r} ({reason_of(error)}); "
+                f"index_parameters {self.parameters!r} do not fit {self.factory!r} ({_reason(error)}); "
                 "use for example 'nprobe=32' with IVF or 'efSearch=128' with HNSW"
             ) from error
 
@@ -102,7 +102,7 @@ class IndexSpec:
         return max(needed)
 
 
-def reason_of(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     """Return FAISS's message without its C++ signature."""
     return str(error).rsplit("Error: ", 1)[-1].strip()
 
@@ -126,7 +126,7 @@ def to_gpu(index: Any, spec: IndexSpec) -> Any | None:
     except RuntimeError as error:
         if spec.device == "gpu":
             raise SettingsError(
-                f"{spec.factory!r} does not run on a GPU ({reason_of(error)}); use Flat or IVF"
+                f"{spec.factory!r} does not run on a GPU ({_reason(error)}); use Flat or IVF"
             ) from error
         return None
 
