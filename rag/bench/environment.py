@@ -20,7 +20,7 @@ class Environment(BaseModel):
         started: when, in ISO 8601.
         command: the command line.
         load_average: of the last minute, before the run began; null where the system does not tell.
-        torch_threads: that torch computes with.
+        torch_threads: that the engine computes with.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,7 +37,7 @@ class Environment(BaseModel):
     load_average: float | None
 
 
-def describe_environment(started: datetime, load: float | None) -> Environment:
+def describe_environment(started: datetime, *, load: float | None, torch_threads: int) -> Environment:
     """Describe this machine and process; imports torch."""
     import torch
 
@@ -50,7 +50,7 @@ def describe_environment(started: datetime, load: float | None) -> Environment:
         python=platform.python_version(),
         preread=_own_version(),
         torch=torch.__version__,
-        torch_threads=torch.get_num_threads(),
+        torch_threads=torch_threads,
         load_average=load,
     )
 

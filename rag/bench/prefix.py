@@ -164,7 +164,7 @@ def run(
         setting = _setting(service, bench, workload, corpus)
         return PrefixReport(
             setting=setting,
-            environment=describe_environment(started, load),
+            environment=describe_environment(started, load=load, torch_threads=_engine_threads(service)),
             interrupted=interrupted,
             problems=find_problems(records, evicted_blocks=evicted),
             warnings=_warnings(load, evicted, engine),
@@ -242,6 +242,13 @@ def _setting(service: Service, bench: PrefixBenchConfig, workload: Workload, cor
         seed=bench.seed,
         repeats=bench.repeats,
     )
+
+
+def _engine_threads(service: Service) -> int:
+    """Return how many threads torch has where the engine runs; each thread of a process may have its own number."""
+    import torch
+
+    return service.components.worker().call(lambda _: torch.get_num_threads()).result()
 
 
 def _warnings(load: float | None, evicted: int, engine: "Engine") -> list[str]:

@@ -30,7 +30,7 @@ def _times(report: PrefixReport) -> Table:
     table = Table(title="milliseconds", title_justify="left", box=None, pad_edge=False, header_style="")
     table.add_column("cache")
     for name in ("TTFT median", "p90", "mean", "off/this", "prefill median", "p90", "mean", "off/this", "hits"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("passage hits", justify="right")
     for mode in MODES:
         part = report.summaries.modes[mode]
@@ -44,7 +44,8 @@ def _times(report: PrefixReport) -> Table:
 
 
 def _interval(ratio: Interval) -> str:
-    return f"{ratio.value:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
+    digits = 2 if ratio.value < 10 else 1
+    return f"{ratio.value:.{digits}f} ({ratio.low:.{digits}f}-{ratio.high:.{digits}f})"
 
 
 def _stream(report: PrefixReport) -> list[tuple[str, str]]:
