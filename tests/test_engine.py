@@ -328,11 +328,11 @@ def random_prompt(generator: random.Random) -> Prompt:
 def test_random_traffic_with_cancellations_in_a_tight_pool(folder, seed):
     """Whatever is cancelled, preempted and evicted around it, every answer is the one it gives alone."""
     generator = random.Random(seed)
-    engine = tiny_engine(folder, num_blocks=16, max_num_seqs=4, max_num_batched_tokens=24)
+    engine = tiny_engine(folder, num_blocks=14, max_num_seqs=5, max_num_batched_tokens=24)
     reference = tiny_engine(folder)
     open_requests, finished = {}, 0
     for _ in range(250):
-        if generator.random() < 0.2:
+        if generator.random() < 0.25:
             prompt = random_prompt(generator)
             sampling = SamplingParams(max_tokens=generator.randint(0, 25))
             conversation = generator.choice([None, None, "a", "b"])
