@@ -83,6 +83,8 @@ class AnswerAssembler:
         self._filter = CitationFilter({source.label: source.n for source in sources})
         self._text: list[str] = []
         self._citations: list[Citation] = []
+        self._begun = False
+        self._space = ""
         self.wants_end = False
 
     def take(self, event: Event) -> Iterator[AnswerEvent]:
@@ -95,26 +97,38 @@ class AnswerAssembler:
         text = event.text
         if self._guard:
             text, self.wants_end = self._guard.push(text)
-        yield from self._show(*self._filter.push(text))
+        yield from self._push(text)
 
     def _finish(self, generation: Generation) -> Iterator[AnswerEvent]:
         if self._guard and not self.wants_end:
-            yield from self._show(*self._filter.push(self._guard.flush()))
+            yield from self._push(self._guard.flush())
         yield from self._show(*self._filter.flush())
         cancelled = generation.finish_reason is FinishReason.CANCELLED and not self.wants_end
         if self._settings.extractive and not self._citations and not cancelled:
             yield from self._quote()
         yield DoneEvent(answer=self._answer(generation))
 
+    def _push(self, text: str) -> Iterator[AnswerEvent]:
+        """Show text, but hold white space back until more follows: an answer does not end with it."""
+        text = self._space + text if self._begun else text.lstrip()
+        kept = text.rstrip()
+        self._begun = self._begun or bool(kept)
+        self._space = text[len(kept) :]
+        yield from self._show(*self._filter.push(kept))
+
     def _quote(self) -> Iterator[AnswerEvent]:
-        """Append the best sentence of the sources, marked as a quotation."""
+        """Append the best sentence of the sources, marked as a quotation; only its source where it was said already."""
         answer = "".join(self._text)
         found = best_sentence(self._question, [source.text for source in self._sources], answer)
         if found is None:
             return
         index, sentence = found
-        separator = "" if not answer else "\n" if answer.endswith("\n") else "\n\n"
-        text, citation = self._filter.quote(f"{separator}{QUOTE_INTRODUCTION}“{sentence}” ", self._sources[index].n)
+        if " ".join(sentence.lower().split()) in " ".join(answer.lower().split()):
+            introduction = " "
+        else:
+            separator = "\n\n" if answer else ""
+            introduction = f"{separator}{QUOTE_INTRODUCTION}“{sentence}” "
+        text, citation = self._filter.quote(introduction, self._sources[index].n)
         yield from self._show(text, [citation])
 
     def _show(self, text: str, citations: Sequence[Citation]) -> Iterator[AnswerEvent]:

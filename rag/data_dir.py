@@ -20,6 +20,7 @@ __all__ = ["OwnedDataDir", "Owner", "find_owner", "open_owned"]
 
 LOCK_NAME = "owner.lock"
 OWNER_NAME = "owner.json"
+PROBE_SECONDS = 1.0  # `find_owner` of another process holds the lock for a moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ def open_owned(path: Path) -> Iterator[OwnedDataDir]:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        held = FileLock(path / LOCK_NAME).acquire(blocking=False)
+        held = FileLock(path / LOCK_NAME).acquire(timeout=PROBE_SECONDS, poll_interval=0.05)
     except Timeout:
         raise _busy(path, _read_owner(path)) from None
     except OSError as error:

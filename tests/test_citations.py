@@ -163,6 +163,18 @@ def test_an_answer_that_cites_nothing_gets_a_quotation() -> None:
     assert answer.answer[citation.start : citation.end] == "[1]"
 
 
+def test_a_sentence_that_was_said_already_gets_its_source_only() -> None:
+    answer, streamed = make_answer("Its lamp is lit\nevery evening ", "by Mara Venn.\n\n")
+    assert answer.answer == streamed == "Its lamp is lit\nevery evening by Mara Venn. [1]"
+    [citation] = answer.citations
+    assert answer.answer[citation.start : citation.end] == "[1]"
+
+
+def test_white_space_around_an_answer_is_dropped() -> None:
+    answer, streamed = make_answer("\n ", "Mara [k7q2]", " \n", " does. ", "\n")
+    assert answer.answer == streamed == "Mara [1] \n does."
+
+
 def test_the_quotation_can_be_switched_off() -> None:
     answer, _ = make_answer("Mara does.", extractive=False)
     assert (answer.answer, answer.citations) == ("Mara does.", [])

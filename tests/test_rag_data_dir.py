@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,8 @@ def test_a_directory_is_owned_until_the_block_ends(tmp_path: Path) -> None:
     assert not (path / OWNER_NAME).exists()
 
 
-def test_a_second_process_is_refused_with_the_pid_of_the_first(tmp_path: Path) -> None:
+def test_a_second_process_is_refused_with_the_pid_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rag.connect.PATIENCE_SECONDS", 0.3)
     process = hold(tmp_path)
     try:
         owner = find_owner(tmp_path)
@@ -65,6 +67,16 @@ def test_a_second_process_is_refused_with_the_pid_of_the_first(tmp_path: Path) -
             pass
         with pytest.raises(DataDirBusyError), connect(load_config(data_dir=tmp_path)):
             pass
+    finally:
+        end(process)
+
+
+def test_a_command_waits_for_another_to_end(tmp_path: Path) -> None:
+    process = hold(tmp_path)
+    threading.Timer(0.5, process.kill).start()
+    try:
+        with connect(load_config(data_dir=tmp_path)) as operations:
+            assert isinstance(operations, Service)
     finally:
         end(process)
 
