@@ -16,7 +16,7 @@ class EngineConfig:
     """How an engine runs its model.
 
     Attributes:
-        dtype: KV compute mode: `bfloat16`, `float32`, or `auto` (bfloat16 where the machine computes in it).
+        dtype: KV compute mode: `bfloat16`, `float32`, or `auto` (the faster one on this machine).
         device: torch device of weights and KV.
         backend: kernel backend, or `auto`.
         block_size: KV slots a block.

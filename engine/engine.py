@@ -9,6 +9,7 @@ from itertools import count
 from pathlib import Path
 from time import perf_counter
 
+from engine.backends import load_backend
 from engine.batch import build_batch
 from engine.config import EngineConfig, SamplingParams
 from engine.errors import ConfigError, PromptTooLongError, ReuseNotCertifiedError
@@ -24,9 +25,8 @@ from engine.sampler import Sampler, sample_rows
 from engine.scheduler import ScheduledWork, Scheduler
 from engine.stats import EngineStats, Totals
 from engine.tokenizer import Tokenizer
-from kernels.backend import get_backend
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "PromptLike"]
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +72,8 @@ class Engine:
         """
         config = config or EngineConfig()
         check_device(config.device)
-        dtype = resolve_dtype(config)
-        backend = get_backend(config.backend, config.device)
+        dtype = resolve_dtype(config, Path(folder))
+        backend = load_backend(config.backend, config.device)
         decoder = Decoder.from_folder(Path(folder), dtype=dtype, device=config.device, backend=backend)
         kv_cache = allocate_kv_cache(config, decoder.config, dtype)
         return cls(ModelRunner(decoder, kv_cache), Tokenizer(Path(folder)), config)

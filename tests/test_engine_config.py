@@ -80,11 +80,17 @@ def test_unknown_settings_are_refused():
         EngineConfig(blocksize=5)
 
 
-def test_auto_dtype_is_what_the_machine_computes_in():
-    assert resolve_dtype(EngineConfig(dtype="float32")) is torch.float32
-    assert resolve_dtype(EngineConfig(dtype="bfloat16")) is torch.bfloat16
-    assert resolve_dtype(EngineConfig(device="cuda")) is torch.bfloat16
-    assert resolve_dtype(EngineConfig()) in (torch.float32, torch.bfloat16)
+def test_auto_dtype_is_what_is_fast_here(tmp_path, monkeypatch):
+    assert resolve_dtype(EngineConfig(dtype="float32"), tmp_path) is torch.float32
+    assert resolve_dtype(EngineConfig(dtype="bfloat16"), tmp_path) is torch.bfloat16
+    assert resolve_dtype(EngineConfig(device="cuda"), tmp_path) is torch.bfloat16
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    assert resolve_dtype(EngineConfig(), tmp_path) is torch.bfloat16
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True, "amx_bf16": False})
+    assert resolve_dtype(EngineConfig(), tmp_path) is torch.float32
+    monkeypatch.setattr("engine.kv_cache._memory_bytes", lambda: 4096)
+    (tmp_path / "model.safetensors").write_bytes(bytes(1024))
+    assert resolve_dtype(EngineConfig(), tmp_path) is torch.bfloat16
 
 
 @pytest.fixture(scope="module")
