@@ -57,8 +57,8 @@ class Problem(BaseModel):
     skipped: list[SkippedDocument] | None = None
 
 
-class ProblemError(Exception):
-    """Ends a request with a problem.
+class ProblemError(HTTPException):
+    """Ends a request with a problem. FastAPI lets an HTTP exception pass where it would hide another one.
 
     Args:
         status: of the response.
@@ -77,10 +77,8 @@ class ProblemError(Exception):
         headers: Mapping[str, str] | None = None,
         skipped: Sequence[SkippedDocument] | None = None,
     ) -> None:
-        super().__init__(detail)
+        super().__init__(status, detail, dict(headers or {}))
         self.rule = Rule(status, slug)
-        self.detail = detail
-        self.headers = dict(headers or {})
         self.skipped = skipped
 
 
@@ -166,7 +164,7 @@ def _rule_of(error: Exception) -> Rule | None:
 
 async def _expected(request: Request, error: Exception) -> Response:
     problem = describe(error, request.state.request_id)
-    headers = error.headers if isinstance(error, ProblemError) else {}
+    headers = dict(error.headers or {}) if isinstance(error, ProblemError) else {}
     rule = _rule_of(error)
     if rule is not None and rule.retry_after is not None:
         headers["Retry-After"] = str(rule.retry_after)
@@ -198,6 +196,9 @@ async def _http(request: Request, error: Exception) -> Response:
     elif error.status_code == 405:
         headers["Allow"] = ", ".join(_methods(request))
         problem = Rule(405, "wrong-method").problem(f"there is no {called}; use {headers['Allow']} with this path")
+    elif error.status_code == 400:
+        detail = f"the body cannot be read ({error.detail}); send what its Content-Type says, in UTF-8"
+        problem = Rule(400, "unreadable-body").problem(detail)
     else:
         slug = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
         problem = Rule(error.status_code, slug).problem(f"{error.detail}; correct the request")
