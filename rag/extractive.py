@@ -21,7 +21,7 @@ STOP_WORDS = frozenset(
     """.split()  # noqa: SIM905 - a list of literals would take a screen
 )
 ANSWER_WEIGHT = 0.3
-RANK_DISCOUNT = 0.05  # a passage one rank further down must be this much better
+RANK_DISCOUNT = 0.1  # a passage one rank further down must be this much better
 SHORTEST, LONGEST = 30, 400  # characters of a sentence worth quoting
 
 
@@ -41,8 +41,8 @@ def best_sentence(question: str, passages: Sequence[str], answer: str = "") -> t
     for (index, text), found in zip(sentences, words, strict=True):
         weight = {word: math.log(1 + len(sentences) / frequency[word]) for word in found}
         shared = sum(weight[word] for word in found & asked)
-        shared += ANSWER_WEIGHT * sum(weight[word] for word in found & (said - asked)) if shared else 0.0
-        score = shared / math.sqrt(len(found) + 8) * (1 - RANK_DISCOUNT) ** index
+        echoed = ANSWER_WEIGHT * sum(weight[word] for word in found & (said - asked))
+        score = (shared + min(echoed, shared / 2)) / math.sqrt(len(found) + 8) * (1 - RANK_DISCOUNT) ** index
         if score > best_score:
             best, best_score = (index, text), score
     return best

@@ -7,7 +7,8 @@ import re
 
 __all__ = ["RepetitionGuard"]
 
-SENTENCE = re.compile(r".*?(?:[.!?:](?=\s)|\n)\s*", re.DOTALL)
+# A line break inside a paragraph is not an end: the same sentence may be wrapped otherwise the second time.
+SENTENCE = re.compile(r".*?(?:[.!?](?=\s)|\n\s*\n|\n(?=\s*[-*#\d]))\s*", re.DOTALL)
 SHORTEST_SENTENCE = 20  # characters, without spaces; "Yes." may come twice
 LOOP = re.compile(r"(.{2,40}?)\1{4,}$", re.DOTALL)
 LONGEST_LOOP = 240

@@ -90,6 +90,13 @@ def test_an_answer_ends_where_it_repeats_itself(step: int) -> None:
     assert guard(once + "So it is handy.", step) == (once + "So it is handy.", False)
 
 
+def test_a_sentence_that_is_wrapped_otherwise_is_a_repetition() -> None:
+    first = "The prompt is used to set breakpoints\nand to step. "
+    assert guard(first + "The prompt is used\nto set breakpoints and to step. More") == (first, True)
+    items = "- integers: whole numbers of any size\n- floats: numbers with a point in them\n"
+    assert guard(items + items) == (items, True)
+
+
 def test_a_sentence_that_begins_like_another_is_shown() -> None:
     text = "The lamp is lit every evening by Mara. The lamp is lit every evening by her, not by him. Yes. Yes. Done"
     assert guard(text) == (text, False)
@@ -108,6 +115,8 @@ def test_the_best_sentence_shares_rare_words_with_the_question() -> None:
     ]
     assert best_sentence("Who lights the lamp?", passages) == (0, "Its lamp is lit every evening by Mara Venn.")
     assert best_sentence("When does the harbour freeze?", passages) == (1, "The harbour of Orrin freezes in January.")
+    said = "The harbour freezes and ships wait for the ice to break in the bay in January."
+    assert best_sentence("Who lights the lamp?", passages, said) == (0, "Its lamp is lit every evening by Mara Venn.")
     assert best_sentence("Quantum chromodynamics?", passages) is None
     assert best_sentence("Who?", []) is None
 

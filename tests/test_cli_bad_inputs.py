@@ -53,7 +53,7 @@ CASES = {
     "bad range": (("ask", "Why?", "--top-p", "7"), {}, 2, ("top_p is 7",)),
     "bad setting": (("ask", "Why?"), {"PREREAD_TOP_K": "lots"}, 2, ("PREREAD_TOP_K", "'lots'")),
     "unknown setting": (("ask", "Why?"), {"PREREAD_TOPK": "3"}, 2, ("PREREAD_TOPK", "PREREAD_TOP_K")),
-    "bad backend": (("ask", "Why?"), {"PREREAD_ENGINE__BACKEND": "abacus"}, 1, ("'abacus'", "torch")),
+    "bad backend": (("ask", "Why?"), {"PREREAD_ENGINE__BACKEND": "abacus"}, 2, ("'abacus'", "torch")),
     "unknown option": (("ask", "Why?", "--flavour", "sweet"), {}, 2, ("--flavour",)),
     "unknown command": (("sing",), {}, 2, ("sing",)),
     "unknown model": (("ask", "Why?", "--model", "gpt-9"), {}, 1, ("'gpt-9'", "rag model pull")),

@@ -75,6 +75,14 @@ def test_prune_leaves_what_was_not_named(rag: Rag, docs: Path, tmp_path: Path) -
     assert uris == [str(docs / "lighthouse.md"), str(other)]
 
 
+def test_a_missing_path_prunes_nothing(rag: Rag, docs: Path, tmp_path: Path) -> None:
+    rag("ingest", docs, docs / "harbour.txt")
+    (docs / "harbour.txt").unlink()
+    ran = rag("ingest", docs, tmp_path / "gone", "--prune")
+    assert (ran.code, "nothing is pruned" in ran.err) == (3, True)
+    assert len(json.loads(rag("documents", "list", "--json").out)) == 2
+
+
 def test_ask_shows_answer_sources_and_what_the_cache_saved(rag: Rag, docs: Path) -> None:
     rag("ingest", docs)
     ran = rag("ask", "By whom is the lamp lit every evening?", "-k", "1")

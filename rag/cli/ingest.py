@@ -1,5 +1,6 @@
 """`rag ingest`: files, folders and built-in corpora into a collection."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,16 +35,16 @@ def ingest(
     if not paths and not corpus:
         raise typer.BadParameter("name files or folders to read, or a corpus with --corpus")
     from rag.connect import connect
-    from rag.schemas import SkippedDocument
 
     sources, scope, missing = _gather(paths or [], corpus or [])
     if not sources and missing:
         raise typer.BadParameter("; ".join(item.reason for item in missing))
+    if prune and missing:
+        print("WARNING: nothing is pruned, since paths are missing; check them and run it again", file=sys.stderr)
     with connect(config_of(context)) as operations, ingest_progress() as progress:
         prune_scope = scope if prune and not missing else None
         report = operations.ingest(collection, sources, prune_scope=prune_scope, progress=progress)
     report = report.model_copy(update={"skipped": [*missing, *report.skipped]})
-    assert all(isinstance(item, SkippedDocument) for item in report.skipped)
     _print(report, as_json=as_json)
     raise typer.Exit(_exit_code(report))
 
@@ -88,12 +89,10 @@ def _gather(paths: list[str], corpora: list[str]) -> "tuple[list[Source], list[s
     for name in corpora:
         sources += corpus_sources(name)
         scope.append(f"{name}:")
-    return sources, scope, missing
+    return list({source.uri: source for source in sources}.values()), scope, missing
 
 
 def _print(report: "IngestReport", *, as_json: bool) -> None:
-    import sys
-
     if as_json:
         print_json(report)
         return
