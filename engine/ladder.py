@@ -101,13 +101,17 @@ def _place_path(segments: Sequence[Segment], tree: RadixTree, owner: Owner) -> t
 def _place_shifted(
     placement: Placement, template: Segment, passage: Segment, tree: RadixTree, repair: int
 ) -> tuple[Placement, tuple[Node, ...]]:
-    """Rung 2: the passage's canonical KV below the template, at the position where the prompt has it."""
+    """Rung 2: the passage's canonical KV below the template, at the position where the prompt has it.
+
+    Only where it serves more tokens than the exact path does already, which has no error.
+    """
     size = tree.block_size
     head = block_keys(template.tokens, size, sealed=True)
     body = block_keys(passage.tokens, size, sealed=True)
     shift = placement.start - len(template.tokens)
     match = tree.match([*head, *body])
-    if len(match.blocks) < len(head) + len(body) or len(passage.tokens) <= repair or shift == 0:
+    known = len(match.blocks) == len(head) + len(body)
+    if not known or shift == 0 or len(passage.tokens) - repair <= placement.hit_tokens:
         return placement, ()
     shifted = Placement(
         placement.start,

@@ -343,7 +343,8 @@ class CacheOracle:
                 assert todo, "computed, and nothing was"
                 canonical = naive_keys(template.tokens, self.size) + naive_keys(segment.tokens, self.size)
                 usable = segment.kind is SegmentKind.PASSAGE and template.kind is SegmentKind.TEMPLATE
-                if request.reuse is Reuse.CHUNK and usable and shift > 0 and len(segment.tokens) > self.repair:
+                exact = len(segment.tokens) - len(todo)
+                if request.reuse is Reuse.CHUNK and usable and shift > 0 and len(segment.tokens) - self.repair > exact:
                     entry = Entry(None, len(canonical), canonical)
                     assert (request.namespace, entry) not in self.known, "canonical KV was not used"
             start = end

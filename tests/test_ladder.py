@@ -97,6 +97,20 @@ def test_a_passage_no_longer_than_the_repair_is_computed(tree: RadixTree) -> Non
     assert outcomes(chunk(tree, [T, A, C, B, Q], 8)) == [PATH, CANONICAL, COMPUTED, COMPUTED, COMPUTED]
 
 
+@pytest.mark.parametrize("repair", [0, 4, 8])
+@pytest.mark.parametrize("rest", [[], [Q]])
+def test_exact_blocks_come_before_as_many_shifted_ones(tree: RadixTree, repair: int, rest: list[Segment]) -> None:
+    """The path knows A's first block behind B, from a longer passage: 4 exact tokens against 10 - repair shifted."""
+    longer = passage(*A.tokens[:4], 99)
+    parts = [PathPart(block_keys(s.tokens, SIZE, sealed=True), range(50, 53), whole=True) for s in (T, B, longer)]
+    tree.insert(parts)
+    placement = chunk(tree, [T, B, A, *rest], repair).placements[2]
+    if repair == 8:
+        assert placement == Placement(13, 10, 0, (50,), 4)
+    else:
+        assert placement.shift == 8
+
+
 def test_an_unknown_passage_is_computed_and_the_next_is_still_shifted(tree: RadixTree) -> None:
     placed = chunk(tree, [T, passage(99, 98), A, Q])
     assert outcomes(placed) == [PATH, COMPUTED, SHIFTED, COMPUTED]
