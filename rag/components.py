@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from retriever.embedder import TextEmbedder, Vectors
     from retriever.retriever import Library
 
-__all__ = ["Components", "Once"]
+__all__ = ["Components", "LateEmbedder", "Once"]
 
 T = TypeVar("T")
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from data.errors import DataError
 from engine.errors import EngineError
-from kernels.errors import KernelError
 from rag.config import RagConfig
 from rag.data_dir import find_owner
 from rag.errors import RagError
@@ -21,7 +20,7 @@ from retriever.errors import RetrieverError
 __all__ = ["Check", "diagnose"]
 
 PACKAGES = ("preread", "torch", "tokenizers", "safetensors", "sentence-transformers", "transformers", "fastapi")
-EXPECTED = (RagError, RetrieverError, EngineError, KernelError, DataError, OSError, ImportError)
+EXPECTED = (RagError, RetrieverError, EngineError, DataError, OSError, ImportError)
 PROBE = "The lighthouse of Orrin was built in 1874. Its lamp burns whale oil and is lit every evening by Mara Venn."
 PROBE_QUESTION = "Who lights the lamp of the lighthouse?"
 
@@ -71,11 +70,11 @@ def _version(package: str) -> str:
 
 
 def _kernels() -> Iterator[Check]:
-    from kernels.backend import available_backends, get_backend
+    from engine.backends import available_backends, load_backend
 
     for name, reason in available_backends().items():
         yield Check(f"kernel backend {name}", None if reason else True, reason or "available")
-    yield Check("kernel backend chosen", works=True, detail=get_backend().name)
+    yield Check("kernel backend chosen", works=True, detail=load_backend("auto", "cpu").name)
 
 
 def _index() -> Iterator[Check]:

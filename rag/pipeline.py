@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from engine.worker import EngineWorker
     from retriever.document import Hit
 
-__all__ = ["Pipeline", "Prepared", "Retrieved"]
+__all__ = ["Pipeline", "Prepared", "Retrieved", "order_hits"]
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,15 @@ from rag.errors import QuestionTooLongError, TemplateError
 from rag.prompt_template import QUESTION, PromptTemplate
 from retriever.document import Passage, PassageDraft
 
-__all__ = ["PASSAGE_VERSION", "TEMPLATE_VERSION", "LaidOut", "PassageTokens", "PromptLayout", "volatile_text"]
+__all__ = [
+    "PASSAGE_VERSION",
+    "TEMPLATE_VERSION",
+    "LaidOut",
+    "PassageTokens",
+    "PromptLayout",
+    "render_passage",
+    "volatile_text",
+]
 
 logger = logging.getLogger(__name__)
 

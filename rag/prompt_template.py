@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
-__all__ = ["PromptTemplate"]
+__all__ = ["QUESTION", "PromptTemplate"]
 
 QUESTION = "{question}"
 

@@ -15,13 +15,12 @@ def expected_errors(error: Exception) -> int | None:
     """Return the exit code of a failure that its message explains, or None for a defect of ours."""
     from data.errors import DataError
     from engine.errors import ConfigError, EngineError
-    from kernels.errors import KernelError
     from rag.errors import ConfigurationError, InvalidRequestError, RagError
     from retriever.errors import QueryError, RetrieverError, SettingsError
 
     if isinstance(error, (ConfigurationError, InvalidRequestError, ConfigError, SettingsError, QueryError)):
         return USAGE
-    if isinstance(error, (RagError, RetrieverError, EngineError, KernelError, DataError, OSError)):
+    if isinstance(error, (RagError, RetrieverError, EngineError, DataError, OSError)):
         return FAILED
     return None
 
