@@ -24,3 +24,24 @@ def smollm2() -> Path:
 def minilm() -> Path:
     """The folder of the pulled all-MiniLM-L6-v2."""
     return _pulled("minilm")
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Give torch one thread: tiny models lose more to handing work over than they gain."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory) -> Path:
+    """The folder of a tiny random Llama with a tokenizer."""
+    from tiny_models import make_engine_folder
+
+    folder = tmp_path_factory.mktemp("tiny")
+    make_engine_folder(folder, "llama-tied")
+    return folder

@@ -6,42 +6,27 @@ import random
 import shutil
 
 import pytest
-import torch
 from engine_helpers import ask, check_settled, collect, passage, random_tokens, tail, template, tiny_engine
-from tiny_models import make_engine_folder
 
 from engine import FinishReason, Prompt, Reuse, SamplingParams, Segment, SegmentKind
 from engine.errors import ConfigError, PromptError, PromptTooLongError, QueueFullError, ReuseNotCertifiedError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PROMPT = random_tokens(random.Random(1), 37)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    make_engine_folder(folder, "llama-tied")
-    return folder
-
-
 @pytest.fixture
-def engine(folder):
-    engine = tiny_engine(folder)
+def engine(tiny_folder):
+    engine = tiny_engine(tiny_folder)
     yield engine
     check_settled(engine)
 
 
 @pytest.fixture(scope="module")
-def answer(folder):
+def answer(tiny_folder):
     """The greedy answer to PROMPT, 40 tokens."""
-    return ask(tiny_engine(folder), PROMPT, SamplingParams(max_tokens=40))
+    return ask(tiny_engine(tiny_folder), PROMPT, SamplingParams(max_tokens=40))
 
 
 def test_a_prompt_too_long_for_the_model(engine):
@@ -56,16 +41,16 @@ def test_a_prompt_too_long_for_the_model(engine):
     assert (len(nearly.token_ids), nearly.finish_reason) == (3, FinishReason.LENGTH)
 
 
-def test_max_model_len_limits_prompt_and_answer(folder):
-    engine = tiny_engine(folder, max_model_len=40)
+def test_max_model_len_limits_prompt_and_answer(tiny_folder):
+    engine = tiny_engine(tiny_folder, max_model_len=40)
     assert len(ask(engine, PROMPT, SamplingParams(max_tokens=40)).token_ids) == 3
     with pytest.raises(PromptTooLongError, match="40"):
         engine.submit(range(40), SamplingParams(max_tokens=1))
     check_settled(engine)
 
 
-def test_a_prompt_too_long_for_the_pool(folder):
-    engine = tiny_engine(folder, num_blocks=4)
+def test_a_prompt_too_long_for_the_pool(tiny_folder):
+    engine = tiny_engine(tiny_folder, num_blocks=4)
     with pytest.raises(PromptTooLongError, match="5 KV blocks and the pool has 4"):
         engine.submit(PROMPT, SamplingParams(max_tokens=64 - 37 + 1))
     assert len(ask(engine, PROMPT, SamplingParams(max_tokens=64 - 37)).token_ids) == 27
@@ -102,8 +87,8 @@ def test_auto_reuse_runs_exact_and_warns_once(engine, answer, caplog):
     assert "exact" in caplog.text
 
 
-def test_a_full_queue(folder):
-    engine = tiny_engine(folder, max_num_waiting=2, max_num_seqs=1)
+def test_a_full_queue(tiny_folder):
+    engine = tiny_engine(tiny_folder, max_num_waiting=2, max_num_seqs=1)
     sampling = SamplingParams(max_tokens=3)
     accepted = [engine.submit(PROMPT, sampling) for _ in range(2)]
     with pytest.raises(QueueFullError, match="2 requests"):
@@ -155,8 +140,8 @@ def test_a_stop_token_ends_the_answer_and_is_not_in_its_text(engine, answer):
     assert result.text == engine.tokenizer.decode(answer.token_ids[:at])
 
 
-def test_the_models_end_token(folder, tmp_path, answer):
-    ending = shutil.copytree(folder, tmp_path / "ending")
+def test_the_models_end_token(tiny_folder, tmp_path, answer):
+    ending = shutil.copytree(tiny_folder, tmp_path / "ending")
     stop, absent = late_and_absent_token(answer)
     at = answer.token_ids.index(stop)
     (ending / "generation_config.json").write_text(json.dumps({"eos_token_id": [absent, stop]}))
@@ -218,8 +203,8 @@ def test_seeds_repeat_alone_and_in_a_batch(engine):
     assert ask(engine, prompts[0], unseeded).token_ids != ask(engine, prompts[0], unseeded).token_ids
 
 
-def test_cancelling_while_waiting_in_prefill_and_while_decoding(folder, answer):
-    engine = tiny_engine(folder, max_num_seqs=3, max_num_batched_tokens=20)
+def test_cancelling_while_waiting_in_prefill_and_while_decoding(tiny_folder, answer):
+    engine = tiny_engine(tiny_folder, max_num_seqs=3, max_num_batched_tokens=20)
     sampling = SamplingParams(max_tokens=40)
     kept = engine.submit(PROMPT, sampling)
     decoding = engine.submit(PROMPT[:10], sampling)
@@ -246,8 +231,8 @@ def test_cancelling_while_waiting_in_prefill_and_while_decoding(folder, answer):
     check_settled(engine)
 
 
-def test_cancelling_everything_frees_every_block(folder):
-    engine = tiny_engine(folder, max_num_batched_tokens=30)
+def test_cancelling_everything_frees_every_block(tiny_folder):
+    engine = tiny_engine(tiny_folder, max_num_batched_tokens=30)
     prompts = [Prompt([template(PROMPT), passage([i] * 20), tail([i])]) for i in range(5)]
     requests = [engine.submit(prompt, SamplingParams(max_tokens=9)) for prompt in prompts]
     for _ in range(6):
@@ -275,13 +260,13 @@ def test_streams_taken_in_odd_orders(engine, answer):
     assert sum(1 for _ in last) == 40
 
 
-def test_generate_takes_more_prompts_than_may_wait(folder, answer):
-    engine = tiny_engine(folder, max_num_waiting=2, max_num_seqs=2)
+def test_generate_takes_more_prompts_than_may_wait(tiny_folder, answer):
+    engine = tiny_engine(tiny_folder, max_num_waiting=2, max_num_seqs=2)
     prompts = [PROMPT[i:] for i in range(11)]
     results = engine.generate(prompts, SamplingParams(max_tokens=5))
     assert [result.num_prompt_tokens for result in results] == [len(prompt) for prompt in prompts]
     assert results[0].token_ids == answer.token_ids[:5]
-    assert results[7].token_ids == ask(tiny_engine(folder), prompts[7], SamplingParams(max_tokens=5)).token_ids
+    assert results[7].token_ids == ask(tiny_engine(tiny_folder), prompts[7], SamplingParams(max_tokens=5)).token_ids
     assert engine.generate([]) == []
     check_settled(engine)
 
@@ -303,15 +288,15 @@ def test_generate_leaves_nothing_behind_when_a_step_fails(engine, answer, monkey
     assert ask(engine, PROMPT, SamplingParams(max_tokens=40)).token_ids == answer.token_ids
 
 
-def test_twins_in_a_pool_as_large_as_one_of_them(folder):
+def test_twins_in_a_pool_as_large_as_one_of_them(tiny_folder):
     """The longer twin keeps copies of blocks that the tree has too; alone, it must still come to its end."""
-    engine = tiny_engine(folder, num_blocks=9)
+    engine = tiny_engine(tiny_folder, num_blocks=9)
     base = tuple(range(32))
     short = engine.submit([*base, 1], SamplingParams(max_tokens=1))
     prompt = [*base, *range(40, 72)]
     result = ask(engine, prompt, SamplingParams(max_tokens=64))
     collect(engine.stream(short))
-    assert result.token_ids == ask(tiny_engine(folder), prompt, SamplingParams(max_tokens=64)).token_ids
+    assert result.token_ids == ask(tiny_engine(tiny_folder), prompt, SamplingParams(max_tokens=64)).token_ids
     assert result.num_preemptions > 0
     check_settled(engine)
 
@@ -325,11 +310,11 @@ def random_prompt(generator: random.Random) -> Prompt:
 
 
 @pytest.mark.parametrize("seed", [2, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 12))])
-def test_random_traffic_with_cancellations_in_a_tight_pool(folder, seed):
+def test_random_traffic_with_cancellations_in_a_tight_pool(tiny_folder, seed):
     """Whatever is cancelled, preempted and evicted around it, every answer is the one it gives alone."""
     generator = random.Random(seed)
-    engine = tiny_engine(folder, num_blocks=14, max_num_seqs=5, max_num_batched_tokens=24)
-    reference = tiny_engine(folder)
+    engine = tiny_engine(tiny_folder, num_blocks=14, max_num_seqs=5, max_num_batched_tokens=24)
+    reference = tiny_engine(tiny_folder)
     open_requests, finished = {}, 0
     for _ in range(250):
         if generator.random() < 0.25:

@@ -3,25 +3,18 @@
 import random
 
 import pytest
-import torch
 from engine_helpers import BLOCK, ask, check_settled, passage, random_tokens, tail, template, tiny_engine
 from tiny_models import make_engine_folder
 
 from engine import Prompt, SamplingParams
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 GENERATOR = random.Random(9)
 TEMPLATE = template(random_tokens(GENERATOR, 21))
 PASSAGES = [passage(random_tokens(GENERATOR, n), f"p{n}") for n in (35, 48, 9, 17)]
 QUESTION = tail(random_tokens(GENERATOR, 11))
 SAMPLING = SamplingParams(max_tokens=6)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

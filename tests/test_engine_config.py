@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from tiny_models import make_engine_folder
 
 from engine import Engine, EngineConfig, SamplingParams
 from engine.errors import ConfigError
@@ -93,37 +92,35 @@ def test_auto_dtype_is_what_is_fast_here(tmp_path, monkeypatch):
     assert resolve_dtype(EngineConfig(), tmp_path) is torch.bfloat16
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    make_engine_folder(folder, "llama-tied")
-    return folder
-
-
 @pytest.mark.parametrize("device", ["cud", "cuda:99", "meta:x", ""])
-def test_a_device_that_is_not_there_is_named(folder, device):
+def test_a_device_that_is_not_there_is_named(tiny_folder, device):
     with pytest.raises(ConfigError, match="device") as caught:
-        Engine.from_pretrained(folder, EngineConfig(device=device))
+        Engine.from_pretrained(tiny_folder, EngineConfig(device=device))
     assert repr(device) in str(caught.value)
 
 
-def test_memory_for_kv_that_holds_no_block(folder):
+def test_memory_for_kv_that_holds_no_block(tiny_folder):
     with pytest.raises(ConfigError, match="kv_cache_bytes 100"):
-        Engine.from_pretrained(folder, EngineConfig(kv_cache_bytes=100))
+        Engine.from_pretrained(tiny_folder, EngineConfig(kv_cache_bytes=100))
 
 
-def test_memory_that_cannot_be_had(folder):
+def test_memory_that_cannot_be_had(tiny_folder):
     with pytest.raises(ConfigError, match="kv_cache_bytes"):
-        Engine.from_pretrained(folder, EngineConfig(kv_cache_bytes=2**62))
+        Engine.from_pretrained(tiny_folder, EngineConfig(kv_cache_bytes=2**62))
 
 
-def test_blocks_fill_the_memory_that_was_given(folder):
-    engine = Engine.from_pretrained(folder, EngineConfig(dtype="float32", kv_cache_bytes=100_000))
+def test_blocks_fill_the_memory_that_was_given(tiny_folder):
+    engine = Engine.from_pretrained(tiny_folder, EngineConfig(dtype="float32", kv_cache_bytes=100_000))
     assert engine.runner.kv_cache.data.nbytes <= 100_000
     assert engine.runner.kv_cache.data.nbytes + engine.runner.kv_cache.bytes_per_block > 100_000
     assert engine.stats().num_blocks == engine.runner.kv_cache.num_blocks
 
 
-def test_max_model_len_never_exceeds_the_model(folder):
-    assert Engine.from_pretrained(folder, EngineConfig(kv_cache_bytes=1 << 20, max_model_len=9999)).max_model_len == 256
-    assert Engine.from_pretrained(folder, EngineConfig(kv_cache_bytes=1 << 20, max_model_len=40)).max_model_len == 40
+def test_max_model_len_never_exceeds_the_model(tiny_folder):
+    assert (
+        Engine.from_pretrained(tiny_folder, EngineConfig(kv_cache_bytes=1 << 20, max_model_len=9999)).max_model_len
+        == 256
+    )
+    assert (
+        Engine.from_pretrained(tiny_folder, EngineConfig(kv_cache_bytes=1 << 20, max_model_len=40)).max_model_len == 40
+    )

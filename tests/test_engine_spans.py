@@ -14,6 +14,8 @@ from engine.prefix_cache import PrefixCache
 from engine.request import Request
 from engine.sampler import Sampler
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 GENERATOR = random.Random(21)
 TEMPLATE = template(random_tokens(GENERATOR, 19))
 # off a block boundary, on it, a block and one token, no longer than a repair, several blocks
@@ -21,14 +23,6 @@ PASSAGES = [passage(random_tokens(GENERATOR, n), f"p{n}") for n in (37, 32, 17, 
 QUESTION = tail(random_tokens(GENERATOR, 7))
 ORDERS = [(0, 1), (1, 0), (4, 3, 2), (2, 3, 0, 1, 4)]
 STEPS = 5
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class ChunkEngine:

@@ -67,15 +67,6 @@ def random_prompts(count: int) -> list[Prompt]:
     return prompts
 
 
-@pytest.fixture
-def one_thread():
-    """Tiny models lose more to thread hand-over than they gain."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize("count", [4, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", MODELS)
 def test_tiny_models_of_every_family(tmp_path, one_thread, name, count):

@@ -7,12 +7,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import torch
 from engine_helpers import ask, check_settled, collect, passage, random_tokens, tail, template, tiny_engine
-from tiny_models import make_engine_folder
 
 from engine import EngineWorker, FinishReason, Prompt, SamplingParams, TokenDelta
 from engine.errors import ConfigError, EngineStoppedError, PromptTooLongError, QueueFullError, StepFailedError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 PROMPT = random_tokens(random.Random(1), 37)
 SAMPLING = SamplingParams(max_tokens=12)
@@ -20,29 +20,14 @@ LONG = SamplingParams(max_tokens=200)
 TIMEOUT = 30
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    make_engine_folder(folder, "llama-tied")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def answer(folder):
-    return ask(tiny_engine(folder), PROMPT, LONG)
+def answer(tiny_folder):
+    return ask(tiny_engine(tiny_folder), PROMPT, LONG)
 
 
 @pytest.fixture
-def worker(folder):
-    worker = EngineWorker(tiny_engine(folder)).start()
+def worker(tiny_folder):
+    worker = EngineWorker(tiny_engine(tiny_folder)).start()
     yield worker
     worker.close()
     check_settled(worker.engine)
@@ -100,8 +85,8 @@ def test_what_submit_refuses_reaches_the_caller(worker):
     assert worker.is_alive
 
 
-def test_a_full_queue_reaches_the_caller(folder):
-    worker = EngineWorker(tiny_engine(folder, max_num_seqs=1, max_num_waiting=1)).start()
+def test_a_full_queue_reaches_the_caller(tiny_folder):
+    worker = EngineWorker(tiny_engine(tiny_folder, max_num_seqs=1, max_num_waiting=1)).start()
 
     async def flood():
         tries = [worker.submit(PROMPT, LONG) for _ in range(12)]
@@ -198,11 +183,11 @@ def test_a_loop_that_closes_while_its_request_runs(worker, answer):
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_many_readers_with_random_departures(folder, seed):
+def test_many_readers_with_random_departures(tiny_folder, seed):
     generator = random.Random(seed)
-    engine = tiny_engine(folder, num_blocks=30, max_num_seqs=6, max_num_batched_tokens=40)
+    engine = tiny_engine(tiny_folder, num_blocks=30, max_num_seqs=6, max_num_batched_tokens=40)
     worker = EngineWorker(engine).start()
-    reference = tiny_engine(folder)
+    reference = tiny_engine(tiny_folder)
     head, passages = template(PROMPT[:20]), [passage([i] * (11 + 7 * i)) for i in range(4)]
 
     async def client(number: int):
@@ -321,8 +306,8 @@ def test_a_scheduler_that_fails_is_no_endless_loop(worker, answer, monkeypatch):
     assert run(read(worker, PROMPT, LONG)).token_ids == answer.token_ids
 
 
-def test_a_thread_that_dies_leaves_nobody_waiting(folder, monkeypatch, caplog):
-    worker = EngineWorker(tiny_engine(folder)).start()
+def test_a_thread_that_dies_leaves_nobody_waiting(tiny_folder, monkeypatch, caplog):
+    worker = EngineWorker(tiny_engine(tiny_folder)).start()
     stream = worker.stream_sync(worker.submit_sync(PROMPT, LONG))
     next(stream)
 
@@ -340,8 +325,8 @@ def test_a_thread_that_dies_leaves_nobody_waiting(folder, monkeypatch, caplog):
     worker.close()
 
 
-def test_closing_while_requests_run(folder):
-    worker = EngineWorker(tiny_engine(folder, max_num_seqs=2)).start()
+def test_closing_while_requests_run(tiny_folder):
+    worker = EngineWorker(tiny_engine(tiny_folder, max_num_seqs=2)).start()
 
     async def readers():
         tasks = [asyncio.create_task(read(worker, PROMPT[i:], LONG)) for i in range(5)]
@@ -358,8 +343,8 @@ def test_closing_while_requests_run(folder):
     check_settled(worker.engine)
 
 
-def test_after_close(folder):
-    worker = EngineWorker(tiny_engine(folder)).start()
+def test_after_close(tiny_folder):
+    worker = EngineWorker(tiny_engine(tiny_folder)).start()
     worker.close()
     worker.close()
     assert not worker.is_alive
@@ -371,16 +356,16 @@ def test_after_close(folder):
         worker.call(lambda engine: 1)
 
 
-def test_before_start(folder):
-    worker = EngineWorker(tiny_engine(folder))
+def test_before_start(tiny_folder):
+    worker = EngineWorker(tiny_engine(tiny_folder))
     with pytest.raises(EngineStoppedError, match="not running"):
         worker.submit_sync(PROMPT)
     worker.close()
 
 
-def test_calls_that_wait_when_it_closes_are_refused(folder):
+def test_calls_that_wait_when_it_closes_are_refused(tiny_folder):
     """None of those who called before the end may wait for ever, or run on an engine that has ended."""
-    worker = EngineWorker(tiny_engine(folder)).start()
+    worker = EngineWorker(tiny_engine(tiny_folder)).start()
     release, started, ran = threading.Event(), threading.Event(), []
 
     def busy(engine):
@@ -403,9 +388,9 @@ def test_calls_that_wait_when_it_closes_are_refused(folder):
     assert not ran
 
 
-def test_many_closes_race_with_submits(folder):
+def test_many_closes_race_with_submits(tiny_folder):
     """Whenever close comes, every submit either raises or its reader hears the end."""
-    engine = tiny_engine(folder)
+    engine = tiny_engine(tiny_folder)
     for round_number in range(15):
         worker = EngineWorker(engine).start()
 
