@@ -14,7 +14,7 @@ from data.questions import Gold, Question
 from rag.bench import prefix, stream
 from rag.bench.prefix import PrefixBenchConfig, run
 from rag.bench.report import AskedQuestion, Mode, PrefixReport, Record
-from rag.bench.statistics import median_ratio, summarise
+from rag.bench.statistics import median_ratio, ratio_of_means, summarise
 from rag.bench.stream import gold_rank
 from rag.bench.summary import find_problems, recall_at, summaries_of
 from rag.bench.table import render
@@ -273,6 +273,7 @@ def test_figures_of_hand_made_records():
     figures = summaries_of(records, questions, k=2, seed=0)
     assert (figures.measured, figures.distinct_questions, figures.distinct_passages) == (3, 2, 3)
     assert figures.off_over[Mode.COLD].ttft.value == 2
+    assert figures.off_over[Mode.COLD].mean_ttft.value == pytest.approx(180 / 100)
     assert figures.off_over[Mode.WARM].ttft.value == 6
     assert (figures.modes[Mode.WARM].hit_rate, figures.modes[Mode.WARM].passage_hit_rate) == (0.9, 1)
     assert figures.answers[Mode.COLD].records == [(0, 0), (0, 2)]
@@ -301,7 +302,7 @@ def test_summary_against_other_implementations():
     assert summarise([7.0]).p90 == 7
 
 
-def test_median_ratio_against_scipy():
+def test_ratios_against_scipy():
     from scipy.stats import bootstrap
 
     generator = np.random.default_rng(3)
@@ -314,6 +315,15 @@ def test_median_ratio_against_scipy():
     assert found.low == pytest.approx(other.confidence_interval.low, rel=0.03)
     assert found.high == pytest.approx(other.confidence_interval.high, rel=0.03)
     assert median_ratio(numerators.tolist(), denominators.tolist()) == found
+    of_means = ratio_of_means(numerators.tolist(), denominators.tolist())
+    other = bootstrap(
+        (numerators, denominators),
+        lambda a, b, axis: a.mean(axis) / b.mean(axis),
+        n_resamples=10_000, method="percentile", paired=True, vectorized=True, rng=generator,
+    )  # fmt: skip
+    assert of_means.value == pytest.approx(numerators.mean() / denominators.mean())
+    assert of_means.low == pytest.approx(other.confidence_interval.low, rel=0.01)
+    assert of_means.high == pytest.approx(other.confidence_interval.high, rel=0.01)
     certain = median_ratio([4.0, 6.0], [2.0, 3.0])
     assert (certain.low, certain.value, certain.high) == (2, 2, 2)
 

@@ -149,10 +149,20 @@ class ModeSummary(_Part):
 
 
 class Ratios(_Part):
-    """How many times shorter than with the cache off: medians of the per-question ratios, with 95 % intervals."""
+    """How many times shorter than with the cache off, with 95 % intervals.
+
+    Attributes:
+        ttft: median of the per-question ratios.
+        prefill: the same of the prefill.
+        mean_ttft: ratio of the means. It tells more of the cold cache, where a question hits nearly all or nearly
+            nothing and the median is one of the two.
+        mean_prefill: the same of the prefill.
+    """
 
     ttft: Interval
     prefill: Interval
+    mean_ttft: Interval
+    mean_prefill: Interval
 
 
 class AnswerComparison(_Part):

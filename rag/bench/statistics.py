@@ -1,10 +1,17 @@
 """Summaries of measured times. Knows numbers only."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["Interval", "Summary", "median_ratio", "summarise"]
+if TYPE_CHECKING:
+    import numpy as np
+
+    Floats = np.ndarray[Any, np.dtype[np.float64]]
+    Statistic = Callable[[Floats, Floats], Any]  # over the last axis of both
+
+__all__ = ["Interval", "Summary", "median_ratio", "ratio_of_means", "summarise"]
 
 RESAMPLES = 10_000
 CHUNK = 1_000  # resamples at a time, so that memory stays small for long streams
@@ -63,13 +70,28 @@ def median_ratio(
     """
     import numpy as np
 
+    return _bootstrap(numerators, denominators, lambda a, b: np.median(a / b, axis=-1), seed, resamples)
+
+
+def ratio_of_means(
+    numerators: Sequence[float], denominators: Sequence[float], *, seed: int = 0, resamples: int = RESAMPLES
+) -> Interval:
+    """Return the ratio of the two means with its interval; arguments and source are those of `median_ratio`."""
+    return _bootstrap(numerators, denominators, lambda a, b: a.mean(axis=-1) / b.mean(axis=-1), seed, resamples)
+
+
+def _bootstrap(
+    numerators: Sequence[float], denominators: Sequence[float], statistic: "Statistic", seed: int, resamples: int
+) -> Interval:
+    import numpy as np
+
     assert numerators, "a ratio needs at least one pair"
     assert len(numerators) == len(denominators), f"{len(numerators)} numerators, {len(denominators)} denominators"
-    ratios = np.asarray(numerators, float) / np.asarray(denominators, float)
+    above, below = np.asarray(numerators, float), np.asarray(denominators, float)
     generator = np.random.default_rng(seed)
-    medians = [
-        np.median(ratios[generator.integers(len(ratios), size=(min(CHUNK, resamples - done), len(ratios)))], axis=1)
-        for done in range(0, resamples, CHUNK)
-    ]
-    low, high = np.percentile(np.concatenate(medians), [2.5, 97.5])
-    return Interval(value=float(np.median(ratios)), low=float(low), high=float(high))
+    found = []
+    for done in range(0, resamples, CHUNK):
+        drawn = generator.integers(len(above), size=(min(CHUNK, resamples - done), len(above)))
+        found.append(statistic(above[drawn], below[drawn]))
+    low, high = np.percentile(np.concatenate(found), [2.5, 97.5])
+    return Interval(value=float(statistic(above, below)), low=float(low), high=float(high))

@@ -15,7 +15,7 @@ from rag.bench.report import (
     Record,
     Summaries,
 )
-from rag.bench.statistics import median_ratio, summarise
+from rag.bench.statistics import median_ratio, ratio_of_means, summarise
 
 __all__ = ["find_problems", "recall_at", "summaries_of"]
 
@@ -98,9 +98,12 @@ def _mode_summary(records: Sequence[Record]) -> ModeSummary:
 
 
 def _ratios(off: Sequence[Record], other: Sequence[Record], seed: int) -> Ratios:
+    ttft, prefill = _pairs(off, other, "ttft_ms"), _pairs(off, other, "prefill_ms")
     return Ratios(
-        ttft=median_ratio(*_pairs(off, other, "ttft_ms"), seed=seed),
-        prefill=median_ratio(*_pairs(off, other, "prefill_ms"), seed=seed),
+        ttft=median_ratio(*ttft, seed=seed),
+        prefill=median_ratio(*prefill, seed=seed),
+        mean_ttft=ratio_of_means(*ttft, seed=seed),
+        mean_prefill=ratio_of_means(*prefill, seed=seed),
     )
 
 

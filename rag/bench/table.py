@@ -19,7 +19,8 @@ def render(report: PrefixReport, *, width: int = 120) -> str:
         facts.add_row(name, text)
     with console.capture() as captured:
         console.print(_times(report))
-        console.print("off/this: median of the per-question ratios, with its 95 % bootstrap interval\n")
+        console.print("off/this: median of the per-question ratios, with its 95 % bootstrap interval")
+        console.print(f"ratio of the mean TTFTs: {_mean_ratios(report)}\n")
         console.print(facts)
         for line in _notices(report):
             console.print(line)
@@ -41,6 +42,10 @@ def _times(report: PrefixReport) -> Table:
             cells.append(_interval(ratio) if ratio else "")
         table.add_row(*cells, f"{part.hit_rate:.1%}", f"{part.passage_hit_rate:.1%}")
     return table
+
+
+def _mean_ratios(report: PrefixReport) -> str:
+    return ", ".join(f"off/{mode} {_interval(found.mean_ttft)}" for mode, found in report.summaries.off_over.items())
 
 
 def _interval(ratio: Interval) -> str:
