@@ -75,6 +75,13 @@ def test_prune_leaves_what_was_not_named(rag: Rag, docs: Path, tmp_path: Path) -
     assert uris == [str(docs / "lighthouse.md"), str(other)]
 
 
+def test_prune_with_a_file_leaves_files_whose_names_begin_like_it(rag: Rag, tmp_path: Path) -> None:
+    for name in ("a.txt", "a.txt.old"):
+        (tmp_path / name).write_text(f"The text of {name} tells of pumps and valves.")
+    rag("ingest", tmp_path / "a.txt", tmp_path / "a.txt.old")
+    assert json.loads(rag("ingest", tmp_path / "a.txt", "--prune", "--json").out)["removed"] == 0
+
+
 def test_a_missing_path_prunes_nothing(rag: Rag, docs: Path, tmp_path: Path) -> None:
     rag("ingest", docs, docs / "harbour.txt")
     (docs / "harbour.txt").unlink()

@@ -70,7 +70,10 @@ def describe(report: "IngestReport") -> str:
 
 
 def _gather(paths: list[str], corpora: list[str]) -> "tuple[list[Source], list[str], list[SkippedDocument]]":
-    """Return sources, the uri prefixes that they cover, and paths that do not exist."""
+    """Return sources, the uri prefixes of folders and corpora, and paths that do not exist.
+
+    A file that is named covers nothing but itself: `a.txt` is no reason to remove `a.txt.old`.
+    """
     from rag.schemas import SkippedDocument
     from retriever.document import sources_from_paths
     from retriever.errors import SourceError
@@ -85,7 +88,7 @@ def _gather(paths: list[str], corpora: list[str]) -> "tuple[list[Source], list[s
         except SourceError as error:
             missing.append(SkippedDocument(uri=str(resolved), reason=str(error)))
         else:
-            scope.append(f"{resolved}/" if resolved.is_dir() else str(resolved))
+            scope += [f"{resolved}/"] if resolved.is_dir() else []
     for name in corpora:
         sources += corpus_sources(name)
         scope.append(f"{name}:")
