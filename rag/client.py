@@ -77,7 +77,7 @@ class Client:
             if response.is_error:
                 response.read()
             self._check(response)
-            for data in _server_sent(response.iter_lines()):
+            for data in _server_sent(_lines(response.iter_text())):
                 yield self._event(data)
 
     def search(self, request: SearchRequest) -> SearchResult:
@@ -205,6 +205,18 @@ def _skipped(response: httpx.Response) -> list[SkippedDocument]:
     if response.status_code != httpx.codes.UNPROCESSABLE_ENTITY:
         return []
     return [SkippedDocument.model_validate(item) for item in response.json().get("skipped", [])]
+
+
+def _lines(texts: Iterator[str]) -> Iterator[str]:
+    """Yield lines that end with a line feed, as our server writes them.
+
+    `Response.iter_lines` also cuts at U+2028, U+0085 and others, which JSON carries as they are.
+    """
+    rest = ""
+    for text in texts:
+        *lines, rest = (rest + text).split("\n")
+        yield from lines
+    yield rest
 
 
 def _server_sent(lines: Iterator[str]) -> Iterator[str]:

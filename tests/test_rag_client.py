@@ -62,6 +62,13 @@ def test_a_streamed_answer_becomes_its_events() -> None:
     assert final_answer(got) == ANSWER
 
 
+def test_signs_that_unicode_takes_for_line_ends_are_text() -> None:
+    event = DeltaEvent(text="one\u2028two\u2029three\x85four\x0cfive\r\nsix")
+    body = "".join(f"event: {e.type}\ndata: {e.model_dump_json()}\n\n" for e in (event, DoneEvent(answer=ANSWER)))
+    client = make_client(lambda _request: httpx.Response(200, text=body))
+    assert list(client.answer(AnswerRequest(question="Who?"))) == [event, DoneEvent(answer=ANSWER)]
+
+
 def test_an_error_in_a_stream_is_raised_with_its_detail() -> None:
     problem = json.dumps({"title": "Engine stopped", "detail": "the engine has stopped; ask again"})
     client = make_client(lambda _request: httpx.Response(200, text=f"event: error\ndata: {problem}\n\n"))
