@@ -116,9 +116,16 @@ def _check_size(uri: str, size: int, max_bytes: int) -> None:
         )
 
 
+def _as_text(path: Path) -> str:
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 @dataclass(frozen=True, slots=True)
 class FileSource:
-    """A file; its uri is the absolute path unless another `address` is given."""
+    """A file; its uri is the absolute path unless another `address` is given.
+
+    Bytes of a path that are not UTF-8 are escaped in uri and name: neither SQLite nor JSON could hold them.
+    """
 
     path: Path
     address: str | None = None
@@ -128,7 +135,7 @@ class FileSource:
     @property
     def uri(self) -> str:
         """Return the given address, or the absolute path."""
-        return self.address or str(Path(self.path).resolve())
+        return self.address or _as_text(Path(self.path).resolve())
 
     def read(self, max_bytes: int) -> RawDocument:
         """Return the file's bytes.
@@ -139,12 +146,13 @@ class FileSource:
         path = Path(self.path)
         try:
             if not path.is_file():
-                raise SourceError(f"{path} is {'not a regular file' if path.exists() else 'missing'}; check the path")
-            _check_size(str(path), path.stat().st_size, max_bytes)
+                found = "not a regular file" if path.exists() else "missing"
+                raise SourceError(f"{_as_text(path)} is {found}; check the path")
+            _check_size(_as_text(path), path.stat().st_size, max_bytes)
             data = path.read_bytes()
         except OSError as error:
-            raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
-        return RawDocument(self.uri, data, path.name, self.title, self.media_type)
+            raise SourceError(f"{_as_text(path)} cannot be read: {error.strerror or error}") from error
+        return RawDocument(self.uri, data, _as_text(Path(path.name)), self.title, self.media_type)
 
 
 @dataclass(frozen=True, slots=True)

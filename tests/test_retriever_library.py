@@ -1,5 +1,6 @@
 """The library from sources to hits: idempotent, updating, pruning, and clear about what cannot be."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import retriever
 from retriever import (
     BytesSource,
     CollectionSettings,
+    FileSource,
     HashEmbedder,
     IngestEvent,
     IngestReport,
@@ -163,6 +165,20 @@ def test_a_source_that_broke_keeps_its_old_version_even_when_pruning(library: Li
     report = library.ingest("c", [BytesSource("a.txt", b"\x00\x01bad")], WordEncoder(), prune=True)
     assert (len(report.skipped), report.removed) == (1, 0)
     assert library.search("c", "good text", 1)[0].passage.text == "good text"
+
+
+def test_file_names_that_are_not_utf8_are_kept_apart_and_found_again(library: Library, tmp_path: Path):
+    names = [b"caf\xe9.txt", b"caf\xe8.txt"]
+    for name in names:
+        (tmp_path / os.fsdecode(name)).write_text(f"The text of {name!r}.")
+    paths = [tmp_path / os.fsdecode(name) for name in names]
+    assert library.ingest("c", sources_from_paths(paths), WordEncoder()).added == 2
+    assert library.ingest("c", sources_from_paths(paths), WordEncoder()).unchanged == 2
+    assert [document.uri for document in library.documents("c")] == [
+        str(tmp_path.resolve() / "caf\\xe8.txt"), str(tmp_path.resolve() / "caf\\xe9.txt"),
+    ]  # fmt: skip
+    paths[0].unlink()
+    assert "caf\\xe9.txt" in library.ingest("c", [FileSource(paths[0])], WordEncoder()).skipped[0][1]
 
 
 def test_the_last_of_two_sources_with_one_uri_wins(library: Library):
