@@ -183,6 +183,9 @@ def test_a_pdf_with_an_empty_user_password_is_readable():
         ("upload", b"x", "text/html; charset=utf-8", "text/html"),
         ("upload", b"x", "application/x-nonsense", "text/plain"),
         ("a.rs", b"x", None, "text/x-code"),
+        ("a.md", b"A file starts with %PDF-1.7.", None, "text/markdown"),
+        ("a.pdf", b"what it says", "text/plain", "text/plain"),
+        ("a.pdf", b"junk before %PDF-1.4", None, "application/pdf"),
     ],
 )
 def test_format_is_told_by_content_then_name_then_declaration(name, data, declared, expected):

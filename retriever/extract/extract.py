@@ -41,6 +41,7 @@ SUFFIXES = {
     ".pdf": PDF,
     ".docx": DOCX,
 }
+BINARY = (PDF, DOCX)
 ALIASES = {"application/xhtml+xml": HTML, "text/x-markdown": MARKDOWN, "text/prs.fallenstein.rst": RST}
 OLE_MAGIC = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 
@@ -71,11 +72,13 @@ def extract(raw: RawDocument) -> ExtractedText:
 def media_type_of(raw: RawDocument) -> str:
     """Return the media type that decides the extractor, from content first, then name, then what was declared.
 
+    Declared text whose name is that of a PDF or Word file is text: somebody extracted it already.
+
     Raises:
         ExtractError: it is a format that no extractor reads.
     """
     head = raw.data[:1024]
-    if b"%PDF-" in head:
+    if head.lstrip().startswith(b"%PDF-"):  # further on, it may be a text that tells of PDF
         return PDF
     if head.startswith(OLE_MAGIC):
         raise ExtractError(
@@ -85,11 +88,11 @@ def media_type_of(raw: RawDocument) -> str:
         if _is_docx(raw.data):
             return DOCX
         raise ExtractError(f"{raw.uri} is binary: a zip archive, not a Word document; unpack it")
-    suffix = PurePath(raw.name).suffix.lower()
-    if suffix in SUFFIXES:
-        return SUFFIXES[suffix]
     declared = (raw.media_type or "").partition(";")[0].strip().lower()
     declared = ALIASES.get(declared, declared)
+    named = SUFFIXES.get(PurePath(raw.name).suffix.lower())
+    if named is not None and not (named in BINARY and declared in EXTRACTORS):
+        return named
     if declared in EXTRACTORS:
         return declared
     return HTML if re.match(rb"\s*(<!doctype html|<html)", head, re.IGNORECASE) else PLAIN
