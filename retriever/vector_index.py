@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from retriever.document import digest
 from retriever.embedder import Vectors
-from retriever.index_spec import IndexSpec, load_faiss, to_cpu, to_gpu, with_ids
+from retriever.index_spec import IndexSpec, load_faiss, one_thread, to_cpu, to_gpu, with_ids
 
 __all__ = ["Ids", "VectorIndex"]
 
@@ -93,7 +93,8 @@ class VectorIndex:
         built = cls(spec, generation=generation)
         if not built.is_trained and len(ids) >= built.training_size:
             index = spec.make()
-            index.train(np.ascontiguousarray(vectors))
+            with one_thread():
+                index.train(np.ascontiguousarray(vectors))
             built.is_trained = True
             built._wrap(index)
         built.add(ids, vectors)
@@ -124,14 +125,13 @@ class VectorIndex:
         """Add vectors [n, dimension]; an id that is there already gets a second, equal vector."""
         if len(ids) == 0:
             return
-        load_faiss()
-        with self._lock.write():
+        with self._lock.write(), one_thread():
             self._index.add_with_ids(np.ascontiguousarray(vectors, np.float32), np.ascontiguousarray(ids, np.int64))
 
     def search(self, query: Vectors, k: int) -> tuple[Vectors, Ids]:
         """Return scores and ids of at most k vectors, best first; dead ids are among them."""
-        load_faiss()
-        with self._lock.write() if self._on_gpu else self._lock.read():  # a GPU index shares its scratch memory
+        lock = self._lock.write() if self._on_gpu else self._lock.read()  # a GPU index shares its scratch memory
+        with lock, one_thread():
             k = min(k, len(self), *([GPU_MAX_K] if self._on_gpu else []))
             if k == 0:
                 return np.empty(0, np.float32), np.empty(0, np.int64)

@@ -11,7 +11,7 @@ from retriever.config import CollectionSettings, RetrieverConfig
 from retriever.document import TextSource
 from retriever.errors import SettingsError
 from retriever.hash_embedder import HashEmbedder
-from retriever.index_spec import IndexSpec
+from retriever.index_spec import IndexSpec, one_thread
 from retriever.ingest import Stage
 from retriever.retriever import Library
 from retriever.vector_index import VectorIndex
@@ -314,3 +314,17 @@ def test_a_full_disk_while_saving_the_index_loses_nothing(tmp_path: Path, monkey
     assert "was not saved" in caplog.text
     with open_library(tmp_path) as library:
         assert_exact(library, "topic11")
+
+
+def test_faiss_is_kept_to_one_thread_and_torch_is_not():
+    faiss = pytest.importorskip("faiss")
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(2)
+    try:
+        with one_thread():
+            assert faiss.omp_get_max_threads() == 1
+        index, _, vectors = build("IVF4,Flat")
+        index.search(vectors[0], 3)
+        assert faiss.omp_get_max_threads() == 2
+    finally:
+        faiss.omp_set_num_threads(before)

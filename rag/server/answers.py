@@ -11,7 +11,7 @@ from rag.server.problems import ProblemError, problem_responses
 from rag.server.sse import EventStream
 from rag.server.state import ReadyState
 
-__all__ = ["router"]
+__all__ = ["require_json", "router"]
 
 STREAM: dict[int | str, dict[str, Any]] = {
     200: {

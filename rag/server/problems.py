@@ -24,7 +24,16 @@ from rag import errors as rag_errors
 from rag.schemas import SkippedDocument
 from retriever import errors as retriever_errors
 
-__all__ = ["FieldError", "Problem", "ProblemError", "add_handlers", "describe", "problem_response", "problem_responses"]
+__all__ = [
+    "FieldError",
+    "Problem",
+    "ProblemError",
+    "Rule",
+    "add_handlers",
+    "describe",
+    "problem_response",
+    "problem_responses",
+]
 
 logger = logging.getLogger(__name__)
 
