@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from engine.worker import EngineWorker
     from retriever.document import Hit
 
-__all__ = ["Pipeline", "Prepared", "Retrieved", "order_hits"]
+__all__ = ["Pipeline", "Prepared", "Retrieved", "namespace_of", "order_hits"]
 
 logger = logging.getLogger(__name__)
 
@@ -186,7 +186,7 @@ class Pipeline:
             started=started,
             prompt=laid_out.prompt,
             sampling=sampling,
-            namespace=str(found.collection_id),
+            namespace=namespace_of(found.collection_id),
             sources=tuple(source_of(n, hit) for n, hit in enumerate(hits, 1)),
             warnings=tuple(warnings),
             embed_ms=found.embed_ms,
@@ -211,6 +211,11 @@ class Pipeline:
             retrieval_ms=(prepared.embed_ms, prepared.search_ms),
             settings=settings.model_copy(update={"extractive": extractive}),
         )
+
+
+def namespace_of(collection_id: int) -> str:
+    """Return the name of a collection's tree of cached KV; ids are never used again."""
+    return str(collection_id)
 
 
 def order_hits(hits: "list[Hit]", epsilon: float) -> "list[Hit]":

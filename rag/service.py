@@ -4,14 +4,16 @@ Every method may be called from any thread. Whoever makes a `Service` owns the d
 """
 
 from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import suppress
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from engine.errors import EngineStoppedError
 from rag.components import Components
 from rag.config import RagConfig
 from rag.operations import Progress, ignore_progress
-from rag.pipeline import Pipeline
+from rag.pipeline import Pipeline, namespace_of
 from rag.schemas import (
     AnswerEvent,
     AnswerRequest,
@@ -144,12 +146,15 @@ class Service:
         return _collection_info(self.components.library().collection(name))
 
     def delete_collection(self, name: str) -> None:
-        """Delete a collection with everything in it.
+        """Delete a collection with everything in it, its cached KV included.
 
         Raises:
             UnknownCollectionError: there is none of this name.
         """
-        self.components.library().delete_collection(name)
+        collection = self.components.library().delete_collection(name)
+        if worker := self.components.worker.if_made:
+            with suppress(EngineStoppedError):  # then its cache has gone with it
+                worker.call(lambda engine: engine.cache.drop_namespace(namespace_of(collection.id))).result()
 
     def documents(self, collection: str) -> list[DocumentInfo]:
         """Return every document of a collection, by uri.

@@ -135,8 +135,8 @@ class Library:
         with self._store.read() as reader:
             return reader.collection(name)
 
-    def delete_collection(self, name: str) -> None:
-        """Delete a collection with everything in it.
+    def delete_collection(self, name: str) -> Collection:
+        """Delete a collection with everything in it, and return it.
 
         Raises:
             UnknownCollectionError: there is none of this name.
@@ -145,6 +145,7 @@ class Library:
             collection = writer.collection(name)
             writer.delete_collection(collection)
         self._indexes.drop(collection)
+        return collection
 
     # Documents and passages
 

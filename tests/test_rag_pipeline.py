@@ -45,7 +45,7 @@ def service(tmp_path: Path, model: Path) -> Iterator[Service]:
     with Service(make_config(tmp_path, model), embedder=HashEmbedder()) as service:
         service.ingest("docs", [TextSource(f"t:{name}", text, name) for name, text in TEXTS.items()])
         yield service
-        if worker := service.components.worker.if_made:
+        if (worker := service.components.worker.if_made) and worker.is_alive:
             worker.call(lambda engine: engine.check_invariants()).result()
 
 
@@ -100,6 +100,18 @@ def test_a_deleted_document_is_no_source(service: Service) -> None:
     after = ask(service, "Who lights the lamp?", k=3)
     assert gone.passage_id not in {source.passage_id for source in after.sources}
     assert len(after.sources) == 2
+
+
+def test_a_deleted_collection_leaves_no_kv(service: Service) -> None:
+    ask(service, "Who lights the lamp?")
+    worker = service.components.worker()
+    assert worker.call(lambda engine: engine.stats().cached_blocks).result() > 0
+    service.delete_collection("docs")
+    assert worker.call(lambda engine: engine.stats().cached_blocks).result() == 0
+    service.ingest("docs", [TextSource("t:lighthouse", LIGHTHOUSE)])
+    assert ask(service, "Who lights the lamp?").usage.cached_tokens == 0
+    worker.close()
+    service.delete_collection("docs")
 
 
 def test_a_search_does_not_load_the_language_model(service: Service) -> None:
