@@ -93,9 +93,12 @@ class Components:
         self.embedder: Once[TextEmbedder] = Once(lambda: embedder or self._make_embedder())
         self.library: Once[Library] = Once(self._make_library)
         self.worker: Once[EngineWorker] = Once(self._make_worker)
+        self._is_loaded = False
 
     def load(self) -> None:
         """Load embedder and language model at the same time; nothing happens where they are loaded."""
+        if self.is_loaded:
+            return
         self.hub.resolve(self.config.model)  # a name that is wrong is told before anything is loaded
         self.hub.resolve(self.config.embedder)
         import torch  # noqa: F401 - two threads must not be the first to import it
@@ -104,11 +107,12 @@ class Components:
             engine, embedder = pool.submit(self.worker), pool.submit(lambda: self.embedder().dimension)
             engine.result()
             embedder.result()
+        self._is_loaded = True
 
     @property
     def is_loaded(self) -> bool:
-        """Whether a question can be answered without loading anything."""
-        return self.worker.if_made is not None and self.embedder.if_made is not None
+        """Whether `load` has come to its end: a question can be answered without loading anything."""
+        return self._is_loaded
 
     def close(self) -> None:
         """Stop the engine, then save and close the library."""

@@ -120,6 +120,16 @@ def test_a_search_does_not_load_the_language_model(service: Service) -> None:
     assert service.components.worker.if_made is None
 
 
+def test_it_is_loaded_once_all_of_it_is(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    service.components.worker()
+    service.components.embedder()
+    assert not service.is_loaded  # made, but perhaps without weights yet
+    service.load()
+    assert service.is_loaded
+    monkeypatch.setattr(service.components.hub, "resolve", None)
+    service.load()  # looks for nothing again
+
+
 def test_async_answers_equal_sync_ones_and_run_together(service: Service) -> None:
     questions = ["Who lights the lamp?", "When does the harbour freeze?", "What does the market sell?"]
 
