@@ -70,7 +70,7 @@ class PassageTokens:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._foreign: OrderedDict[int, tuple[int, ...]] = OrderedDict()
+        self._foreign: OrderedDict[tuple[int, str], tuple[int, ...]] = OrderedDict()
         self._warned = False
         self._lock = Lock()
 
@@ -98,12 +98,13 @@ class PassageTokens:
                     "the collection's passages were tokenised for another model or layout; they are tokenised again "
                     "for each use. Ingest the documents again with this model to store its tokens"
                 )
-            if passage.id not in self._foreign:
-                self._foreign[passage.id] = tuple(self._tokenizer.encode(render_passage(passage)))
+            key = passage.id, passage.label  # of the same text ingested anew, the label may be another
+            if key not in self._foreign:
+                self._foreign[key] = tuple(self._tokenizer.encode(render_passage(passage)))
                 while len(self._foreign) > REMEMBERED_PASSAGES:
                     self._foreign.popitem(last=False)
-            self._foreign.move_to_end(passage.id)
-            return self._foreign[passage.id]
+            self._foreign.move_to_end(key)
+            return self._foreign[key]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import itertools
 import logging
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,14 @@ def test_the_default_template_is_stable(tmp_path: Path, caplog: pytest.LogCaptur
         _ = make_layout(tmp_path).head
     assert caplog.text == ""
     assert volatile_text("Answer from the passages, in 2 sentences.") == []
+
+
+def test_a_label_that_changed_is_not_answered_with_the_old_one(tmp_path: Path) -> None:
+    layout = make_layout(tmp_path)
+    passage = make_passage(layout, 1, encoder="another")
+    relabelled = replace(passage, label="longer")
+    assert layout.passage_tokens.of(passage) != layout.passage_tokens.of(relabelled)
+    assert layout.tokenizer.decode(layout.passage_tokens.of(relabelled)) == render_passage(relabelled)
 
 
 @pytest.mark.parametrize("after", ["no place for it", "{question} {question}"])
