@@ -5,6 +5,7 @@ Knows token ids and segments, not documents. One thread owns it; see `worker.py`
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from time import perf_counter
@@ -199,7 +200,7 @@ class Engine:
             cached_blocks=self.cache.num_cached_blocks,
             preemptions=self.scheduler.num_preemptions,
             evicted_blocks=self.cache.num_evicted_blocks,
-            totals=self.totals,
+            totals=replace(self.totals),
         )
 
     def check_invariants(self) -> None:

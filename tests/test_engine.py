@@ -124,6 +124,12 @@ def test_times_are_in_order(engine):
     assert timings.arrival < timings.first_scheduled < timings.first_token < timings.finished
 
 
+def test_stats_are_a_snapshot(engine):
+    before = engine.stats()
+    ask(engine, PROMPT, SamplingParams(max_tokens=2))
+    assert engine.stats().totals.requests == before.totals.requests + 1
+
+
 def late_and_absent_token(answer) -> tuple[int, int]:
     """A token that first comes late in the answer, and one that never comes."""
     late = max(answer.token_ids, key=answer.token_ids.index)
