@@ -99,6 +99,20 @@ def test_ask_shows_answer_sources_and_what_the_cache_saved(rag: Rag, docs: Path)
     assert "prompt tokens, 0 from cache · first token " in ran.out.splitlines()[-1]
 
 
+def test_a_document_cannot_steer_the_terminal(rag: Rag, tmp_path: Path) -> None:
+    path = tmp_path / "evil\x1b]0;name\x07.txt"
+    path.write_text(f"\x1b[2J\x9b2J{LIGHTHOUSE}")
+    ingested = rag("ingest", path)
+    document = json.loads(rag("documents", "list", "--json").out)[0]
+    assert "\x1b" in document["uri"]  # JSON has what is there, escaped
+    shown = [rag("search", "lamp"), rag("ask", "Who lights the lamp?"), rag("documents", "list")]
+    shown += [ingested, rag("documents", "show", document["id"]), rag("documents", "delete", document["id"])]
+    assert all(ran.code == 0 for ran in shown)
+    assert LIGHTHOUSE in shown[0].out
+    steering = [ran for ran in shown if {"\x1b", "\x07", "\x9b"} & {*ran.out, *ran.err}]
+    assert steering == []
+
+
 def test_json_is_all_there_is_on_stdout(rag: Rag, docs: Path) -> None:
     rag("ingest", docs)
     answer = Answer.model_validate_json(rag("ask", "Who lights the lamp?", "--json").out)

@@ -8,7 +8,7 @@ import typer
 
 from rag.cli.failures import validated
 from rag.cli.options import AsJson, CollectionOption, Passages, config_of
-from rag.cli.output import cache_summary, print_json, print_sources, waiting
+from rag.cli.output import cache_summary, print_json, print_sources, printable, waiting
 
 if TYPE_CHECKING:
     from rag.operations import Operations
@@ -66,10 +66,10 @@ def show_answer(operations: "Operations", request: "AnswerRequest", *, quiet: bo
         for event in operations.answer(request):
             if event.type == "retrieval":
                 for warning in event.warnings:
-                    print(f"WARNING: {warning}", file=sys.stderr)
+                    print(printable(f"WARNING: {warning}"), file=sys.stderr)
             elif event.type == "delta" and not quiet:
                 until_first_text.close()
-                print(event.text, end="", flush=True)
+                print(printable(event.text), end="", flush=True)
             elif event.type == "done":
                 answer = event.answer
     if not quiet:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from rag.cli.options import AsJson, CollectionOption, config_of
-from rag.cli.output import number, print_json, print_table
+from rag.cli.output import number, print_json, print_table, printable
 
 __all__ = ["app"]
 
@@ -44,8 +44,8 @@ def show(
     for passage in document.passage_list:
         where = " > ".join(passage.heading_path)
         page = f" · page {passage.page}" if passage.page is not None else ""
-        print(f"\n[{passage.label}] {where}{page} · characters {passage.start}-{passage.end} · {passage.tokens} tokens")
-        print(passage.text)
+        place = f"{page} · characters {passage.start}-{passage.end} · {passage.tokens} tokens"
+        print(printable(f"\n[{passage.label}] {where}{place}\n{passage.text}"))
 
 
 @app.command("delete")
@@ -60,4 +60,4 @@ def delete(
     if as_json:
         print_json(document)
         return
-    print(f"deleted {document.title!r} ({document.uri}): {document.passages} passages")
+    print(printable(f"deleted {document.title!r} ({document.uri}): {document.passages} passages"))

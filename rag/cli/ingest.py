@@ -8,7 +8,7 @@ import typer
 
 from rag.cli.failures import FAILED, OK, PARTLY
 from rag.cli.options import AsJson, CollectionOption, config_of
-from rag.cli.output import ingest_progress, number, print_json
+from rag.cli.output import ingest_progress, number, print_json, printable
 
 if TYPE_CHECKING:
     from rag.schemas import IngestReport, SkippedDocument
@@ -100,7 +100,7 @@ def _print(report: "IngestReport", *, as_json: bool) -> None:
         print_json(report)
         return
     for item in report.skipped:
-        print(f"skipped: {item.reason}", file=sys.stderr)
+        print(printable(f"skipped: {item.reason}"), file=sys.stderr)
     print(f"{report.collection}: {describe(report)}")
 
 

@@ -11,7 +11,17 @@ if TYPE_CHECKING:
     from rag.operations import Progress
     from rag.schemas import Answer, Source
 
-__all__ = ["cache_summary", "ingest_progress", "number", "print_json", "print_sources", "print_table", "waiting"]
+__all__ = [
+    "cache_summary", "ingest_progress", "number", "print_json", "print_sources", "print_table",
+    "printable", "waiting",
+]  # fmt: skip
+
+CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+
+
+def printable(text: str) -> str:
+    """Leave out control characters: a document or a file name must not steer the terminal that shows it."""
+    return text.translate(CONTROLS)
 
 
 def print_json(value: "BaseModel | Any") -> None:
@@ -43,9 +53,10 @@ def print_sources(sources: "Iterable[Source]", *, text: bool = False) -> None:
     for source in sources:
         page = f" · page {source.page}" if source.page is not None else ""
         where = f"{source.uri}{page} · characters {source.start}-{source.end} · score {source.score:.2f}"
-        print(f"  [{source.n}] {source.title}\n      {where}")
+        print(printable(f"  [{source.n}] {source.title}\n      {where}"))
         if text:
-            print("\n".join(f"      {line}" for line in source.text.strip().splitlines()) + "\n")
+            lines = printable(source.text).strip().splitlines()
+            print("\n".join(f"      {line}" for line in lines) + "\n")
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
@@ -54,9 +65,9 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, tit
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*columns, title=title, box=None, pad_edge=False, title_justify="left")
+    table = Table(*map(printable, columns), title=title, box=None, pad_edge=False, title_justify="left")
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*(Text(printable(str(cell))) for cell in row))
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(table)
 
@@ -93,7 +104,9 @@ def ingest_progress() -> "Iterator[Progress]":
                 description = f"{event.passages} passages"
             bars.update(task, completed=event.documents, total=event.total, description=description)
             if event.stage in (Stage.SKIPPED, Stage.NOTICE):
-                bars.console.print(f"{event.stage}: {event.message}", style="yellow", markup=False, highlight=False)
+                bars.console.print(
+                    printable(f"{event.stage}: {event.message}"), style="yellow", markup=False, highlight=False
+                )
 
         yield show
 
