@@ -11,9 +11,14 @@ from rag.schemas import Citation
 
 __all__ = ["CitationFilter"]
 
-GROUP = re.compile(r"\[\[?([^\[\]\n]{1,80})\]\]?|(?<![^\s])\(([^()\n]{1,80})\)|【([^】\n]{1,80})】")
+INSIDE = r"[^\[\]()【】\n]"  # no bracket of any kind, so that groups never overlap
+GROUP = re.compile(
+    rf"\[\[({INSIDE}{{1,80}})\]\]|\[({INSIDE}{{1,80}})\]|(?<![^\s])\(({INSIDE}{{1,80}})\)|【({INSIDE}{{1,80}})】"
+)
 # What may still become a group when more text comes.
-UNFINISHED = re.compile(r"(\[(?!\[)[^\[\]\n]{0,80}|\[\[[^\[\]\n]{0,80}\]?|(?<![^\s])\([^()\n]{0,80}|【[^】\n]{0,80})$")
+UNFINISHED = re.compile(
+    rf"(\[(?!\[){INSIDE}{{0,80}}|\[\[{INSIDE}{{0,80}}\]?|(?<![^\s])\({INSIDE}{{0,80}}|【{INSIDE}{{0,80}})$"
+)
 NOISE = re.compile(r"^\s*(?:sources?|passages?|labels?|see|from|and|cf\.?)?\s*[:#^]?\s*|[\s.]+$", re.IGNORECASE)
 SEPARATORS = re.compile(r"[,;/&]|\band\b")
 

@@ -41,6 +41,8 @@ def cite(parts: list[str]) -> tuple[str, list[Citation]]:
         ("One invented [k7q2, zzzz].", "One invented [1].", [1]),
         ("Nothing: [zzzz] a[0] f(abcd) [](x) [abcd", "Nothing: [zzzz] a[0] f(abcd) [](x) [abcd", []),
         ("Bare k7q2 is a word.", "Bare k7q2 is a word.", []),
+        ("Doubled [[k7q2]] or uneven [abcd]] and [[abcd].", "Doubled [1] or uneven [2]] and [[2].", [1, 2, 2]),
+        ("In words (see [k7q2]) or 【[abcd]】.", "In words (see [1]) or 【[2]】.", [1, 2]),
         ("Two lines [k7q2\n]", "Two lines [k7q2\n]", []),
     ],
 )
