@@ -106,11 +106,15 @@ class ServerSettings(_Group):
     """How `rag serve` treats its clients.
 
     Attributes:
+        allowed_hosts: names, with commas between, by which requests may call the server besides `localhost` and the
+            address that it listens on; `*` is any. Without one, a server that listens for this machine alone takes no
+            other name, and one that others can reach takes any.
         max_body_bytes: larger request bodies are refused.
         ping_seconds: a streamed answer sends a comment after so long a silence.
         shutdown_seconds: answers that run when the server is stopped may take so long to end.
     """
 
+    allowed_hosts: str = ""
     max_body_bytes: int = Field(default=128 * 2**20, ge=1)
     ping_seconds: float = Field(default=15.0, gt=0)
     shutdown_seconds: float = Field(default=5.0, ge=0)

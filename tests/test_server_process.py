@@ -137,7 +137,18 @@ def test_a_missing_model_ends_the_server_with_the_reason(
     with pytest.raises(UnknownModelError, match="no-such-model"):
         serve(config)
     assert find_owner(tmp_path) is None
-    assert "Preread serves" not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "Preread serves" not in said
+    assert "WARNING" not in said
+
+
+def test_an_address_that_others_can_reach_is_warned_of(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(tmp_path, model).model_copy(update={"model": "no-such-model", "port": 0, "host": "0.0.0.0"})
+    with pytest.raises(UnknownModelError):
+        serve(config)
+    assert "WARNING: there are no keys: whoever reaches 0.0.0.0" in capsys.readouterr().err
 
 
 def test_the_address_of_every_interface_is_told_as_this_machine() -> None:

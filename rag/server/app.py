@@ -5,6 +5,7 @@
 | `documents`, `answers`, `health` | routes |
 | `feed`, `sse` | an answer that is sent while it is made, to a client that may leave |
 | `problems`, `middleware` | errors as problem documents, request ids, the limit of a body |
+| `hosts` | which hosts and web pages are refused |
 | `state` | what the routes share: service, settings, ingestions |
 | `running` | the process: address, signals, start and end |
 """
@@ -18,6 +19,7 @@ from fastapi import FastAPI
 from rag.config import RagConfig, ServerSettings
 from rag.data_dir import open_owned
 from rag.server import answers, documents, health
+from rag.server.hosts import HostGuard, allowed_hosts, is_loopback
 from rag.server.middleware import BodyLimit, RequestIds
 from rag.server.problems import Problem, add_handlers
 from rag.server.running import Server, listen, stop_signals_ignored
@@ -28,6 +30,10 @@ __all__ = ["create_app", "serve"]
 
 DESCRIPTION = (
     "Answers questions over your documents, and reads each passage once. Errors are problem documents (RFC 9457)."
+)
+NO_KEYS = (
+    "there are no keys: whoever reaches {host} can read, add and delete documents; let only those reach it who may, "
+    "and name the hosts that it goes by with PREREAD_SERVER__ALLOWED_HOSTS"
 )
 
 
@@ -53,6 +59,7 @@ def create_app(service: Service, settings: ServerSettings | None = None) -> Fast
     routers = (answers.router, documents.router, health.router)
     add_handlers(app, [route for router in routers for route in router.routes])
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(HostGuard, hosts=allowed_hosts(service.config.host, settings))
     app.add_middleware(RequestIds)
     for router in routers:
         app.include_router(router)
@@ -69,6 +76,8 @@ def serve(config: RagConfig) -> None:
     """
     with open_owned(config.data_dir) as owned, listen(config.host, config.port) as listener, Service(config) as service:
         sys.stderr.write(f"loading {config.model} and {config.embedder}\n")
+        if not is_loopback(config.host):
+            sys.stderr.write(f"WARNING: {NO_KEYS.format(host=config.host)}\n")
         server = Server(create_app(service), owned, listener)
         with stop_signals_ignored():
             server.run(sockets=[listener])

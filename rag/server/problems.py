@@ -149,11 +149,11 @@ def problem_response(problem: Problem, headers: Mapping[str, str] | None = None)
 
 
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Document for OpenAPI that a route answers with problems of these statuses, besides 413, 422, 500 and 503."""
+    """Document for OpenAPI that a route answers with problems of these statuses, besides 403, 413, 422, 500 and 503."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {
         status: {"description": HTTPStatus(status).phrase, "content": content}
-        for status in sorted({*statuses, 413, 422, 500, 503})
+        for status in sorted({*statuses, 403, 413, 422, 500, 503})
     }
 
 
