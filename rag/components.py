@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from retriever.embedder import TextEmbedder, Vectors
     from retriever.retriever import Library
 
-__all__ = ["Components", "LateEmbedder", "Once"]
+__all__ = ["LIBRARY_NAME", "Components", "LateEmbedder", "Once"]
+
+LIBRARY_NAME = "library"  # folder in the data directory
 
 T = TypeVar("T")
 
@@ -145,7 +147,7 @@ class Components:
         from retriever.retriever import Library
 
         return Library.open(
-            self.config.data_dir / "library", self.config.retriever.build(), embedder=LateEmbedder(self.embedder)
+            self.config.data_dir / LIBRARY_NAME, self.config.retriever.build(), embedder=LateEmbedder(self.embedder)
         )
 
     def _make_worker(self) -> "EngineWorker":

@@ -6,16 +6,22 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data.errors import DataError
 from engine.errors import EngineError
+from rag.components import LIBRARY_NAME
 from rag.config import RagConfig
-from rag.data_dir import find_owner
+from rag.data_dir import find_owner, open_owned
 from rag.errors import RagError
 from rag.model_hub import ModelHub
 from retriever.errors import RetrieverError
+
+if TYPE_CHECKING:
+    from retriever.retriever import Library
 
 __all__ = ["Check", "diagnose"]
 
@@ -46,6 +52,7 @@ def diagnose(config: RagConfig, *, end_to_end: bool = True) -> list[Check]:
     checks += _guarded("index", _index)
     checks += _guarded("models", lambda: _models(config))
     checks += _guarded("data directory", lambda: _data_dir(config))
+    checks += _guarded("collections", lambda: _collections(config))
     if end_to_end:
         checks += _guarded("end to end", lambda: _end_to_end(config))
     return checks
@@ -106,6 +113,40 @@ def _data_dir(config: RagConfig) -> Iterator[Check]:
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     detail = f"{path}, {size / 2**20:.1f} MiB" + ("" if writable else ", not writable: choose another with --data-dir")
     yield Check("data directory", writable, detail)
+
+
+def _collections(config: RagConfig) -> Iterator[Check]:
+    """Look at the index of every collection, and compare it with what is stored."""
+    from retriever.retriever import Library
+
+    owner = find_owner(config.data_dir)
+    if owner is not None:
+        detail = f"not looked at while process {owner.pid} uses them; stop it and run this again"
+        yield Check("collections", None, detail)
+        return
+    if not (config.data_dir / LIBRARY_NAME).exists():
+        yield Check("collections", None, "none yet; add documents with `rag ingest PATH`")
+        return
+    with (
+        open_owned(config.data_dir),
+        Library.open(config.data_dir / LIBRARY_NAME, config.retriever.build()) as library,
+    ):
+        names = [collection.name for collection in library.collections()]
+        for name in names:
+            yield from _guarded(f"collection {name}", partial(_collection, library, name))
+        if not names:
+            yield Check("collections", None, "none yet; add documents with `rag ingest PATH`")
+
+
+def _collection(library: "Library", name: str) -> Iterator[Check]:
+    row, status = library.collection(name), library.index_status(name)
+    trained = "trained" if status.get("is_trained", True) else "not trained"
+    detail = (
+        f"{row.num_documents} documents, {row.num_passages} passages, index {status['factory']}: "
+        f"{status['vectors']} vectors, {status['dead']} dead, {trained}"
+    )
+    library.check_invariants(name)
+    yield Check(f"collection {name}", works=True, detail=f"{detail}; index and store agree")
 
 
 def _end_to_end(config: RagConfig) -> Iterator[Check]:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -139,8 +140,11 @@ def test_documents_and_collections_can_be_seen_and_deleted(rag: Rag, docs: Path)
     assert "1 passages" in rag("documents", "delete", document["id"], "-c", "town").out
     assert len(json.loads(rag("documents", "list", "-c", "town", "--json").out)) == 1
     assert "town" in rag("collections", "list").out
-    assert rag("collections", "delete", "town", "--yes").code == 0
-    assert json.loads(rag("collections", "list", "--json").out) == []
+    assert rag("collections").out == rag("collections", "list").out
+    assert rag("collections", "--json", "list").code == 2
+    deleted = rag("collections", "delete", "town", "--yes", "--json")
+    assert (deleted.code, json.loads(deleted.out)["name"]) == (0, "town")
+    assert json.loads(rag("collections", "--json").out) == []
 
 
 def test_a_collection_is_not_deleted_without_consent(rag: Rag, docs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,6 +170,23 @@ def test_doctor_finds_everything_works(rag: Rag) -> None:
     assert (ran.code, report["works"]) == (0, True)
     names = {check["name"] for check in report["checks"]}
     assert names >= {"kernel backend reference", "index", "language model", "data directory", "answer", "cache"}
+
+
+def test_doctor_looks_into_every_collection(rag: Rag, docs: Path, tmp_path: Path) -> None:
+    rag("ingest", docs, "-c", "town")
+    rag("ingest", docs / "harbour.txt", "-c", "port")
+
+    def found() -> dict[str, tuple[bool, str]]:
+        checks = json.loads(rag("doctor", "--quick", "--json").out)["checks"]
+        return {check["name"]: (check["works"], check["detail"]) for check in checks}
+
+    detail = "2 documents, 2 passages, index Flat: 2 vectors, 0 dead, trained; index and store agree"
+    assert found()["collection town"] == (True, detail)
+    with sqlite3.connect(tmp_path / "data" / "library" / "library.sqlite3") as database:
+        database.execute("UPDATE passages SET text = 'another text' WHERE text LIKE '%lamp%'")
+    database.close()
+    assert found()["collection town"][0] is False
+    assert found()["collection port"][0] is True
 
 
 def test_doctor_tells_what_is_missing(rag: Rag) -> None:

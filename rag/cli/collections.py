@@ -9,9 +9,17 @@ from rag.cli.output import number, print_json, print_table
 
 __all__ = ["app"]
 
-app = typer.Typer(help="List, show and delete collections.", no_args_is_help=True)
+app = typer.Typer(help="List, show and delete collections; on its own it lists them.")
 
 Name = Annotated[str, typer.Argument(help="Its name.")]
+
+
+@app.callback(invoke_without_command=True)
+def _list_by_default(context: typer.Context, as_json: AsJson = False) -> None:
+    if context.invoked_subcommand is None:
+        list_collections(context, as_json)
+    elif as_json:
+        raise typer.BadParameter(f"put --json after {context.invoked_subcommand!r}")
 
 
 @app.command("list")
@@ -46,6 +54,7 @@ def delete(
     context: typer.Context,
     name: Name,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Delete a collection with everything in it."""
     from rag.connect import connect
@@ -55,4 +64,7 @@ def delete(
         if not yes:
             typer.confirm(f"Delete {name!r} with its {info.documents} documents?", abort=True, err=True)
         operations.delete_collection(name)
+    if as_json:
+        print_json(info)
+        return
     print(f"deleted collection {name!r}: {info.documents} documents, {info.passages} passages")

@@ -22,7 +22,7 @@ def doctor(
     quick: bool = typer.Option(False, "--quick", help="Leave out the end-to-end check."),
     as_json: AsJson = False,
 ) -> None:
-    """Show versions, kernel backends, index, models and data directory, and answer a tiny question for real."""
+    """Show versions, kernel backends, models and the index of each collection, and answer a tiny question for real."""
     from rag.diagnosis import diagnose
 
     with waiting("checking"):
