@@ -12,8 +12,9 @@ from urllib.parse import quote
 import httpx
 from pydantic import TypeAdapter, ValidationError
 
+from rag.config import RetrieverSettings
 from rag.errors import ServerError
-from rag.operations import Progress, ignore_progress
+from rag.operations import Progress, ignore_progress, ignored_settings
 from rag.schemas import (
     AnswerEvent,
     AnswerRequest,
@@ -49,11 +50,15 @@ class Client:
 
     Args:
         url: its address, such as `http://127.0.0.1:8000`.
+        wanted: what the user has set for documents here; it says so where a collection has other settings.
         transport: used instead of the network (tests).
     """
 
-    def __init__(self, url: str, *, transport: httpx.BaseTransport | None = None) -> None:
+    def __init__(
+        self, url: str, *, wanted: RetrieverSettings | None = None, transport: httpx.BaseTransport | None = None
+    ) -> None:
         self.url = url
+        self._wanted = wanted or RetrieverSettings()
         timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)  # an answer takes as long as it takes
         self._http = httpx.Client(base_url=url, timeout=timeout, transport=transport, trust_env=False)
 
@@ -103,6 +108,9 @@ class Client:
                 total = _add(total, self._send(collection, batch))
             done += sources_done
             progress(IngestEvent(Stage.COMMITTED, "", done, len(sources), total.passages))
+        if self._wanted != RetrieverSettings() and done > len(total.skipped) + len(skipped):
+            for message in ignored_settings(self.collection(collection), self._wanted):
+                progress(IngestEvent(Stage.NOTICE, "", done, len(sources), total.passages, message))
         if prune_scope is not None:
             kept = {source.uri for source in sources}
             gone = [

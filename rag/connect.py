@@ -29,7 +29,7 @@ def connect(config: RagConfig) -> Iterator[Operations]:
     """
     owner = _wait_for_owner(config.data_dir)
     if owner is not None and owner.url:
-        client = Client(owner.url)
+        client = Client(owner.url, wanted=config.retriever)
         try:
             _warn_of_other_models(client, config)
             yield client

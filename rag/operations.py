@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
+from rag.config import RetrieverSettings
 from rag.schemas import (
     Answer,
     AnswerEvent,
@@ -18,7 +19,7 @@ from rag.schemas import (
 from retriever.document import Source
 from retriever.ingest import IngestEvent
 
-__all__ = ["Operations", "Progress", "final_answer", "ignore_progress"]
+__all__ = ["Operations", "Progress", "final_answer", "ignore_progress", "ignored_settings"]
 
 Progress = Callable[[IngestEvent], None]
 
@@ -34,6 +35,21 @@ def final_answer(events: Iterable[AnswerEvent]) -> Answer:
         pass
     assert isinstance(last, DoneEvent), f"an answer ended with {last!r}"
     return last.answer
+
+
+def ignored_settings(collection: CollectionInfo, wanted: RetrieverSettings) -> list[str]:
+    """Say which settings do nothing because the collection keeps those it was made with.
+
+    A setting that has its default is not asked for: the collection may have been made with another one on purpose.
+    """
+    default = RetrieverSettings()
+    return [
+        f"PREREAD_RETRIEVER__{name.upper()} asks for {getattr(wanted, name)}, but collection {collection.name!r} was "
+        f"made with {name} {getattr(collection, name)} and keeps it; to use {getattr(wanted, name)}, make a new "
+        "collection (--collection NAME), and where a server does the work, start that with the setting"
+        for name in ("passage_tokens", "overlap_tokens", "index_factory")
+        if getattr(wanted, name) not in (getattr(default, name), getattr(collection, name))
+    ]
 
 
 class Operations(Protocol):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 from engine.errors import EngineStoppedError
 from rag.components import Components
 from rag.config import RagConfig
-from rag.operations import Progress, ignore_progress
+from rag.operations import Progress, ignore_progress, ignored_settings
 from rag.pipeline import Pipeline, namespace_of
 from rag.schemas import (
     AnswerEvent,
@@ -28,6 +28,7 @@ from rag.schemas import (
     SkippedDocument,
 )
 from retriever.document import BytesSource, Document, Source, TextSource
+from retriever.ingest import IngestEvent, Stage
 
 if TYPE_CHECKING:
     from retriever.embedder import TextEmbedder
@@ -118,7 +119,9 @@ class Service:
         started = perf_counter()
         encoder = self.components.passage_tokens()
         library = self.components.library()
-        library.ensure_collection(collection)
+        row = library.ensure_collection(collection)
+        for message in ignored_settings(_collection_info(row), self.config.retriever):
+            progress(IngestEvent(Stage.NOTICE, "", 0, len(sources), 0, message))
         report = library.ingest(
             collection, sources, encoder, prune=prune_scope is not None, scope=prune_scope, progress=progress
         )

@@ -65,6 +65,22 @@ def test_ingest_adds_updates_leaves_and_prunes(rag: Rag, docs: Path) -> None:
     assert (pruned.unchanged, pruned.removed) == (1, 1)
 
 
+def test_settings_of_a_new_collection_are_kept_and_others_are_told(
+    rag: Rag, docs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = rag("ingest", docs, "--passage-tokens", "64", "--index", "HNSW8")
+    assert (made.code, made.err) == (0, "")
+    info = json.loads(rag("collections", "show", "default", "--json").out)
+    assert (info["passage_tokens"], info["index_factory"]) == (64, "HNSW8")
+    assert rag("ingest", docs).err == ""
+    monkeypatch.setenv("PREREAD_RETRIEVER__PASSAGE_TOKENS", "32")
+    ran = rag("ingest", docs, "--index", "HNSW8")
+    assert (ran.code, ran.err.count("notice:")) == (0, 1)
+    assert "notice: PREREAD_RETRIEVER__PASSAGE_TOKENS asks for 32" in ran.err
+    assert "made with passage_tokens 64" in ran.err
+    assert rag("ingest", docs, "--passage-tokens", "3").code == 2
+
+
 def test_prune_leaves_what_was_not_named(rag: Rag, docs: Path, tmp_path: Path) -> None:
     other = tmp_path / "docs2" / "market.txt"
     other.parent.mkdir()

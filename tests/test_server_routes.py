@@ -11,11 +11,13 @@ from rag_helpers import HARBOUR, LIGHTHOUSE, make_chat_model, run_cli
 from server_helpers import DOCUMENTS, QUESTION, Running, make_config, running, shape
 
 from rag.client import Client
+from rag.config import RetrieverSettings
 from rag.operations import final_answer
 from rag.schemas import Answer, AnswerRequest, CollectionInfo, DocumentWithPassages, SearchRequest, SearchResult
 from rag.service import Service
 from retriever.document import BytesSource, TextSource
 from retriever.hash_embedder import HashEmbedder
+from retriever.ingest import Stage
 
 
 class GatedEmbedder(HashEmbedder):
@@ -231,3 +233,14 @@ def test_the_data_directory_names_the_server(api: Running) -> None:
     owner = find_owner(Path(api.service.config.data_dir))
     assert owner is not None
     assert owner.url == api.url
+
+
+def test_settings_that_the_collection_does_not_have_are_told(api: Running, caplog: pytest.LogCaptureFixture) -> None:
+    client, events = Client(api.url, wanted=RetrieverSettings(passage_tokens=32)), []
+    client.ingest("settings", [TextSource("t:a", "Owls hunt at night.")], progress=events.append)
+    client.close()
+    notices = [event.message for event in events if event.stage is Stage.NOTICE]
+    assert len(notices) == 1
+    assert "asks for 32" in notices[0]
+    assert "made with passage_tokens 256" in notices[0]
+    assert "asks for" not in caplog.text

@@ -20,11 +20,18 @@ __all__ = ["corpus_sources", "describe", "ingest"]
 def ingest(
     context: typer.Context,
     paths: Annotated[list[str] | None, typer.Argument(metavar="PATH...", help="Files and folders.")] = None,
+    *,
     collection: CollectionOption = "default",
     corpus: Annotated[list[str] | None, typer.Option(help="A built-in corpus: python-topics or python-stdlib.")] = None,
     prune: Annotated[
         bool, typer.Option("--prune", help="Remove documents of the folders and corpora given that are gone.")
     ] = False,
+    passage_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Tokens of a passage at most; for a new collection.")
+    ] = None,
+    index: Annotated[
+        str | None, typer.Option(metavar="FACTORY", help="FAISS index, such as HNSW32; for a new collection.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Read documents into a collection: new ones are added, changed ones updated, others left alone.
@@ -41,7 +48,9 @@ def ingest(
         raise typer.BadParameter("; ".join(item.reason for item in missing))
     if prune and missing:
         print("WARNING: nothing is pruned, since paths are missing; check them and run it again", file=sys.stderr)
-    with connect(config_of(context)) as operations, ingest_progress() as progress:
+    given = {"passage_tokens": passage_tokens, "index_factory": index}
+    settings = {name: value for name, value in given.items() if value is not None}
+    with connect(config_of(context, retriever=settings)) as operations, ingest_progress() as progress:
         prune_scope = scope if prune and not missing else None
         report = operations.ingest(collection, sources, prune_scope=prune_scope, progress=progress)
     report = report.model_copy(update={"skipped": [*missing, *report.skipped]})

@@ -1,5 +1,6 @@
 """What routes share: the service, the server's settings, and the ingestions that run."""
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from threading import Event
@@ -16,9 +17,11 @@ from rag.schemas import IngestReport
 from rag.server.problems import ProblemError
 from rag.service import Service
 from retriever.document import Source
-from retriever.ingest import IngestEvent
+from retriever.ingest import IngestEvent, Stage
 
 __all__ = ["Ingestions", "ReadyState", "ServerState", "SharedState"]
+
+logger = logging.getLogger(__name__)
 
 MAX_INGESTIONS = 2  # at once, each into its own collection; embedding uses every core anyway
 
@@ -42,7 +45,9 @@ class Ingestions:
         """End what runs after its current batch; what is committed stays."""
         self._stopping.set()
 
-    def _check(self, _event: IngestEvent) -> None:
+    def _check(self, event: IngestEvent) -> None:
+        if event.stage is Stage.NOTICE:
+            logger.warning("%s", event.message)
         if self._stopping.is_set():
             raise ProblemError(
                 503,
