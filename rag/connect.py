@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import monotonic, sleep
 
 from rag.client import Client
 from rag.config import RagConfig
 from rag.data_dir import Owner, find_owner, open_owned
+from rag.errors import DataDirBusyError
 from rag.operations import Operations
 
 __all__ = ["connect"]
@@ -27,32 +28,45 @@ def connect(config: RagConfig) -> Iterator[Operations]:
         DataDirBusyError: a process without HTTP API owns it, and goes on for long.
         ServerError: the server that owns it does not answer.
     """
-    owner = _wait_for_owner(config.data_dir)
-    if owner is not None and owner.url:
+    with ExitStack() as held:
+        owner = _own_or_find(config.data_dir, held)
+        if owner is None:
+            from rag.service import Service
+
+            yield held.enter_context(Service(config))
+            return
+        assert owner.url, "an owner that cannot be asked is waited for"
         client = Client(owner.url, wanted=config.retriever)
-        try:
-            _warn_of_other_models(client, config)
-            yield client
-        finally:
-            client.close()
-        return
-    with open_owned(config.data_dir):
-        from rag.service import Service
-
-        with Service(config) as service:
-            yield service
+        held.callback(client.close)
+        _warn_of_other_models(client, config)
+        yield client
 
 
-def _wait_for_owner(path: Path) -> Owner | None:
-    """Return the owner once it has a URL, or None once there is none; an owner without URL when patience is over."""
+def _own_or_find(path: Path, held: ExitStack) -> Owner | None:
+    """Return the owner that has a URL, or own the directory until `held` is closed and return None.
+
+    Who finds no owner may still lose to another process that finds none: only the lock decides, so both start again.
+
+    Raises:
+        DataDirBusyError: an owner without URL goes on until patience is over.
+    """
     deadline = monotonic() + PATIENCE_SECONDS
-    owner = find_owner(path)
-    if owner is not None and not owner.url:
-        logger.info("waiting for process %d, which uses %s", owner.pid, path)
-    while owner is not None and not owner.url and monotonic() < deadline:
-        sleep(POLL_SECONDS)
+    told = False
+    while True:
         owner = find_owner(path)
-    return owner
+        if owner is not None and owner.url:
+            return owner
+        try:
+            held.enter_context(open_owned(path))
+        except DataDirBusyError:
+            if monotonic() >= deadline:
+                raise
+            if owner is not None and not told:
+                logger.info("waiting for process %d, which uses %s", owner.pid, path)
+                told = True
+            sleep(POLL_SECONDS)
+        else:
+            return None
 
 
 def _warn_of_other_models(client: Client, config: RagConfig) -> None:

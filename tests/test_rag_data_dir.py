@@ -81,6 +81,31 @@ def test_a_command_waits_for_another_to_end(tmp_path: Path) -> None:
         end(process)
 
 
+def test_who_loses_the_race_for_the_directory_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process takes the directory after it was seen to be free, and keeps it longer than a lock is tried."""
+    monkeypatch.setattr("rag.data_dir.PROBE_SECONDS", 0.1)
+    process = hold(tmp_path)
+    monkeypatch.setattr("rag.connect.find_owner", lambda _path: None)
+    threading.Timer(0.7, process.kill).start()
+    try:
+        with connect(load_config(data_dir=tmp_path)) as operations:
+            assert isinstance(operations, Service)
+    finally:
+        end(process)
+
+
+def test_who_loses_the_race_to_a_server_asks_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rag.data_dir.PROBE_SECONDS", 0.1)
+    process = hold(tmp_path, "http://127.0.0.1:9")
+    answers = iter([None, find_owner(tmp_path)])
+    monkeypatch.setattr("rag.connect.find_owner", lambda _path: next(answers))
+    try:
+        with pytest.raises(ServerError, match="does not answer"), connect(load_config(data_dir=tmp_path)):
+            pass
+    finally:
+        end(process)
+
+
 def test_a_killed_owner_is_forgotten(tmp_path: Path) -> None:
     process = hold(tmp_path, "http://127.0.0.1:9")
     process.send_signal(signal.SIGKILL)
