@@ -108,10 +108,11 @@ class Client:
                 total = _add(total, self._send(collection, batch))
             done += sources_done
             progress(IngestEvent(Stage.COMMITTED, "", done, len(sources), total.passages))
-        if self._wanted != RetrieverSettings() and done > len(total.skipped) + len(skipped):
+        stored = done > len(total.skipped) + len(skipped)
+        if stored and self._wanted != RetrieverSettings():
             for message in ignored_settings(self.collection(collection), self._wanted):
                 progress(IngestEvent(Stage.NOTICE, "", done, len(sources), total.passages, message))
-        if prune_scope is not None:
+        if prune_scope is not None and (stored or any(info.name == collection for info in self.collections())):
             kept = {source.uri for source in sources}
             gone = [
                 document

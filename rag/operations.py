@@ -69,7 +69,7 @@ class Operations(Protocol):
         prune_scope: Sequence[str] | None = None,
         progress: Progress = ignore_progress,
     ) -> IngestReport:
-        """Bring a collection in line with sources; it is made if it is missing.
+        """Bring a collection in line with sources; it is made if it is missing and a document can be used.
 
         Args:
             collection: its name.

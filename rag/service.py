@@ -119,12 +119,17 @@ class Service:
         started = perf_counter()
         encoder = self.components.passage_tokens()
         library = self.components.library()
+        is_new = all(row.name != collection for row in library.collections())
         row = library.ensure_collection(collection)
         for message in ignored_settings(_collection_info(row), self.config.retriever):
             progress(IngestEvent(Stage.NOTICE, "", 0, len(sources), 0, message))
-        report = library.ingest(
-            collection, sources, encoder, prune=prune_scope is not None, scope=prune_scope, progress=progress
-        )
+        try:
+            report = library.ingest(
+                collection, sources, encoder, prune=prune_scope is not None, scope=prune_scope, progress=progress
+            )
+        finally:
+            if is_new:
+                library.drop_empty_collection(collection)  # nothing came of it
         return IngestReport(
             collection=collection,
             added=report.added,

@@ -147,6 +147,16 @@ class Library:
         self._indexes.drop(collection)
         return collection
 
+    def drop_empty_collection(self, name: str) -> bool:
+        """Delete a collection if it is there and has no documents, and return whether it was."""
+        with self._store.write() as writer:
+            collection = next((row for row in writer.collections() if row.name == name), None)
+            if collection is None or collection.num_documents:
+                return False
+            writer.delete_collection(collection)
+        self._indexes.drop(collection)
+        return True
+
     # Documents and passages
 
     def ingest(

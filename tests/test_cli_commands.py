@@ -81,6 +81,18 @@ def test_settings_of_a_new_collection_are_kept_and_others_are_told(
     assert rag("ingest", docs, "--passage-tokens", "3").code == 2
 
 
+def test_an_ingestion_of_which_nothing_comes_leaves_no_collection(rag: Rag, docs: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.txt"
+    empty.touch()
+    assert rag("ingest", empty, "--prune").code == 1
+    assert json.loads(rag("collections", "--json").out) == []
+    rag("ingest", docs)
+    for document in json.loads(rag("documents", "list", "--json").out):
+        rag("documents", "delete", document["id"])
+    assert rag("ingest", empty).code == 1
+    assert [info["name"] for info in json.loads(rag("collections", "--json").out)] == ["default"]
+
+
 def test_prune_leaves_what_was_not_named(rag: Rag, docs: Path, tmp_path: Path) -> None:
     other = tmp_path / "docs2" / "market.txt"
     other.parent.mkdir()

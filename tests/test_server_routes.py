@@ -244,3 +244,13 @@ def test_settings_that_the_collection_does_not_have_are_told(api: Running, caplo
     assert "asks for 32" in notices[0]
     assert "made with passage_tokens 256" in notices[0]
     assert "asks for" not in caplog.text
+
+
+def test_an_ingestion_of_which_nothing_comes_leaves_no_collection(api: Running) -> None:
+    assert api.add({"uri": "empty", "text": ""}, collection="rejected").status_code == 422
+    assert api.http.get("/v1/collections/rejected").status_code == 404
+    client = Client(api.url)
+    report = client.ingest("rejected", [TextSource("t:empty", "")], prune_scope=["t:"])
+    client.close()
+    assert [item.uri for item in report.skipped] == ["t:empty"]
+    assert api.http.get("/v1/collections/rejected").status_code == 404
