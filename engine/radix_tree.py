@@ -22,7 +22,7 @@ class Node:
         owner: the conversation that alone may match it, or None when it is shared.
         whole: evicted as one (a template, a passage), not trimmed from its tail (text, conversation).
         last_used: the cache's clock when a request last matched or published it.
-        uses: how many requests did.
+        uses: how many requests matched it.
     """
 
     keys: list[BlockKey]

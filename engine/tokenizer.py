@@ -51,11 +51,6 @@ class Tokenizer:
         self.fingerprint = blake3(raw).hexdigest()[:16]
         self.eos_token_ids = self._eos_token_ids(folder)
 
-    @property
-    def vocab_size(self) -> int:
-        """How many token ids it knows, added ones included."""
-        return int(self._plain.get_vocab_size(with_added_tokens=True))
-
     def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
         """Turn text into token ids; nothing is added before or after.
 

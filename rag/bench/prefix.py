@@ -73,7 +73,7 @@ class PrefixBenchConfig:
     """
 
     corpus: str = "python-topics"
-    questions: int = 60
+    questions: int = 30
     zipf_s: float = 1.0
     popularity: Popularity = "question"
     k: int = 4

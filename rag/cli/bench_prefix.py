@@ -29,7 +29,7 @@ STAGES = {
 
 def prefix(  # noqa: PLR0917 - typer declares options as parameters
     context: typer.Context,
-    questions: Annotated[int, typer.Option(help="Length of the stream.")] = 60,
+    questions: Annotated[int, typer.Option(help="Length of the stream.")] = 30,
     corpus: Annotated[str, typer.Option(help="python-topics or python-stdlib.")] = "python-topics",
     zipf_s: Annotated[float, typer.Option("--zipf", help="Exponent of the skew; 0 is none.")] = 1.0,
     popularity: Annotated[str, typer.Option(help="What the skew is over: question or document.")] = "question",
