@@ -1,19 +1,23 @@
 """The HTTP API where all goes well, on a real server with a tiny model."""
 
 import base64
+import json
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from rag_helpers import HARBOUR, LIGHTHOUSE, make_chat_model, run_cli
-from server_helpers import DOCUMENTS, QUESTION, Running, make_config, running, shape
+from server_helpers import DOCUMENTS, QUESTION, Running, eventually, make_config, running, shape
 
 from rag.client import Client
 from rag.config import RetrieverSettings
 from rag.operations import final_answer
 from rag.schemas import Answer, AnswerRequest, CollectionInfo, DocumentWithPassages, SearchRequest, SearchResult
+from rag.server import documents
+from rag.server.state import MAX_LARGE_BODIES, SMALL_BODY_BYTES
 from rag.service import Service
 from retriever.document import BytesSource, TextSource
 from retriever.hash_embedder import HashEmbedder
@@ -254,3 +258,29 @@ def test_an_ingestion_of_which_nothing_comes_leaves_no_collection(api: Running) 
     client.close()
     assert [item.uri for item in report.skipped] == ["t:empty"]
     assert api.http.get("/v1/collections/rejected").status_code == 404
+
+
+def test_few_large_bodies_are_in_memory_at_once(
+    api: Running, embedder: GatedEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrived: list[int] = []
+    parse = documents._parse
+    monkeypatch.setattr(documents, "_parse", lambda body: arrived.append(len(body)) or parse(body))
+    embedder.gate.clear()
+
+    def send(number: int, padding: int) -> int:
+        body = json.dumps({"documents": [{"uri": "u", "text": f"Net {number} is mended."}]}) + " " * padding
+        path = f"/v1/collections/bodies{number}/documents"
+        return api.http.post(path, content=body, headers={"content-type": "application/json"}).status_code
+
+    with ThreadPoolExecutor(MAX_LARGE_BODIES + 4) as pool:
+        try:
+            large = [pool.submit(send, number, SMALL_BODY_BYTES) for number in range(MAX_LARGE_BODIES + 3)]
+            eventually(lambda: len(arrived) == MAX_LARGE_BODIES)
+            small = pool.submit(send, 99, 0)
+            eventually(lambda: min(arrived) < SMALL_BODY_BYTES)
+            time.sleep(0.2)
+            assert len(arrived) == MAX_LARGE_BODIES + 1
+        finally:
+            embedder.gate.set()
+    assert [sent.result() for sent in (*large, small)] == [200] * (MAX_LARGE_BODIES + 4)

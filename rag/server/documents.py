@@ -71,8 +71,9 @@ async def add_documents(collection: Name, request: Request, state: ReadyState) -
     cannot be used are listed in `skipped` with the reason, and the others are stored; where none can be used the answer
     is a 422 problem with the same list.
     """
-    sources = await _sources(request)
-    report = await state.ingestions.run(state.service, collection, sources)
+    async with state.ingestions.room_for(request.headers.get("content-length", "")):
+        sources = await _sources(request)
+        report = await state.ingestions.run(state.service, collection, sources)
     if len(report.skipped) == len(sources):
         reasons = "; ".join(item.reason for item in report.skipped[:MAX_REASONS])
         more = f"; and {len(sources) - MAX_REASONS} more" if len(sources) > MAX_REASONS else ""

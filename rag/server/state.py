@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from threading import Event
 from typing import Annotated
 from weakref import WeakValueDictionary
 
 import anyio.to_thread
-from anyio import CapacityLimiter, Lock
+from anyio import CapacityLimiter, Lock, Semaphore
 from fastapi import Depends, Request
 
 from rag.config import ServerSettings
@@ -24,6 +25,8 @@ __all__ = ["Ingestions", "ReadyState", "ServerState", "SharedState"]
 logger = logging.getLogger(__name__)
 
 MAX_INGESTIONS = 2  # at once, each into its own collection; embedding uses every core anyway
+MAX_LARGE_BODIES = 2 * MAX_INGESTIONS  # in memory at once: some are worked on while others arrive
+SMALL_BODY_BYTES = 2**20
 
 
 class Ingestions:
@@ -32,7 +35,16 @@ class Ingestions:
     def __init__(self) -> None:
         self._locks: WeakValueDictionary[str, Lock] = WeakValueDictionary()
         self._slots = CapacityLimiter(MAX_INGESTIONS)
+        self._bodies = Semaphore(MAX_LARGE_BODIES)
         self._stopping = Event()
+
+    def room_for(self, length: str) -> Semaphore | nullcontext[None]:
+        """Wait until a body of this Content-Length may be in memory, and hold its place; a small one does not wait.
+
+        Who sends slowly holds a place for bodies, not one for ingestions.
+        """
+        is_small = length.isdecimal() and int(length) <= SMALL_BODY_BYTES
+        return nullcontext() if is_small else self._bodies
 
     async def run(self, service: Service, collection: str, sources: Sequence[Source]) -> IngestReport:
         """Ingest; errors are those of `Service.ingest`, and a `ProblemError` once the server stops."""
