@@ -39,7 +39,6 @@ logger = logging.getLogger(__name__)
 CONNECT_SECONDS = 5.0
 BATCH_BYTES = 4 * 2**20  # of documents in one request
 BATCH_DOCUMENTS = 32
-MAX_DOCUMENT_BYTES = 64 * 2**20
 
 _EVENTS: TypeAdapter[AnswerEvent] = TypeAdapter(AnswerEvent)
 _NOTHING = IngestReport(collection="", added=0, updated=0, unchanged=0, removed=0, skipped=[], passages=0, seconds=0.0)
@@ -50,7 +49,8 @@ class Client:
 
     Args:
         url: its address, such as `http://127.0.0.1:8000`.
-        wanted: what the user has set for documents here; it says so where a collection has other settings.
+        wanted: what the user has set for documents here; it says so where a collection has other settings,
+            and sends no larger ones.
         transport: used instead of the network (tests).
     """
 
@@ -103,7 +103,7 @@ class Client:
         total = _NOTHING.model_copy(update={"collection": collection})
         skipped: list[SkippedDocument] = []
         done = 0
-        for batch, sources_done in _batches(sources, skipped):
+        for batch, sources_done in _batches(sources, skipped, self._wanted.max_document_bytes):
             if batch:
                 total = _add(total, self._send(collection, batch))
             done += sources_done
@@ -241,14 +241,16 @@ def _server_sent(lines: Iterator[str]) -> Iterator[str]:
         yield "\n".join(data)
 
 
-def _batches(sources: Sequence[Source], skipped: list[SkippedDocument]) -> Iterator[tuple[list[RawDocument], int]]:
+def _batches(
+    sources: Sequence[Source], skipped: list[SkippedDocument], max_bytes: int
+) -> Iterator[tuple[list[RawDocument], int]]:
     """Yield documents to send, with how many sources they stand for; what cannot be read is added to `skipped`."""
     batch: list[RawDocument] = []
     size = taken = 0
     for source in sources:
         taken += 1
         try:
-            raw = source.read(MAX_DOCUMENT_BYTES)
+            raw = source.read(max_bytes)
         except SourceError as error:
             skipped.append(SkippedDocument(uri=source.uri, reason=str(error)))
             continue

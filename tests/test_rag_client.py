@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from rag.client import BATCH_DOCUMENTS, Client
+from rag.config import RetrieverSettings
 from rag.errors import ServerError
 from rag.operations import final_answer
 from rag.schemas import (
@@ -150,3 +151,13 @@ def test_prune_deletes_what_is_gone_below_the_scope_only() -> None:
     report = make_client(handle).ingest("c", [source], prune_scope=["/docs/"], progress=events.append)
     assert (report.removed, deleted) == (1, ["gone"])
     assert events[-1].stage is Stage.REMOVED
+
+
+def test_documents_above_the_configured_size_are_not_sent() -> None:
+    def handle(request: httpx.Request) -> httpx.Response:
+        raise AssertionError(f"{request.url} was asked")
+
+    transport = httpx.MockTransport(handle)
+    client = Client(URL, wanted=RetrieverSettings(max_document_bytes=10), transport=transport)
+    report = client.ingest("c", [TextSource("t:long", "eleven char")])
+    assert ["max_document_bytes (10)" in item.reason for item in report.skipped] == [True]
