@@ -326,7 +326,7 @@ class DocumentInput(_Request):
         data: a file's bytes; its `name` and content tell the format.
         name: file name of `data`.
         title: for people; taken from the document where it is left out.
-        media_type: of `text` or `data`.
+        media_type: of `text` or `data`; it goes before the ending of the name.
     """
 
     uri: Annotated[str, StringConstraints(min_length=1, max_length=4096)]

@@ -42,7 +42,7 @@ WARM_UP = "A few words of no importance. " * 16
 def source_from_input(document: DocumentInput) -> Source:
     """Make a source of a document that came with a request."""
     if document.text is not None:
-        return TextSource(document.uri, document.text, document.title, document.media_type or "text/plain")
+        return TextSource(document.uri, document.text, document.title, document.media_type)
     assert document.data is not None, "a document has text or data"
     name = document.name or document.uri.rsplit("/", 1)[-1]
     return BytesSource(name, document.data, document.uri, document.title, document.media_type)

@@ -157,12 +157,15 @@ class FileSource:
 
 @dataclass(frozen=True, slots=True)
 class TextSource:
-    """Text that is already in memory: a record, a page of a wiki, a topic."""
+    """Text that is already in memory: a record, a page of a wiki, a topic.
+
+    It is read as its `media_type`; without one, as the ending of its uri or its beginning says, or as plain text.
+    """
 
     uri: str
     text: str
     title: str | None = None
-    media_type: str = "text/plain"
+    media_type: str | None = None
 
     def read(self, max_bytes: int) -> RawDocument:
         """Return the text as UTF-8.

@@ -114,7 +114,7 @@ def test_ingestion_sends_batches_and_adds_the_reports_up(tmp_path: Path) -> None
         counts = {"added": len(documents), "updated": 0, "unchanged": 0, "removed": 0, "passages": 2 * len(documents)}
         return httpx.Response(200, json={"collection": "c/d", "skipped": [], "seconds": 1.0, **counts})
 
-    sources = [TextSource(f"t:{number}", f"Text {number}", "T") for number in range(BATCH_DOCUMENTS + 1)]
+    sources = [TextSource(f"t:{number}", f"Text {number}", "T", "text/plain") for number in range(BATCH_DOCUMENTS + 1)]
     progress = []
     report = make_client(handle).ingest("c/d", [*sources, FileSource(tmp_path / "gone.txt")], progress=progress.append)
     assert (report.added, report.passages, report.removed) == (len(sources), 2 * len(sources), 0)

@@ -185,10 +185,12 @@ def test_a_pdf_with_an_empty_user_password_is_readable():
         ("a.rs", b"x", None, "text/x-code"),
         ("a.md", b"A file starts with %PDF-1.7.", None, "text/markdown"),
         ("a.pdf", b"what it says", "text/plain", "text/plain"),
+        ("notes/a.py", b"x", "text/markdown", "text/markdown"),
+        ("a.py", b"x", "text/x-python", "text/x-code"),
         ("a.pdf", b"junk before %PDF-1.4", None, "application/pdf"),
     ],
 )
-def test_format_is_told_by_content_then_name_then_declaration(name, data, declared, expected):
+def test_format_is_told_by_content_then_declaration_then_name(name, data, declared, expected):
     assert media_type_of(RawDocument("u", data, name, None, declared)) == expected
 
 

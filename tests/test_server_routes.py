@@ -284,3 +284,12 @@ def test_few_large_bodies_are_in_memory_at_once(
         finally:
             embedder.gate.set()
     assert [sent.result() for sent in (*large, small)] == [200] * (MAX_LARGE_BODIES + 4)
+
+
+def test_a_declared_type_goes_before_the_name_and_the_name_before_a_guess(api: Running) -> None:
+    text = "# Nets\n\nThey are mended."
+    assert api.add({"uri": "nets.py", "text": text, "media_type": "text/markdown"}, collection="types").is_success
+    files = {"files": ("nets.md", text, "text/plain")}
+    assert api.http.post("/v1/collections/types/documents", files=files).is_success
+    listed = api.http.get("/v1/collections/types/documents").json()["documents"]
+    assert [(item["uri"], item["title"]) for item in listed] == [("nets.md", "Nets"), ("nets.py", "Nets")]

@@ -22,6 +22,7 @@ from rag.server.problems import ProblemError, problem_responses
 from rag.server.state import ReadyState, SharedState
 from rag.service import source_from_input
 from retriever.document import BytesSource, Source
+from retriever.extract import is_told_by_name
 
 __all__ = ["router"]
 
@@ -131,7 +132,8 @@ async def _uploads(request: Request) -> Sequence[Source]:
                 raise ProblemError(
                     422, "invalid-request", f"the part {name!r} is not a file named {FILES!r}; send files in such parts"
                 )
-            media_type = None if part.content_type in (None, UNTYPED) else part.content_type
+            is_guess = part.content_type == UNTYPED or is_told_by_name(part.filename)  # clients guess by the name too
+            media_type = None if is_guess else part.content_type
             sources.append(BytesSource(part.filename, await part.read(), media_type=media_type))
     if not sources:
         raise ProblemError(422, "invalid-request", f"the form has no files; send them in parts named {FILES!r}")

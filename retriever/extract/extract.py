@@ -10,9 +10,9 @@ from pathlib import PurePath
 from retriever.document import BlockKind, ExtractedText, RawDocument
 from retriever.errors import ExtractError
 
-__all__ = ["EXTRACT_VERSION", "extract", "media_type_of"]
+__all__ = ["EXTRACT_VERSION", "extract", "is_told_by_name", "media_type_of"]
 
-EXTRACT_VERSION = b"1"  # part of a document's content hash: raise it when extraction changes, and all is read anew
+EXTRACT_VERSION = b"2"  # part of a document's content hash: raise it when extraction changes, and all is read anew
 MAX_TITLE = 200
 
 HTML, MARKDOWN, PDF, PLAIN = "text/html", "text/markdown", "application/pdf", "text/plain"
@@ -41,7 +41,6 @@ SUFFIXES = {
     ".pdf": PDF,
     ".docx": DOCX,
 }
-BINARY = (PDF, DOCX)
 ALIASES = {"application/xhtml+xml": HTML, "text/x-markdown": MARKDOWN, "text/prs.fallenstein.rst": RST}
 OLE_MAGIC = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 
@@ -70,9 +69,9 @@ def extract(raw: RawDocument) -> ExtractedText:
 
 
 def media_type_of(raw: RawDocument) -> str:
-    """Return the media type that decides the extractor, from content first, then name, then what was declared.
+    """Return the media type that decides the extractor, from content first, then what was declared, then name.
 
-    Declared text whose name is that of a PDF or Word file is text: somebody extracted it already.
+    Text that is declared is not what its name says where somebody extracted it from a file already.
 
     Raises:
         ExtractError: it is a format that no extractor reads.
@@ -90,12 +89,17 @@ def media_type_of(raw: RawDocument) -> str:
         raise ExtractError(f"{raw.uri} is binary: a zip archive, not a Word document; unpack it")
     declared = (raw.media_type or "").partition(";")[0].strip().lower()
     declared = ALIASES.get(declared, declared)
-    named = SUFFIXES.get(PurePath(raw.name).suffix.lower())
-    if named is not None and not (named in BINARY and declared in EXTRACTORS):
-        return named
     if declared in EXTRACTORS:
         return declared
+    named = SUFFIXES.get(PurePath(raw.name).suffix.lower())
+    if named is not None:
+        return named
     return HTML if re.match(rb"\s*(<!doctype html|<html)", head, re.IGNORECASE) else PLAIN
+
+
+def is_told_by_name(name: str) -> bool:
+    """Return whether a file's name tells its format, so that a guess of who sends it is not needed."""
+    return PurePath(name).suffix.lower() in SUFFIXES
 
 
 def _is_docx(data: bytes) -> bool:
