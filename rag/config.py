@@ -60,7 +60,7 @@ class RetrieverSettings(_Group):
     """How documents are cut, embedded and indexed.
 
     Attributes:
-        passage_tokens: budget of one passage, in tokens of the language model.
+        passage_tokens: budget of one passage's text, in tokens of the language model; label and heading come on top.
         overlap_tokens: tokens that neighbouring passages of a section share at most.
         index_factory: FAISS factory string of new collections.
         index_parameters: FAISS run-time parameters; empty means sensible values.

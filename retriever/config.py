@@ -16,7 +16,8 @@ class SplitSettings:
     """How documents of a collection are cut into passages.
 
     Attributes:
-        passage_tokens: budget of one passage, in tokens of the passage encoder; never exceeded.
+        passage_tokens: budget of one passage, in tokens of the passage encoder; never exceeded by its text. Label and
+            heading come on top.
         overlap_tokens: tokens at the end of a passage that the next one of the same section repeats, at most.
     """
 

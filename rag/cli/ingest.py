@@ -27,7 +27,7 @@ def ingest(
         bool, typer.Option("--prune", help="Remove documents of the folders and corpora given that are gone.")
     ] = False,
     passage_tokens: Annotated[
-        int | None, typer.Option(metavar="N", help="Tokens of a passage at most; for a new collection.")
+        int | None, typer.Option(metavar="N", help="Tokens of a passage's text at most; for a new collection.")
     ] = None,
     index: Annotated[
         str | None, typer.Option(metavar="FACTORY", help="FAISS index, such as HNSW32; for a new collection.")
