@@ -88,6 +88,8 @@ class Pipeline:
             UnknownCollectionError: there is no such collection.
             EmbedderMismatchError: it was made with another embedder.
         """
+        self._components.library().collection(request.collection)  # a wrong name is told before the embedder loads
+        _ = self._components.embedder().dimension  # loads it; no timing counts that
         started = perf_counter()
         found = self.retrieve(request.query, request.collection, request.k)
         timings = SearchTimings(embed=found.embed_ms, search=found.search_ms, total=_since(started))

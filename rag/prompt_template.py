@@ -20,7 +20,7 @@ class PromptTemplate(BaseModel):
 
     system: str = (
         "You answer questions from the passages that you are given. "
-        "After each sentence, cite the label of its passage, like [abcd]."
+        "After each sentence, cite the label of its passage in brackets."
     )
     before: str = ""
     after: str = "Question: {question}\nAnswer in a few sentences, using the passages:"
