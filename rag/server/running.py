@@ -130,6 +130,6 @@ def _welcome(url: str, service: Service) -> str:
         f"Preread serves {config.data_dir} at {url} ({config.model}, {config.embedder}; {held})\n"
         f'  rag ask "..."      the other commands use this server\n'
         f"  curl {url}/v1/answer --json '{body}'\n"
-        f"  {url}/docs\n"
+        f"  {url}/openapi.json\n"
         "Stop it with Ctrl-C.\n"
     )
