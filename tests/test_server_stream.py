@@ -92,7 +92,8 @@ def test_a_connection_that_breaks_frees_its_blocks(api: Running, stream: bool) -
     host, port = api.url.removeprefix("http://").split(":")
     body = json.dumps(LONG | {"stream": stream}).encode()
     head = (
-        f"POST /v1/answer HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        f"POST /v1/answer HTTP/1.1\r\nHost: {host}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(head.encode() + body)
