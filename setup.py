@@ -1,0 +1,58 @@
+"""Builds the C++ kernels: the same sources once per instruction set, each a shared library of its own.
+
+Everything else about the package is in pyproject.toml. The libraries are optional: without a compiler the package
+installs, and `rag doctor` says that the `cpu` backend is missing.
+"""
+
+import platform
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi2"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
+VARIANTS = {
+    "portable": [],
+    "avx2": AVX2,
+    "avx512": AVX512,
+    "avx512bf16": [*AVX512, "-mavx512vnni", "-mavx512bf16"],
+    "avx512fp16": [*AVX512, "-mavx512vnni", "-mavx512bf16", "-mavx512fp16"],
+}
+# No -ffast-math: masked scores are -inf and must stay so.
+COMMON = ["-O3", "-std=c++17", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wall"]
+
+
+class BuildKernels(build_ext):
+    """Compiles with OpenMP and links without it: its symbols are those of the runtime that torch has loaded."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Build one variant, in an object folder of its own; one that fails leaves no older library behind."""
+        if self.inplace:
+            Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
+        build_temp, self.build_temp = self.build_temp, str(Path(self.build_temp) / ext.name)
+        try:
+            super().build_extension(ext)
+        finally:
+            self.build_temp = build_temp
+
+
+def kernel_libraries() -> list[Extension]:
+    """One optional library a variant that this architecture has."""
+    sources = sorted(map(str, Path("kernels/cpu").glob("*.cpp")))
+    headers = sorted(map(str, Path("kernels/cpu").glob("*.h")))
+    names = list(VARIANTS) if platform.machine() in ("x86_64", "AMD64") else ["portable"]
+    return [
+        Extension(
+            f"kernels._cpu_{name}",
+            sources,
+            depends=headers,
+            language="c++",
+            extra_compile_args=[*COMMON, *VARIANTS[name]],
+            optional=True,
+        )
+        for name in names
+    ]
+
+
+setup(ext_modules=kernel_libraries(), cmdclass={"build_ext": BuildKernels})
