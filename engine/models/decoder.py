@@ -1,6 +1,5 @@
-"""A decoder-only model over paged KV. Knows token ids and positions, not requests."""
+"""The forward pass of every supported family in plain torch, over any kernel backend."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +9,13 @@ from torch import Tensor
 
 from engine.models.config import ModelConfig
 from engine.models.layers import DecoderLayer, Linear, RMSNorm
+from engine.models.model import Model
 from engine.models.rope_types import build_rope
 from engine.models.weights import WeightFiles
 from kernels.backend import Backend
 from kernels.kv_cache import KVCache
 from kernels.plan import AttentionPlan
 from kernels.rope import Rope
-from kernels.runs import SequencePlan
 
 __all__ = ["Decoder"]
 
@@ -25,28 +24,24 @@ _IGNORED_TENSORS = ("rotary_emb.inv_freq",)
 
 
 @dataclass(frozen=True, eq=False)
-class Decoder:
-    """The forward pass of every supported family.
+class Decoder(Model):
+    """Weights as torch tensors.
 
     Attributes:
-        config: the shape of the model.
-        rope: rotates queries and keys.
-        backend: attends and stores KV.
+        layers: first to last.
+        norm: before the head.
+        head: [vocab, hidden], the embedding where they are tied.
     """
 
-    config: ModelConfig
-    rope: Rope
-    backend: Backend
-    embedding: Tensor
     layers: tuple[DecoderLayer, ...]
     norm: RMSNorm
     head: Linear
 
     @classmethod
     def from_folder(
-        cls, folder: str | Path, *, dtype: torch.dtype, device: str | torch.device = "cpu", backend: Backend
+        cls, folder: str | Path, *, dtype: torch.dtype | None, device: str | torch.device = "cpu", backend: Backend
     ) -> "Decoder":
-        """Load a Hugging Face folder with config.json and safetensors.
+        """Load a Hugging Face folder with config.json and safetensors; dtype None keeps that of the files.
 
         Raises:
             UnsupportedModelError: the architecture or rope type is not one that runs here.
@@ -70,17 +65,6 @@ class Decoder:
         files.check_all_taken((*_IGNORED_TENSORS, "lm_head.weight") if tied else _IGNORED_TENSORS)
         return decoder
 
-    def plan(self, sequences: Sequence[SequencePlan], block_size: int) -> AttentionPlan:
-        """Plan a step's attention; raise `kernels.errors.PlanError` when its runs do not fit."""
-        return AttentionPlan.build(
-            sequences,
-            rope=self.rope,
-            softmax_scale=self.config.softmax_scale,
-            block_size=block_size,
-            sliding_window=self.config.layer_windows[0],
-            device=self.embedding.device,
-        )
-
     @torch.inference_mode()
     def forward(
         self,
@@ -91,19 +75,7 @@ class Decoder:
         kv_cache: KVCache,
         logit_rows: Tensor,
     ) -> Tensor:
-        """Compute one step, storing its KV.
-
-        Args:
-            token_ids: [T] int64, the query rows of the plan in order.
-            positions: [T] int64, their prompt positions.
-            slot_mapping: [T] int64, where their KV goes: block_id * block_size + offset.
-            plan: from `plan`, whose runs include the tokens of this step.
-            kv_cache: read and written.
-            logit_rows: [R] int64, the rows whose next token is wanted.
-
-        Returns:
-            Logits [R, vocab] float32.
-        """
+        """Compute one step with torch, see `Model.forward`."""
         hidden = F.embedding(token_ids, self.embedding)
         cos, sin = self.rope.cos_sin(positions)
         plans = {window: plan.with_window(window) for window in set(self.config.layer_windows)}

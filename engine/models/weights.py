@@ -24,8 +24,8 @@ class WeightFiles:
     Every tensor that is taken is checked by name, shape and kind; `check_all_taken` reports what nobody asked for.
     """
 
-    def __init__(self, folder: str | Path, *, dtype: torch.dtype, device: str | torch.device = "cpu") -> None:
-        """Open the folder; tensors are converted to `dtype` on `device` when they are taken.
+    def __init__(self, folder: str | Path, *, dtype: torch.dtype | None, device: str | torch.device = "cpu") -> None:
+        """Open the folder; tensors are converted to `dtype` (None: left as they are) on `device` when taken.
 
         Raises:
             ModelFileError: no safetensors file is there, one that the index names is missing, or one is damaged.
@@ -67,10 +67,7 @@ class WeightFiles:
 
     def take_stacked(self, names: list[str], rows: list[int], *columns: int) -> Tensor:
         """Return tensors [rows_i, *columns] as one [sum(rows), *columns], so that one product serves them all."""
-        stacked = torch.empty((sum(rows), *columns), dtype=self._dtype, device=self._device)
-        for part, name, count in zip(torch.split(stacked, rows), names, rows, strict=True):
-            part.copy_(self.take(name, count, *columns))
-        return stacked
+        return torch.cat([self.take(name, count, *columns) for name, count in zip(names, rows, strict=True)])
 
     def check_all_taken(self, ignored: tuple[str, ...] = ()) -> None:
         """Raise `ModelFileError` if a tensor was not taken, unless its name ends in one of `ignored`."""
