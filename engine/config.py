@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from engine.errors import ConfigError
 from engine.eviction import policy_named
 
-__all__ = ["DTYPES", "EngineConfig", "SamplingParams"]
+__all__ = ["DTYPES", "WEIGHTS", "EngineConfig", "SamplingParams"]
 
-DTYPES = ("auto", "bfloat16", "float32")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+WEIGHTS = ("auto", "full", "int8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,13 +17,17 @@ class EngineConfig:
     """How an engine runs its model.
 
     Attributes:
-        dtype: KV compute mode: `bfloat16`, `float32`, or `auto` (the faster one on this machine).
+        dtype: KV compute mode: `float32`, `bfloat16`, `float16`, or `auto` (the fastest one on this machine).
+        weights: how rows whose KV is never published (answers and their questions) are computed: `full` in the
+            compute mode like all others, `int8` with 8-bit weights, `auto` with 8-bit weights in steps where that is
+            faster (by a profile measured once) unless `dtype` asks for float32.
         device: torch device of weights and KV.
         backend: kernel backend, or `auto`.
         block_size: KV slots a block.
         kv_cache_bytes: memory for KV blocks; None takes an eighth of the machine's, between 256 MiB and 4 GiB.
         max_num_seqs: requests that run at once.
         max_num_batched_tokens: token budget of a step.
+        max_slowdown: how many times longer a step may take for the prompts that are prefilled beside running answers.
         max_num_waiting: requests that may wait.
         max_model_len: prompt and answer tokens at most; None is the model's own limit.
         eviction: policy that chooses what leaves the cache first.
@@ -32,12 +37,14 @@ class EngineConfig:
     """
 
     dtype: str = "auto"
+    weights: str = "auto"
     device: str = "cpu"
     backend: str = "auto"
     block_size: int = 16
     kv_cache_bytes: int | None = None
     max_num_seqs: int = 16
     max_num_batched_tokens: int = 1024
+    max_slowdown: float = 3.0
     max_num_waiting: int = 1024
     max_model_len: int | None = None
     eviction: str = "lru"
@@ -45,11 +52,15 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype {self.dtype!r} is not one of: {', '.join(DTYPES)}")
+        if self.weights not in WEIGHTS:
+            raise ConfigError(f"weights {self.weights!r} is not one of: {', '.join(WEIGHTS)}")
         for name in ("block_size", "max_num_seqs", "max_num_batched_tokens", "max_num_waiting"):
             _check_positive(name, getattr(self, name))
         for name in ("kv_cache_bytes", "max_model_len"):
             if getattr(self, name) is not None:
                 _check_positive(name, getattr(self, name))
+        if not _is_number(self.max_slowdown) or not self.max_slowdown >= 1:
+            raise ConfigError(f"max_slowdown is {self.max_slowdown!r}; it must be a number of at least 1")
         policy_named(self.eviction)
 
 

@@ -40,7 +40,8 @@ class _Group(BaseModel):
 class EngineSettings(_Group):
     """What `EngineConfig` takes; the defaults are its own."""
 
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    weights: Literal["auto", "full", "int8"] = "auto"
     device: str = "cpu"
     backend: str = "auto"
     block_size: int = Field(default=16, ge=1)
