@@ -25,6 +25,7 @@ from engine.request import FinishReason, Request, RequestState
 from engine.sampler import Sampler, sample_rows
 from engine.scheduler import ScheduledWork, Scheduler
 from engine.stats import EngineStats, Totals
+from engine.step_budget import StepBudget
 from engine.tokenizer import Tokenizer
 
 __all__ = ["Engine", "PromptLike"]
@@ -32,6 +33,7 @@ __all__ = ["Engine", "PromptLike"]
 logger = logging.getLogger(__name__)
 
 PromptLike = Prompt | Sequence[int]
+MIN_PREFILL_BLOCKS = 2  # a prefill beside running answers advances by at least so much in a step
 
 
 class Engine:
@@ -48,11 +50,9 @@ class Engine:
         self.tokenizer = tokenizer
         self.runner = runner
         self.cache = PrefixCache(runner.kv_cache.num_blocks, config.block_size, policy=policy_named(config.eviction))
+        budget = StepBudget(config.max_num_batched_tokens, MIN_PREFILL_BLOCKS * config.block_size, config.max_slowdown)
         self.scheduler = Scheduler(
-            self.cache,
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
-            max_num_waiting=config.max_num_waiting,
+            self.cache, budget, max_num_seqs=config.max_num_seqs, max_num_waiting=config.max_num_waiting
         )
         limit = runner.decoder.config.max_position_embeddings
         self.max_model_len = min(config.max_model_len or limit, limit)
@@ -209,12 +209,17 @@ class Engine:
 
     def _run(self, work: Sequence[ScheduledWork]) -> list[int]:
         """Compute the step's tokens and sample the next one of each request that has come to its end."""
+        started = perf_counter()
         batch = build_batch(work, self.config.block_size, self.config.device)
         for item in work:
             timings = self._streams[item.request].timings
-            timings.first_scheduled = timings.first_scheduled or perf_counter()
+            timings.first_scheduled = timings.first_scheduled or started
         samplers = [self._samplers[item.request] for item in work if item.samples]
-        return sample_rows(self.runner.run(batch), samplers)
+        tokens = sample_rows(self.runner.run(batch), samplers)
+        decode_rows = sum(item.num_tokens for item in work if item.decodes)
+        prefill_tokens = sum(item.num_tokens for item in work) - decode_rows
+        self.scheduler.step_budget.record(decode_rows, prefill_tokens, perf_counter() - started)
+        return tokens
 
     def _commit(self, work: Sequence[ScheduledWork], tokens: Sequence[int]) -> None:
         """Record progress, publish what is computed, hand out tokens."""

@@ -15,6 +15,8 @@ from engine.request import Admission, Request, TableRun
 
 __all__ = ["PrefixCache"]
 
+WORTH_WAITING_BLOCKS = 2  # computing fewer twice takes less time than a step's fixed part
+
 
 class PrefixCache:
     """Transactional admission over one pool and one radix tree a namespace.
@@ -63,6 +65,18 @@ class PrefixCache:
         self._live[request] = admission
         return admission
 
+    def is_being_computed(self, request: Request) -> bool:
+        """Tell whether a live request is about to publish blocks that this one would otherwise compute too."""
+        segments = request.segments
+        coming = max((self._common_end(request, segments, other) for other in self._live), default=0)
+        if coming < WORTH_WAITING_BLOCKS * self.block_size:
+            return False
+        missing = 0
+        for placement in self._place(request, segments).placements:
+            for start, end in _uncached(placement, self.block_size):
+                missing += max(min(end, coming) - start, 0)
+        return missing >= WORTH_WAITING_BLOCKS * self.block_size
+
     def extend(self, request: Request) -> bool:
         """Give the request a block for its newest token if it needs one; False when none can be had."""
         admission = request.held
@@ -82,7 +96,7 @@ class PrefixCache:
         a conversation, and its answer, belong to the conversation alone. Any other tail is never published.
         """
         admission = request.held
-        end = self._publishable_end(request, admission)
+        end = self._publishable_end(request, admission, admission.computed_end)
         if end <= admission.published_to or not admission.may_publish:
             return
         adopted, nodes = self.tree(request.namespace).insert(self._path(request, admission, end))
@@ -192,9 +206,28 @@ class PrefixCache:
         for node in nodes:
             node.last_used = self._clock
 
-    def _publishable_end(self, request: Request, admission: Admission) -> int:
-        """Find the prompt position up to which the blocks may be offered now, without building any key."""
-        computed, start = admission.computed_end, 0
+    def _common_end(self, request: Request, segments: Sequence[Segment], other: Request) -> int:
+        """Find up to which position a request can use what another, live one has yet to publish; 0 for nothing."""
+        admission = other.held
+        end = self._publishable_end(other, admission, admission.spans[-1][1])
+        if other.namespace != request.namespace or not admission.may_publish or end <= admission.published_to:
+            return 0
+        theirs = [(key, part.owner) for part in self._path(other, admission, end) for key in part.keys]
+        ours = [
+            (key, None if segment.sealed else request.owner)
+            for segment in segments
+            for key in block_keys(segment.tokens, self.block_size, sealed=segment.sealed)
+        ]
+        common = 0
+        for (key, reader), (published, owner) in zip(ours, theirs, strict=False):
+            if key != published or owner not in (None, reader):
+                break
+            common += len(key)
+        return common
+
+    def _publishable_end(self, request: Request, admission: Admission, computed: int) -> int:
+        """Find the position up to which blocks may be offered when `computed` are, without building any key."""
+        start = 0
         shifted = (p for p in admission.placements if p.shift)
         exact_end = min(computed, next((p.start for p in shifted), computed))
         for segment in request.prompt.segments:

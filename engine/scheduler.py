@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from engine.errors import QueueFullError
 from engine.prefix_cache import PrefixCache
 from engine.request import Request, RequestState
+from engine.step_budget import StepBudget
 
 __all__ = ["ScheduledWork", "Scheduler"]
 
@@ -29,26 +30,29 @@ class ScheduledWork:
     num_tokens: int
     samples: bool
 
+    @property
+    def decodes(self) -> bool:
+        """Whether it computes the newest token alone."""
+        return self.samples and self.num_tokens == 1
+
 
 class Scheduler:
     """First come, first served, under a token budget a step.
 
     Args:
         cache: admits, extends and releases.
+        step_budget: how many tokens a step computes.
         max_num_seqs: how many requests run at once.
-        max_num_batched_tokens: the token budget of a step.
         max_num_waiting: how many requests may wait.
     """
 
-    def __init__(
-        self, cache: PrefixCache, *, max_num_seqs: int, max_num_batched_tokens: int, max_num_waiting: int
-    ) -> None:
+    def __init__(self, cache: PrefixCache, step_budget: StepBudget, *, max_num_seqs: int, max_num_waiting: int) -> None:
         self.cache = cache
+        self.step_budget = step_budget
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self.num_preemptions = 0
         self._max_num_seqs = max_num_seqs
-        self._budget = max_num_batched_tokens
         self._max_num_waiting = max_num_waiting
 
     @property
@@ -69,7 +73,7 @@ class Scheduler:
     def schedule(self) -> list[ScheduledWork]:
         """Choose the next step's work: decodes first, then prefills under way, then new requests."""
         preempted = self._make_room_for_running()
-        budget = self._budget
+        budget = self.step_budget.tokens(sum(r.held.num_remaining_tokens == 1 for r in self.running))
         work: list[ScheduledWork] = []
         for request in sorted(self.running, key=lambda r: r.held.num_remaining_tokens > 1):
             budget -= self._schedule_one(request, budget, work)
@@ -114,10 +118,18 @@ class Scheduler:
         request.admission = None
 
     def _admit_next(self) -> bool:
-        """Admit the request that has waited longest, if there is a place for it."""
+        """Admit the request that has waited longest, if there is a place for it.
+
+        One whose prefix a running request is computing waits for it, and so does the queue behind: nobody overtakes,
+        so none can starve. It is for one step only. A request is considered when the budget outlasts every running
+        one, so this very step computes what it waits for and publishes it; and whatever else ends the other (cancelled,
+        preempted, failed) takes away the reason to wait.
+        """
         if not self.waiting or len(self.running) >= self._max_num_seqs:
             return False
         request = self.waiting[0]
+        if self.cache.is_being_computed(request):
+            return False
         admission = self.cache.admit(request)
         if admission is None:
             return False

@@ -6,7 +6,7 @@ import random
 import shutil
 
 import pytest
-from engine_helpers import ask, check_settled, collect, passage, random_tokens, tail, template, tiny_engine
+from engine_helpers import BLOCK, ask, check_settled, collect, passage, random_tokens, tail, template, tiny_engine
 
 from engine import FinishReason, Prompt, Reuse, SamplingParams, Segment, SegmentKind
 from engine.errors import ConfigError, PromptError, PromptTooLongError, QueueFullError, ReuseNotCertifiedError
@@ -296,10 +296,10 @@ def test_generate_leaves_nothing_behind_when_a_step_fails(engine, answer, monkey
 
 def test_twins_in_a_pool_as_large_as_one_of_them(tiny_folder):
     """The longer twin keeps copies of blocks that the tree has too; alone, it must still come to its end."""
-    engine = tiny_engine(tiny_folder, num_blocks=9)
-    base = tuple(range(32))
+    engine = tiny_engine(tiny_folder, num_blocks=8)
+    base = tuple(range(BLOCK))
     short = engine.submit([*base, 1], SamplingParams(max_tokens=1))
-    prompt = [*base, *range(40, 72)]
+    prompt = [*base, *range(40, 88)]
     result = ask(engine, prompt, SamplingParams(max_tokens=64))
     collect(engine.stream(short))
     assert result.token_ids == ask(tiny_engine(tiny_folder), prompt, SamplingParams(max_tokens=64)).token_ids

@@ -61,6 +61,17 @@ def test_a_second_question_over_the_same_passages(engine):
     assert engine.stats().totals.cached_tokens == 2 * (21 + 35 + 48 + 9)
 
 
+def test_questions_at_once_over_the_same_passages(engine):
+    """One computes the passages; the others wait for them and report them as found."""
+    questions = [prompt_of(0, 1, question=tail([i])) for i in range(4)]
+    requests = [engine.submit(question, SAMPLING) for question in questions]
+    results = [list(engine.stream(request))[-1] for request in requests]
+    assert outcomes(results[0]) == ["computed"] * 4
+    for question, result in zip(questions[1:], results[1:], strict=True):
+        assert outcomes(result) == ["path", "canonical", "path", "computed"]
+        assert result.token_ids == ask(engine, question, SAMPLING).token_ids
+
+
 def test_another_order(engine, folder):
     ask(engine, prompt_of(0, 1, 2), SAMPLING)
     other = ask(engine, prompt_of(1, 0, 2), SAMPLING)

@@ -17,6 +17,7 @@ from engine.prefix_cache import PrefixCache
 from engine.prompt import Prompt, Reuse, Segment, SegmentKind
 from engine.request import Request, RequestState
 from engine.scheduler import ScheduledWork, Scheduler
+from engine.step_budget import StepBudget
 
 
 def next_token(tokens: Sequence[int]) -> int:
@@ -63,20 +64,24 @@ class Simulation:
     """`schedule -> run -> commit`, with every promise of the scheduler checked at each step."""
 
     def __init__(self, *, num_blocks: int, block_size: int = 4, repair: int = 0, seqs: int = 8, budget: int = 16,
-                 waiting: int = 1000) -> None:  # fmt: skip
+                 waiting: int = 1000, slowdown: float = 1000.0) -> None:  # fmt: skip
         self.cache = PrefixCache(num_blocks, block_size, repair=repair)
         self.budget, self.seqs = budget, seqs
-        self.scheduler = Scheduler(
-            self.cache, max_num_seqs=seqs, max_num_batched_tokens=budget, max_num_waiting=waiting
-        )
+        step_budget = StepBudget(budget, 2 * block_size, slowdown)
+        self.scheduler = Scheduler(self.cache, step_budget, max_num_seqs=seqs, max_num_waiting=waiting)
         self.model = FakeModel(block_size)
         self.admitted: list[int] = []
 
     def step(self) -> list[ScheduledWork]:
+        scheduler = self.scheduler
         decoding = {r for r in self.scheduler.running if r.held.num_remaining_tokens == 1}
-        running = list(self.scheduler.running)
-        work = self.scheduler.schedule()
+        running, preemptions = list(scheduler.running), scheduler.num_preemptions
+        work = scheduler.schedule()
         self.check_step(work, running, decoding)
+        self.check_nothing_is_computed_twice([r for r in scheduler.running if r not in running])
+        tokens, decode_rows = sum(item.num_tokens for item in work), sum(item.decodes for item in work)
+        leftover = scheduler.step_budget.tokens(len([r for r in decoding if r in scheduler.running])) - tokens
+        considered = leftover > 0 and preemptions == scheduler.num_preemptions and len(scheduler.running) < self.seqs
         for item in work:
             token = self.model.run(item)
             item.request.held.num_computed_tokens += item.num_tokens
@@ -89,7 +94,23 @@ class Simulation:
             elif item.request.held.num_remaining_tokens == 0:
                 self.scheduler.finish(item.request)
         self.cache.check_invariants()
+        if considered and scheduler.waiting:
+            assert not self.cache.is_being_computed(scheduler.waiting[0]), "it waits for another longer than a step"
+        scheduler.step_budget.record(
+            decode_rows, tokens - decode_rows, 1 + decode_rows / 8 + (tokens - decode_rows) / 4
+        )
         return work
+
+    def check_nothing_is_computed_twice(self, admitted: list[Request]) -> None:
+        """No new request computes two blocks or more that one before it is computing and will share."""
+        size = self.cache.block_size
+        for request in admitted:
+            for other in self.scheduler.running[: self.scheduler.running.index(request)]:
+                if Reuse.CHUNK in (request.reuse, other.reuse) or request.namespace != other.namespace:
+                    continue
+                common = shared_with(request, other, size)
+                both = set(remaining_positions(request)) & set(remaining_positions(other))
+                assert sum(position < common for position in both) < 2 * size
 
     def check_step(self, work: list[ScheduledWork], running: list[Request], decoding: set[Request]) -> None:
         scheduler = self.scheduler
@@ -121,6 +142,30 @@ class Simulation:
             assert limit > 0, "requests go round in circles"
         assert self.cache.pool.num_free + self.cache.num_cached_blocks == self.cache.pool.num_blocks
         assert self.step() == []
+
+
+def remaining_positions(request: Request) -> list[int]:
+    return [p for part in request.held.next_positions(request.held.num_remaining_tokens) for p in part]
+
+
+def shared_with(request: Request, other: Request, size: int) -> int:
+    """Count the leading tokens that both have, cut into the same blocks, and that the other gives to everybody."""
+
+    def blocks(r: Request) -> list[tuple[int, ...]]:
+        return [s.tokens[i : i + size] for s in r.segments for i in range(0, len(s.tokens), size)]
+
+    shared = 0
+    for segment in other.prompt.segments:
+        if segment.sealed:
+            shared += len(segment.tokens)
+        elif segment.kind is SegmentKind.TEXT and other.owner is None:
+            shared += len(segment.tokens) // size * size
+    common = 0
+    for ours, theirs in zip(blocks(request), blocks(other), strict=False):
+        if ours != theirs or common + len(ours) > shared:
+            break
+        common += len(ours)
+    return common
 
 
 def expected_tokens(request: Request) -> list[int]:
@@ -186,6 +231,7 @@ def check_workload(data: st.DataObject, requests: list[Request]) -> None:
         repair=repair,
         seqs=seqs,
         budget=budget,
+        slowdown=data.draw(st.sampled_from([1.0, 3.0, 1000.0]), "slowdown"),
     )
     arrivals.sort()
     scheduler, cancelled, step = simulation.scheduler, set(), 0
@@ -247,8 +293,8 @@ def test_the_newest_yields_and_resumes_with_its_tokens() -> None:
 
 
 def test_a_request_alone_that_holds_copies_of_cached_blocks() -> None:
-    """Two requests compute one prefix at once; the second publishes below the first's blocks, and both count."""
-    short, long = text(0, [1] * 12 + [2] * 4, 1), text(1, [1] * 12 + [3] * 4, 20)
+    """Two requests compute one short prefix at once; the second publishes below the first's, and both count."""
+    short, long = text(0, [1] * 4 + [2] * 4, 1), text(1, [1] * 4 + [3] * 12, 20)
     simulation = Simulation(num_blocks=9, budget=64)
     simulation.run([short, long])
     assert long.output_tokens == expected_tokens(long)
@@ -266,6 +312,86 @@ def test_decodes_come_before_prefills_and_new_requests() -> None:
     assert steps == [
         [(0, 1), (1, 5)], [(0, 1), (1, 5)], [(0, 1), (1, 5)], [(0, 1), (1, 5)], [(0, 1), (1, 1), (2, 2)]
     ] or steps[-1] == [(0, 1), (1, 1), (2, 2)]  # fmt: skip
+
+
+def test_one_computes_a_prefix_that_several_have() -> None:
+    """The first computes it; the others wait for that step, find it, and compute no more than their own ends."""
+    simulation = Simulation(num_blocks=200, budget=1000)
+    requests = [text(i, [1, 2, 3] * 12 + [i], 3) for i in range(5)]
+    for request in requests:
+        simulation.scheduler.add(request)
+    assert [(w.request.id, w.num_tokens) for w in simulation.step()] == [(0, 37)]
+    assert [(w.request.id, w.num_tokens) for w in simulation.step()] == [(i, 1) for i in range(5)]
+    simulation.run([])
+    assert [r.output_tokens for r in requests] == [expected_tokens(r) for r in requests]
+
+
+def test_who_computes_the_same_short_prefix_does_not_wait() -> None:
+    simulation = Simulation(num_blocks=200, budget=1000)
+    for i in range(3):
+        simulation.scheduler.add(text(i, [1, 2, 3, 1, 2, 3, 1, i], 1))
+    assert [w.num_tokens for w in simulation.step()] == [8, 8, 8]
+
+
+@pytest.mark.parametrize("end", ["cancelled", "finished", "preempted"])
+def test_whoever_is_waited_for_may_go(end: str) -> None:
+    simulation = Simulation(num_blocks=40, budget=16)
+    first = text(0, [1, 2, 3] * 8, 0 if end == "finished" else 9)
+    second = text(1, [1, 2, 3] * 8 + [4], 4)
+    for request in (first, second):
+        simulation.scheduler.add(request)
+    assert [(w.request.id, w.num_tokens) for w in simulation.step()] == [(0, 16)]
+    if end == "cancelled":
+        simulation.scheduler.finish(first)
+    elif end == "preempted":
+        simulation.scheduler._preempt(first)
+    else:
+        assert [(w.request.id, w.num_tokens) for w in simulation.step()] == [(0, 8)], "the second waits"
+    simulation.run([])
+    assert second.output_tokens == expected_tokens(second)
+    assert first.output_tokens == (expected_tokens(first) if end == "preempted" else [])
+
+
+def test_another_namespace_or_conversation_is_not_waited_for() -> None:
+    tokens = [1, 2, 3] * 8
+    for options in ({"namespace": "other"}, {"owner": "me"}):
+        simulation = Simulation(num_blocks=40, budget=100)
+        simulation.scheduler.add(text(0, tokens, 2, **options))
+        simulation.scheduler.add(text(1, tokens, 2))
+        assert [w.num_tokens for w in simulation.step()] == [24, 24]
+    simulation = Simulation(num_blocks=40, budget=100)
+    simulation.scheduler.add(text(0, tokens, 2, owner="me"))
+    simulation.scheduler.add(text(1, tokens, 2, owner="me"))
+    assert [w.num_tokens for w in simulation.step()] == [24], "one's own conversation is"
+
+
+def test_what_was_dropped_is_not_waited_for() -> None:
+    simulation = Simulation(num_blocks=40, budget=10)
+    for i in range(2):
+        simulation.scheduler.add(text(i, [1, 2, 3] * 8, 2))
+    simulation.step()
+    simulation.cache.drop_namespace("")
+    assert not simulation.cache.is_being_computed(simulation.scheduler.waiting[0])
+    simulation.run([])
+
+
+def test_answers_keep_their_pace_while_a_long_prompt_is_prefilled() -> None:
+    """A step with one decode row takes 1.125, a prefill token a quarter: ten fit below three times as long."""
+    simulation = Simulation(num_blocks=200, budget=64, slowdown=3.2)
+    answering = text(0, [1] * 4, 100)
+    simulation.scheduler.add(answering)
+    for _ in range(5):
+        simulation.step()
+    simulation.scheduler.add(text(1, [2] * 200, 1))
+    shares = []
+    while simulation.scheduler.waiting or any(r.id == 1 for r in simulation.scheduler.running):
+        shares.append([w.num_tokens for w in simulation.step()])
+    assert shares[0] == [1, 8], "nothing is known of prefill beside decodes yet: the least"
+    assert all(share[0] == 1 for share in shares)
+    assert {sum(share) for share in shares[1:-1]} <= {9, 10, 11}
+    simulation.scheduler.finish(answering)
+    simulation.scheduler.add(text(2, [3] * 200, 1))
+    assert [w.num_tokens for w in simulation.step()] == [64], "nobody answers: nothing is held back"
 
 
 def test_the_queue_is_bounded() -> None:
