@@ -20,7 +20,17 @@ VARIANTS = {
     "avx512fp16": [*AVX512, "-mavx512vnni", "-mavx512bf16", "-mavx512fp16"],
 }
 # No -ffast-math: masked scores are -inf and must stay so.
-COMMON = ["-O3", "-std=c++17", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wall"]
+COMMON = [
+    "-O3",
+    "-std=c++17",
+    "-fopenmp",
+    "-fvisibility=hidden",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wall",
+    "-Wno-uninitialized",
+    "-Wno-maybe-uninitialized",
+]
 
 
 class BuildKernels(build_ext):

@@ -4,7 +4,7 @@ from engine.errors import ConfigError
 from kernels.backend import Backend, available_backends, get_backend
 from kernels.errors import KernelError
 
-__all__ = ["available_backends", "load_backend"]
+__all__ = ["available_backends", "load_backend", "multiplies_float16"]
 
 
 def load_backend(name: str, device: str) -> Backend:
@@ -17,3 +17,13 @@ def load_backend(name: str, device: str) -> Backend:
         return get_backend(name, device)
     except KernelError as error:
         raise ConfigError(str(error)) from error
+
+
+def multiplies_float16(backend: Backend) -> bool:
+    """Tell whether the backend computes in float16 faster than in float32 on this CPU."""
+    if backend.name != "cpu":
+        return False
+
+    from kernels.cpu_library import load_library
+
+    return load_library().variant == "avx512fp16"

@@ -5,14 +5,18 @@ from pathlib import Path
 
 import torch
 
+from engine.backends import multiplies_float16
 from engine.config import EngineConfig
 from engine.errors import ConfigError
 from engine.models.config import ModelConfig
+from kernels.backend import Backend
 from kernels.kv_cache import KVCache
 
 __all__ = ["allocate_kv_cache", "check_device", "resolve_dtype"]
 
 MIB = 1 << 20
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def check_device(device: str) -> None:
@@ -24,17 +28,19 @@ def check_device(device: str) -> None:
         raise ConfigError(f"device {device!r} cannot be used ({reason}); choose cpu, or one that torch sees") from error
 
 
-def resolve_dtype(config: EngineConfig, folder: Path) -> torch.dtype:
+def resolve_dtype(config: EngineConfig, folder: Path, backend: Backend) -> torch.dtype:
     """Return the compute mode that `auto` means for a model on this machine.
 
-    bfloat16 on a GPU and where the CPU multiplies it in tiles (AMX). Elsewhere torch's float32 GEMM is the faster
-    one (1.7 times at 128 rows and more, measured on a CPU with AVX-512-BF16 but no AMX), so float32, unless the
-    weights would then take more than a quarter of the memory.
+    bfloat16 on a GPU and where the CPU multiplies it in tiles (AMX); float16 where the C++ kernels multiply it at twice
+    the rate of float32 (AVX512-FP16; bfloat16 dot products without AMX have half of that rate). Elsewhere float32,
+    unless the weights would then take more than a quarter of the memory.
     """
     if config.dtype != "auto":
-        return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+        return _DTYPES[config.dtype]
     if config.device != "cpu" or torch.cpu.get_capabilities().get("amx_bf16", False):
         return torch.bfloat16
+    if multiplies_float16(backend):
+        return torch.float16
     float32_bytes = 2 * sum(path.stat().st_size for path in folder.glob("*.safetensors"))  # files are 16-bit, mostly
     return torch.float32 if float32_bytes < _memory_bytes() // 4 else torch.bfloat16
 

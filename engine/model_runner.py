@@ -4,23 +4,40 @@ import torch
 from torch import Tensor
 
 from engine.batch import Batch
-from engine.models.decoder import Decoder
+from engine.models.model import Model
 from kernels.kv_cache import KVCache
 
 __all__ = ["ModelRunner"]
 
 
 class ModelRunner:
-    """A decoder and the KV cache that it writes."""
+    """A model and the KV cache that it writes.
 
-    def __init__(self, decoder: Decoder, kv_cache: KVCache) -> None:
-        self.decoder = decoder
+    Args:
+        model: computes in the KV compute mode.
+        kv_cache: read and written.
+        lean: the same model with 8-bit weights, for rows whose KV is never published; None has every row computed by
+            `model`.
+        lean_rows: up to how many rows a step of such rows is run by `lean`; None for any number.
+    """
+
+    def __init__(
+        self, model: Model, kv_cache: KVCache, *, lean: Model | None = None, lean_rows: int | None = None
+    ) -> None:
+        self.model = model
         self.kv_cache = kv_cache
+        self.lean = lean
+        self.lean_rows = lean_rows
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> Tensor:
         """Compute the batch's KV and return logits [R, vocab] float32 of its logit rows."""
-        plan = self.decoder.plan(batch.sequences, self.kv_cache.block_size)
-        return self.decoder.forward(
+        model = self._choose(batch)
+        plan = model.plan(batch.sequences, self.kv_cache.block_size)
+        return model.forward(
             batch.token_ids, batch.positions, batch.slot_mapping, plan, self.kv_cache, batch.logit_rows
         )
+
+    def _choose(self, batch: Batch) -> Model:
+        few = self.lean_rows is None or len(batch.token_ids) <= self.lean_rows
+        return self.lean if self.lean is not None and batch.private and few else self.model

@@ -141,6 +141,14 @@ class Request:
         return self.prompt.num_tokens + len(self.output_tokens)
 
     @property
+    def private_from(self) -> int | None:
+        """The prompt position from which on its KV is never published; None in a conversation, which keeps its own."""
+        if self.owner is not None:
+            return None
+        last = self.prompt.segments[-1]
+        return self.prompt.num_tokens - (len(last.tokens) if last.kind is SegmentKind.TAIL else 0)
+
+    @property
     def tokens(self) -> list[int]:
         """Prompt and sampled token ids, in order of position."""
         return [*self.prompt.tokens, *self.output_tokens]

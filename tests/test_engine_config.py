@@ -8,6 +8,7 @@ import torch
 from engine import Engine, EngineConfig, SamplingParams
 from engine.errors import ConfigError
 from engine.kv_cache import resolve_dtype
+from kernels.backend import get_backend
 
 BAD_SAMPLING = [
     ("max_tokens", -1),
@@ -80,16 +81,20 @@ def test_unknown_settings_are_refused():
 
 
 def test_auto_dtype_is_what_is_fast_here(tmp_path, monkeypatch):
-    assert resolve_dtype(EngineConfig(dtype="float32"), tmp_path) is torch.float32
-    assert resolve_dtype(EngineConfig(dtype="bfloat16"), tmp_path) is torch.bfloat16
-    assert resolve_dtype(EngineConfig(device="cuda"), tmp_path) is torch.bfloat16
+    backend = get_backend("torch")
+    assert resolve_dtype(EngineConfig(dtype="float32"), tmp_path, backend) is torch.float32
+    assert resolve_dtype(EngineConfig(dtype="bfloat16"), tmp_path, backend) is torch.bfloat16
+    assert resolve_dtype(EngineConfig(dtype="float16"), tmp_path, backend) is torch.float16
+    assert resolve_dtype(EngineConfig(device="cuda"), tmp_path, backend) is torch.bfloat16
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
-    assert resolve_dtype(EngineConfig(), tmp_path) is torch.bfloat16
+    assert resolve_dtype(EngineConfig(), tmp_path, backend) is torch.bfloat16
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True, "amx_bf16": False})
-    assert resolve_dtype(EngineConfig(), tmp_path) is torch.float32
+    assert resolve_dtype(EngineConfig(), tmp_path, backend) is torch.float32
     monkeypatch.setattr("engine.kv_cache._memory_bytes", lambda: 4096)
     (tmp_path / "model.safetensors").write_bytes(bytes(1024))
-    assert resolve_dtype(EngineConfig(), tmp_path) is torch.bfloat16
+    assert resolve_dtype(EngineConfig(), tmp_path, backend) is torch.bfloat16
+    monkeypatch.setattr("engine.kv_cache.multiplies_float16", lambda backend: True)
+    assert resolve_dtype(EngineConfig(), tmp_path, backend) is torch.float16
 
 
 @pytest.mark.parametrize("device", ["cud", "cuda:99", "meta:x", ""])

@@ -82,7 +82,7 @@ def prompt_of(order) -> Prompt:
 
 def expected(engine: Engine, order, repair: int):
     passages = [list(PASSAGES[i].tokens) for i in order]
-    decoder = engine.runner.decoder
+    decoder = engine.runner.model
     return chunk_answer(decoder, list(TEMPLATE.tokens), passages, list(QUESTION.tokens), repair=repair, steps=STEPS)
 
 

@@ -229,7 +229,7 @@ def _setting(service: Service, bench: PrefixBenchConfig, workload: Workload, cor
         model=service.config.model,
         embedder=info.embedder or service.config.embedder,
         dtype=str(engine.runner.kv_cache.dtype).removeprefix("torch."),
-        backend=engine.runner.decoder.backend.name,
+        backend=engine.runner.model.backend.name,
         device=engine.config.device,
         block_size=engine.config.block_size,
         kv_blocks=engine.cache.pool.num_blocks,
