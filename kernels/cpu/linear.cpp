@@ -1,0 +1,280 @@
+#include "linear.h"
+
+#include <algorithm>
+
+#include "linear_tiles.h"
+
+namespace preread {
+namespace {
+
+constexpr int kBlockRows = 96;       // rows whose sums of one group of panels stay in the L1 cache
+constexpr int kRowsPerThread = 64;   // with at least so many for each, threads share out rows, else panels
+constexpr int kMaxGroup = 3;         // panels worked on at once
+constexpr int kGroupLanes = kMaxGroup * kWeightPanel;
+
+// What one thread has to do.
+struct Job {
+  const Linear& weight;
+  const float* x;
+  int64_t x_stride;
+  float* y;
+  int64_t y_stride;
+  int32_t epilogue;
+  int64_t first_row, last_row, first_panel, last_panel;
+};
+
+// The activations of a block of rows, in chunks: [chunk][row][kChunk] lanes.
+struct Activations {
+  uint32_t* lanes;
+  float* scales;  // [row]: what y is multiplied with
+};
+
+// ---- activations ----
+
+void take_rows(const Job& job, int64_t row, int64_t rows, Float32Op, Activations* to) {
+  const int64_t inputs = job.weight.in_features;
+  for (int64_t r = 0; r < rows; r++) {
+    to->scales[r] = 1.f;
+    const float* x = job.x + (row + r) * job.x_stride;
+    for (int64_t k = 0; k < inputs; k += kChunk)
+      std::memcpy(to->lanes + (k * rows + r * kChunk), x + k, size_t(std::min<int64_t>(kChunk, inputs - k)) * 4);
+  }
+}
+
+#if defined(__AVX512FP16__)
+// The largest finite magnitude of a row, as bits.
+uint32_t largest_finite(const float* x, int64_t count) {
+  const __m512i infinity = _mm512_set1_epi32(0x7f800000), sign = _mm512_set1_epi32(0x7fffffff);
+  __m512i largest = _mm512_setzero_si512();
+  for (int64_t k = 0; k < count; k += 16) {
+    const __mmask16 mask = count - k < 16 ? __mmask16((1u << (count - k)) - 1) : __mmask16(0xffff);
+    const __m512i bits = _mm512_and_si512(_mm512_maskz_loadu_epi32(mask, x + k), sign);
+    largest = _mm512_mask_max_epu32(largest, _mm512_cmplt_epu32_mask(bits, infinity), largest, bits);
+  }
+  return _mm512_reduce_max_epu32(largest);
+}
+
+// Rounds each row, scaled by a power of two so that its largest magnitude is in [2, 4), to float16, and doubles it.
+void take_rows(const Job& job, int64_t row, int64_t rows, Float16Op, Activations* to) {
+  const int64_t inputs = job.weight.in_features;
+  for (int64_t r = 0; r < rows; r++) {
+    const float* x = job.x + (row + r) * job.x_stride;
+    const uint32_t exponent = largest_finite(x, inputs) >> 23;
+    const uint32_t scale_bits = std::min(255 - exponent, 254u) << 23;
+    float scale;
+    std::memcpy(&scale, &scale_bits, 4);
+    to->scales[r] = 1.f / scale;  // of a power of two: exact
+    const __m512 scales = _mm512_set1_ps(scale);
+    for (int64_t k = 0; k < inputs; k += 16) {
+      const __mmask16 mask = inputs - k < 16 ? __mmask16((1u << (inputs - k)) - 1) : __mmask16(0xffff);
+      const __m512 value = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + k), scales);
+      const __m512i half = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtxps_ph(value));
+      uint32_t* lanes = to->lanes + (k / kChunk * kChunk * rows + r * kChunk + k % kChunk);
+      _mm512_store_si512(lanes, _mm512_or_si512(half, _mm512_slli_epi32(half, 16)));
+    }
+  }
+}
+#endif
+
+// ---- weights that several tiles use are widened once ----
+
+template <class W>
+void widen(const W* from, float* to, int64_t count) {
+  for (int64_t i = 0; i < count; i += kLanes) store(to + i, load(from + i));
+}
+#if defined(__AVX512FP16__)
+void widen(const int8_t* from, Float16* to, int64_t count) {
+  for (int64_t i = 0; i < count; i += kWeightPanel) _mm512_storeu_ph(to + i, Float16Op::weight(from + i));
+}
+#endif
+
+// ---- results ----
+
+Vec silu_mul(Vec gate, Vec up) { return gate / (exp(-gate) + 1.f) * up; }
+
+void put(float* y, Vec value, int64_t left, bool add) {
+  if (left >= kLanes) {
+    store(y, add ? load(y) + value : value);
+  } else {
+    store_part(y, add ? load_part(y, int(left)) + value : value, int(left));
+  }
+}
+
+// One row of one panel: the sums with their scales and bias.
+inline Vec finish(const Linear& weight, int64_t column, const float* c, float scale) {
+  Vec value = load(c);
+  if (weight.scales != nullptr) value = value * load(weight.scales + column);
+  value = value * scale;
+  return weight.bias != nullptr ? value + load(weight.bias + column) : value;
+}
+
+void finish_rows(const Job& job, const float* c, int64_t c_stride, const float* scales, int64_t row, int64_t rows,
+                 int64_t panel, int64_t panels) {
+  const Linear& weight = job.weight;
+  const bool gated = job.epilogue == kSiluMul;
+  const int64_t outputs = gated ? weight.out_features / 2 : weight.out_features;
+  for (int64_t r = 0; r < rows; r++, c += c_stride) {
+    float* y = job.y + (row + r) * job.y_stride;
+    for (int64_t p = 0; p < panels; p += gated ? 2 : 1)
+      for (int i = 0; i < kWeightPanel; i += kLanes) {
+        const int64_t column = (panel + p) * kWeightPanel + i, output = gated ? column / (2 * kWeightPanel) * kWeightPanel + i : column;
+        if (output >= outputs) break;
+        Vec value = finish(weight, column, c + p * kWeightPanel + i, scales[r]);
+        if (gated) value = silu_mul(value, finish(weight, column + kWeightPanel, c + (p + 1) * kWeightPanel + i, scales[r]));
+        put(y + output, value, outputs - output, job.epilogue == kAdd);
+      }
+  }
+}
+
+// ---- the tiles of one chunk of one group of panels ----
+
+// float32: a tile is two vectors of one panel.
+template <class W>
+void run_tile(Float32Op, int64_t rows, int64_t panels, int64_t panel_step, TileArgs t) {
+  static const Tile* const table = tiles<Float32Op, W, 2, kTileRows>();
+  const W *b = static_cast<const W*>(t.b), *next = static_cast<const W*>(t.next);
+  float* c = t.c;
+  t.strip = kLanes;
+  for (int64_t p = 0; p < panels; p++)
+    for (int i = 0; i < kWeightPanel; i += 2 * kLanes) {
+      t.b = b + p * panel_step + i;
+      t.next = next + p * panel_step + i;
+      t.c = c + p * kWeightPanel + i;
+      table[rows - 1](t);
+    }
+}
+
+#if defined(__AVX512FP16__)
+// float16: a tile is the one vector of each panel.
+template <class W>
+void run_tile(Float16Op, int64_t rows, int64_t panels, int64_t panel_step, TileArgs t) {
+  static const Tile* const tables[] = {tiles<Float16Op, W, 1, 12>(), tiles<Float16Op, W, 2, 12>(),
+                                       tiles<Float16Op, W, 3, 8>()};
+  t.strip = panel_step;
+  tables[panels - 1][rows - 1](t);
+}
+#endif
+
+int64_t tile_rows(Float32Op, int64_t) { return kTileRows; }
+int64_t group_panels(Float32Op, int64_t left, bool) { return std::min<int64_t>(left, 2); }
+#if defined(__AVX512FP16__)
+int64_t tile_rows(Float16Op, int64_t panels) { return panels == 3 ? 8 : 12; }
+int64_t group_panels(Float16Op, int64_t left, bool gated) {
+  return left == 3 && !gated ? 3 : std::min<int64_t>(left, 2);
+}
+#endif
+
+// All rows of a block, in tiles whose heights differ by one at most.
+template <class Op, class W>
+void run_tiles(int64_t rows, int64_t tiles, int64_t panels, int64_t panel_step, TileArgs t) {
+  const uint32_t* a = t.a;
+  float* c = t.c;
+  for (int64_t i = 0; i < tiles; i++) {
+    const int64_t first = rows * i / tiles, last = rows * (i + 1) / tiles;
+    t.a = a + first * kChunk;
+    t.c = c + first * t.c_stride;
+    run_tile<W>(Op(), last - first, panels, panel_step, t);
+    t.next = t.b;  // prefetched by the first tile
+  }
+}
+
+template <class Op, class W>
+void run_block(const Job& job, int64_t row, int64_t rows, const Activations& x, float* c, typename Op::Wide* wide) {
+  constexpr bool is_wide = std::is_same<W, typename Op::Wide>::value;
+  const Linear& weight = job.weight;
+  const int64_t inputs = weight.in_features, panel_step = inputs * kWeightPanel;
+  const W* panels = static_cast<const W*>(weight.panels);
+  int64_t count;
+  for (int64_t p = job.first_panel; p < job.last_panel; p += count) {
+    count = group_panels(Op(), job.last_panel - p, weight.gated != 0);
+    const int64_t tiles = (rows + tile_rows(Op(), count) - 1) / tile_rows(Op(), count);
+    const W* next_group = panels + (p + count < job.last_panel ? p + count : p) * panel_step;
+    for (int64_t k = 0; k < inputs; k += kChunk) {
+      const W *b = panels + p * panel_step + k * kWeightPanel, *next = k + kChunk < inputs ? b + kChunk * kWeightPanel : next_group;
+      const int64_t steps = std::min<int64_t>(kChunk, inputs - k);
+      TileArgs t = {x.lanes + k * rows, b, 0, steps, next, c, count * kWeightPanel, k == 0, nullptr, nullptr};
+      if (is_wide || tiles == 1) {
+        run_tiles<Op, W>(rows, tiles, count, panel_step, t);
+      } else if constexpr (!is_wide) {
+        for (int64_t i = 0; i < count; i++) {
+          const char* ahead = reinterpret_cast<const char*>(next + i * panel_step);
+          for (int64_t line = 0; line < steps * kWeightPanel * int64_t(sizeof(W)); line += 64) __builtin_prefetch(ahead + line);
+          widen(b + i * panel_step, wide + i * kChunk * kWeightPanel, steps * kWeightPanel);
+        }
+        t.b = t.next = wide;
+        run_tiles<Op, typename Op::Wide>(rows, tiles, count, kChunk * kWeightPanel, t);
+      }
+    }
+    finish_rows(job, c, count * kWeightPanel, x.scales, row, rows, p, count);
+  }
+}
+
+template <class Op, class W>
+void run(const Job& job) {
+  if (job.first_row >= job.last_row || job.first_panel >= job.last_panel) return;
+  const int64_t rows = job.last_row - job.first_row, blocks = (rows + kBlockRows - 1) / kBlockRows;
+  const int64_t chunks = (job.weight.in_features + kChunk - 1) / kChunk, most = (rows + blocks - 1) / blocks;
+  // sums, widened weights, scales, then activations: all a multiple of 64 bytes
+  const size_t sums = kBlockRows * kGroupLanes * 4, wide = kChunk * kGroupLanes * 4, scales = kBlockRows * 4;
+  char* memory =
+      static_cast<char*>(thread_scratch(kScratchLinear, sums + wide + scales + size_t(chunks * most * kChunk) * 4));
+  float* c = reinterpret_cast<float*>(memory);
+  auto* widened = reinterpret_cast<typename Op::Wide*>(memory + sums);
+  Activations x = {reinterpret_cast<uint32_t*>(memory + sums + wide + scales),
+                   reinterpret_cast<float*>(memory + sums + wide)};
+  for (int64_t i = 0; i < blocks; i++) {
+    const int64_t first = job.first_row + rows * i / blocks, last = job.first_row + rows * (i + 1) / blocks;
+    take_rows(job, first, last - first, Op(), &x);
+    run_block<Op, W>(job, first, last - first, x, c, widened);
+  }
+}
+
+}  // namespace
+
+void linear(const Linear& weight, const float* x, int64_t x_stride, float* y, int64_t y_stride, int64_t rows,
+            int32_t epilogue, const Team& team) {
+  // A grid of threads: each converts the activations that it reads itself, so there is nothing to wait for.
+  const int row_parts = int(std::max<int64_t>(1, std::min<int64_t>(team.size, rows / kRowsPerThread)));
+  const int panel_parts = team.size / row_parts;
+  if (team.rank >= row_parts * panel_parts) return;
+  Job job = {weight, x, x_stride, y, y_stride, epilogue, 0, 0, 0, 0};
+  const Team of_rows = {team.rank / panel_parts, row_parts, nullptr};
+  const Team of_panels = {team.rank % panel_parts, panel_parts, nullptr};
+  const int64_t half = (weight.out_features / 2 + kWeightPanel - 1) / kWeightPanel;
+  const int64_t panels = weight.gated ? 2 * half : (weight.out_features + kWeightPanel - 1) / kWeightPanel;
+  of_rows.share(rows, 1, &job.first_row, &job.last_row);
+  of_panels.share(panels, weight.gated ? 2 : 1, &job.first_panel, &job.last_panel);
+#if defined(__AVX512FP16__)
+  using HalfOp = Float16Op;
+#else
+  using HalfOp = Float32Op;
+#endif
+  switch (weight.format) {
+    case kFloat32: return run<Float32Op, float>(job);
+    case kBFloat16: return run<Float32Op, BFloat16>(job);
+    case kFloat16: return run<HalfOp, Float16>(job);
+    case kInt8: return run<HalfOp, int8_t>(job);
+  }
+}
+
+}  // namespace preread
+
+namespace {
+
+struct LinearArgs {
+  preread::Linear weight;
+  const float* x;
+  int64_t x_stride;
+  float* y;
+  int64_t y_stride;
+  int64_t rows;
+  int32_t epilogue;
+};
+
+}  // namespace
+
+PREREAD_API void preread_linear(const LinearArgs* args) {
+  preread::run_team([args](const preread::Team& team) {
+    preread::linear(args->weight, args->x, args->x_stride, args->y, args->y_stride, args->rows, args->epilogue, team);
+  });
+}

@@ -1,0 +1,113 @@
+// Packing of weights for linear.cpp: once, when a model is loaded.
+#include <algorithm>
+#include <cmath>
+
+#include "linear.h"
+#include "simd.h"
+
+namespace preread {
+namespace {
+
+struct PackArgs {
+  int32_t format;
+  int32_t gated;
+  int64_t out_features, in_features;
+  const void* weight;  // [out_features, in_features]
+  int64_t dtype;       // of the weight: kFloat32, kBFloat16 or kFloat16
+  void* panels;
+  float* scales;  // [packed outputs]
+};
+
+constexpr int kBlock = 64;  // inputs that are turned at once
+
+// The scale of one output: what its packed weights are multiplied with.
+float scale_of(int32_t format, float largest) {
+  if (!(largest > 0) || !std::isfinite(largest)) return 1.f;
+  if (format == kInt8 || format == kInt8Dynamic) return std::max(largest / 127.f, 1e-37f);
+  if (format != kFloat16) return 1.f;
+  // float16: a power of two that brings the largest into [64, 128), as far as those of int8 go
+  const int exponent = std::ilogb(largest) - 6;
+  return std::ldexp(1.f, std::max(exponent, -126));
+}
+
+template <class Source>
+float largest_of(const Source* row, int64_t count) {
+  Vec most = {};
+  int64_t k = 0;
+  const VecI magnitude = VecI{} + 0x7fffffff;
+  for (; k + kLanes <= count; k += kLanes) {
+    const Vec value = (Vec)((VecI)load(row + k) & magnitude);
+    most = value > most ? value : most;
+  }
+  float largest = 0;
+  for (int i = 0; i < kLanes; i++) largest = std::max(largest, most[i]);
+  for (; k < count; k++) largest = std::max(largest, std::fabs(to_float(row[k])));
+  return largest;
+}
+
+void put(float value, float* to) { *to = value; }
+void put(float value, BFloat16* to) { from_float(value, to); }
+void put(float value, Float16* to) { from_float(value, to); }
+void put(float value, int8_t* to) {
+  *to = value == value ? int8_t(std::lrint(std::min(std::max(value, -127.f), 127.f))) : int8_t(0);
+}
+
+// One panel: `rows` has its weight rows, null where it is padded.
+template <class Source, class Packed>
+void pack_panel(const PackArgs& args, const Source* const* rows, Packed* to, float* scales) {
+  float inverse[kWeightPanel];
+  for (int lane = 0; lane < kWeightPanel; lane++) {
+    scales[lane] = rows[lane] == nullptr ? 1.f : scale_of(args.format, largest_of(rows[lane], args.in_features));
+    inverse[lane] = 1.f / scales[lane];
+  }
+  for (int64_t k = 0; k < args.in_features; k += kBlock) {
+    const int steps = int(std::min<int64_t>(kBlock, args.in_features - k));
+    Packed turned[kBlock][kWeightPanel];
+    for (int lane = 0; lane < kWeightPanel; lane++)
+      for (int i = 0; i < steps; i++)
+        put(rows[lane] == nullptr ? 0.f : to_float(rows[lane][k + i]) * inverse[lane], &turned[i][lane]);
+    std::memcpy(to + k * kWeightPanel, turned, size_t(steps) * sizeof turned[0]);
+  }
+}
+
+template <class Source, class Packed>
+void pack(const PackArgs& args, const Team& team) {
+  const Source* weight = static_cast<const Source*>(args.weight);
+  const int64_t outputs = args.gated ? args.out_features / 2 : args.out_features;
+  const int64_t panels = (outputs + kWeightPanel - 1) / kWeightPanel * (args.gated ? 2 : 1);
+  int64_t first, last;
+  team.share(panels, 1, &first, &last);
+  for (int64_t panel = first; panel < last; panel++) {
+    const int64_t base = args.gated ? panel / 2 * kWeightPanel : panel * kWeightPanel;
+    const int64_t offset = args.gated && panel % 2 ? outputs : 0;
+    const Source* rows[kWeightPanel];
+    for (int lane = 0; lane < kWeightPanel; lane++)
+      rows[lane] = base + lane < outputs ? weight + (offset + base + lane) * args.in_features : nullptr;
+    pack_panel(args, rows, static_cast<Packed*>(args.panels) + panel * args.in_features * kWeightPanel,
+               args.scales + panel * kWeightPanel);
+  }
+}
+
+template <class Source>
+void pack_from(const PackArgs& args, const Team& team) {
+  switch (args.format) {
+    case kFloat32: return pack<Source, float>(args, team);
+    case kBFloat16: return pack<Source, BFloat16>(args, team);
+    case kFloat16: return pack<Source, Float16>(args, team);
+    case kInt8: return pack<Source, int8_t>(args, team);
+  }
+}
+
+}  // namespace
+}  // namespace preread
+
+PREREAD_API void preread_linear_pack(const preread::PackArgs* args) {
+  using namespace preread;
+  run_team([args](const Team& team) {
+    switch (args->dtype) {
+      case kFloat32: return pack_from<float>(*args, team);
+      case kBFloat16: return pack_from<BFloat16>(*args, team);
+      case kFloat16: return pack_from<Float16>(*args, team);
+    }
+  });
+}

@@ -1,0 +1,140 @@
+// The inner loops of linear.cpp: a tile of rows x outputs over one chunk of the inputs.
+#pragma once
+
+#include <utility>
+
+#include "linear.h"
+#include "simd.h"
+
+namespace preread {
+
+// Inputs are worked off in chunks of kChunk 32-bit lanes: the panels' chunk stays in the L1 cache while the tiles of
+// rows pass over it, and half precision sums are no longer than that.
+constexpr int kChunk = 64;
+
+struct TileArgs {
+  const uint32_t* a;  // [rows][kChunk] lanes of the activations: see the operation
+  const void* b;      // first strip (one vector of outputs) of the chunk; a step of the inputs is kWeightPanel elements on
+  int64_t strip;      // elements from a strip to the next
+  int64_t steps;      // at most kChunk
+  const void* next;   // what will be read after this chunk, laid out alike: prefetched
+  float* c;           // sums [rows][c_stride]
+  int64_t c_stride;
+  bool first;          // c is written, not added to
+  const float* scale;  // [rows] and
+  const int32_t* start;  // [rows]: of operations on whole numbers
+};
+
+#if defined(__AVX512F__)
+constexpr int kTileRows = 14;  // with two vectors of outputs: 28 sums, 2 weights and 1 activation in 32 registers
+#else
+constexpr int kTileRows = 6;  // 12 + 2 + 1 of 16
+#endif
+
+// float32: lanes are the activations themselves.
+struct Float32Op {
+  typedef Vec Sum;
+  typedef float Wide;  // what weights are widened to when several tiles use them
+  static constexpr int kSumLanes = kLanes;
+  template <class W>
+  static Vec weight(const W* from) {
+    return load(from);
+  }
+  static Vec activation(uint32_t lane) {
+    float value;
+    std::memcpy(&value, &lane, 4);
+    return set1(value);
+  }
+  static Vec multiply_add(Vec x, Vec w, Vec sum) { return fma(x, w, sum); }
+  static Vec begin(const TileArgs& t, int, const float* c) { return t.first ? Vec{} : load(c); }
+  static void end(const TileArgs&, int, Vec sum, float* c) { store(c, sum); }
+};
+
+// Whole numbers of at most 8 bits in float32: sums over a chunk are exact, as those of the 8-bit operation are.
+struct ExactOp : Float32Op {
+  static Vec begin(const TileArgs&, int, const float*) { return Vec{}; }
+  static void end(const TileArgs& t, int row, Vec sum, float* c) {
+    store(c, fma(sum, set1(t.scale[row]), t.first ? Vec{} : load(c)));
+  }
+};
+
+#if defined(__AVX512FP16__)
+// float16: lanes are pairs of the same half, so that a 32-bit broadcast (a load, no shuffle) feeds 32 of them. Sums over
+// a chunk are in float16, sums of chunks in float32. The scales of rows and outputs keep the former below 2^15.
+struct Float16Op {
+  typedef __m512h Sum;
+  typedef Float16 Wide;
+  static constexpr int kSumLanes = 32;
+  static __m512h weight(const Float16* from) { return _mm512_loadu_ph(from); }
+  static __m512h weight(const int8_t* from) {
+    return _mm512_cvtepi16_ph(_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+  }
+  static __m512h activation(uint32_t lane) { return (__m512h)_mm512_set1_epi32(int32_t(lane)); }
+  static __m512h multiply_add(__m512h x, __m512h w, __m512h sum) { return _mm512_fmadd_ph(x, w, sum); }
+  static __m512h begin(const TileArgs&, int, const float*) { return _mm512_setzero_ph(); }
+  static void end(const TileArgs& t, int, __m512h sum, float* c) {
+    const __m512 low = _mm512_cvtxph_ps(_mm512_castph512_ph256(sum));
+    const __m512 high = _mm512_cvtxph_ps((__m256h)_mm512_extractf64x4_pd((__m512d)sum, 1));
+    _mm512_storeu_ps(c, t.first ? low : _mm512_add_ps(low, _mm512_loadu_ps(c)));
+    _mm512_storeu_ps(c + 16, t.first ? high : _mm512_add_ps(high, _mm512_loadu_ps(c + 16)));
+  }
+};
+#endif
+
+// One tile: kRows rows x kStrips vectors of outputs.
+template <class Op, class W, int kRows, int kStrips>
+void tile(const TileArgs& t) {
+  typename Op::Sum sums[kRows][kStrips];
+#pragma GCC unroll 32
+  for (int r = 0; r < kRows; r++)
+#pragma GCC unroll 4
+    for (int s = 0; s < kStrips; s++) sums[r][s] = Op::begin(t, r, t.c + r * t.c_stride + s * Op::kSumLanes);
+  const W* b = static_cast<const W*>(t.b);
+  const uint32_t* a = t.a;
+  const int64_t strip = t.strip, ahead = static_cast<const W*>(t.next) - b;
+  const auto step = [&](int i) __attribute__((always_inline)) {
+    typename Op::Sum w[kStrips];
+#pragma GCC unroll 4
+    for (int s = 0; s < kStrips; s++) w[s] = Op::weight(b + s * strip + i * kWeightPanel);
+#pragma GCC unroll 32
+    for (int r = 0; r < kRows; r++) {
+      const auto x = Op::activation(a[r * kChunk + i]);
+#pragma GCC unroll 4
+      for (int s = 0; s < kStrips; s++) sums[r][s] = Op::multiply_add(x, w[s], sums[r][s]);
+    }
+  };
+  constexpr int kUnroll = kRows <= 2 ? 4 : 2;  // steps at once, and a whole number of cache lines
+  constexpr int kLines = kUnroll * kWeightPanel * int(sizeof(W)) / 64;
+  int64_t left = t.steps;
+  for (; left >= kUnroll; left -= kUnroll) {
+#pragma GCC unroll 4
+    for (int s = 0; s < (Op::kSumLanes == kWeightPanel ? kStrips : 1); s++)  // strips of one panel share their lines
+#pragma GCC unroll 8
+      for (int line = 0; line < kLines; line++)
+        __builtin_prefetch(reinterpret_cast<const char*>(b + s * strip + ahead) + line * 64);
+#pragma GCC unroll 4
+    for (int i = 0; i < kUnroll; i++) step(i);
+    a += kUnroll;
+    b += kUnroll * kWeightPanel;
+  }
+  for (; left > 0; left--, a++, b += kWeightPanel) step(0);
+#pragma GCC unroll 32
+  for (int r = 0; r < kRows; r++)
+#pragma GCC unroll 4
+    for (int s = 0; s < kStrips; s++) Op::end(t, r, sums[r][s], t.c + r * t.c_stride + s * Op::kSumLanes);
+}
+
+typedef void (*Tile)(const TileArgs&);
+
+// tiles<...>()[rows - 1]
+template <class Op, class W, int kStrips, int... kRows>
+const Tile* tiles_of(std::integer_sequence<int, kRows...>) {
+  static constexpr Tile table[] = {tile<Op, W, kRows + 1, kStrips>...};
+  return table;
+}
+template <class Op, class W, int kStrips, int kMaxRows>
+const Tile* tiles() {
+  return tiles_of<Op, W, kStrips>(std::make_integer_sequence<int, kMaxRows>());
+}
+
+}  // namespace preread
