@@ -63,7 +63,7 @@ class Model(ABC):
             slot_mapping: [T] int64, where their KV goes: block_id * block_size + offset.
             plan: from `plan`, whose runs include the tokens of this step.
             kv_cache: read and written.
-            logit_rows: [R] int64, the rows whose next token is wanted.
+            logit_rows: [R] int64, ascending, the rows whose next token is wanted.
 
         Returns:
             Logits [R, vocab] float32.
