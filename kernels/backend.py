@@ -18,7 +18,9 @@ __all__ = ["Backend", "available_backends", "get_backend"]
 
 # best first: "auto" takes the first one that can run
 _CLASSES = {
+    "cpu": "kernels.cpu:CpuBackend",
     "torch": "kernels.torch_attention:TorchBackend",
+    "triton": "kernels.triton_attention:TritonBackend",
     "reference": "kernels.reference:ReferenceBackend",
 }
 
