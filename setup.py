@@ -4,6 +4,8 @@ Everything else about the package is in pyproject.toml. The libraries are option
 installs, and `rag doctor` says that the `cpu` backend is missing.
 """
 
+import copy
+import os
 import platform
 from pathlib import Path
 
@@ -36,15 +38,18 @@ COMMON = [
 class BuildKernels(build_ext):
     """Compiles with OpenMP and links without it: its symbols are those of the runtime that torch has loaded."""
 
+    def finalize_options(self) -> None:
+        """Compile variants side by side."""
+        super().finalize_options()
+        self.parallel = self.parallel or os.cpu_count()
+
     def build_extension(self, ext: Extension) -> None:
         """Build one variant, in an object folder of its own; one that fails leaves no older library behind."""
         if self.inplace:
             Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
-        build_temp, self.build_temp = self.build_temp, str(Path(self.build_temp) / ext.name)
-        try:
-            super().build_extension(ext)
-        finally:
-            self.build_temp = build_temp
+        own = copy.copy(self)
+        own.build_temp = str(Path(self.build_temp) / ext.name)
+        super(BuildKernels, own).build_extension(ext)
 
 
 def kernel_libraries() -> list[Extension]:
