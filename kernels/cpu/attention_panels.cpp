@@ -2,6 +2,7 @@
 // needs no sums across a register. Scores^T [keys, lanes] = K . Q^T and out^T [dim, lanes] += V^T . weights^T.
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "attention_work.h"
 
@@ -14,6 +15,7 @@ constexpr int kRows = 13;  // with two vectors: 26 sums, 2 operands and a broadc
 constexpr int kRows = 6;
 #endif
 constexpr int kWide = 2 * kLanes;  // lanes of one float32 product
+constexpr int kMaxDim = 1024;
 constexpr int kBlock = 4;          // key tiles that are converted together
 // Bound on partial sums of scores (base 2) up to which float16 sums are close enough, and on |V| below which no sum
 // of kKeyTile weighted values overflows.
@@ -155,7 +157,7 @@ void load_floats(const T* keys, int64_t value_offset, int64_t dim, Tile& tile) {
 void load_panel(const AttendArgs& args, const Piece& piece, int64_t first_lane, int32_t shift, Panel& panel) {
   const AttendPlan& plan = *args.plan;
   const int64_t dim = plan.head_dim, padded = (dim + kLanes - 1) / kLanes * kLanes;
-  float rows[kLanes * 1024];
+  float rows[kLanes * kMaxDim];
   for (int64_t first = 0; first < kPanel; first += kLanes) {
     for (int64_t i = 0; i < kLanes; i++) {
       const int64_t lane = first_lane + first + i;
@@ -270,8 +272,172 @@ void attend_floats(const AttendPlan& plan, const Tile& tile, bool masked, int64_
   });
 }
 
-template <int DIM>
-void attend_tile(const AttendPlan& plan, const Tile& tile, bool masked, Panel& panel) {
+#if defined(__AVX512FP16__)
+
+inline Vec low_half(__m512h x) { return (Vec)_mm512_cvtxph_ps(_mm512_castph512_ph256(x)); }
+inline Vec high_half(__m512h x) {
+  return (Vec)_mm512_cvtxph_ps(_mm256_castsi256_ph(_mm512_extracti64x4_epi64(_mm512_castph_si512(x), 1)));
+}
+inline __m512h halves(Vec low, Vec high) {
+  const __m256i a = _mm256_castph_si256(_mm512_cvtxps_ph((__m512)low));
+  const __m256i b = _mm256_castph_si256(_mm512_cvtxps_ph((__m512)high));
+  return _mm512_castsi512_ph(_mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1));
+}
+
+// 2^x for x <= 0 to 2^-11, by 2^floor(x) and a cubic for the rest.
+inline __m512h exp2_half(__m512h x) {
+  const __m512h r = _mm512_reduce_ph(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  __m512h p = _mm512_set1_ph(0.078024523f);
+  p = _mm512_fmadd_ph(p, r, _mm512_set1_ph(0.22606716f));
+  p = _mm512_fmadd_ph(p, r, _mm512_set1_ph(0.69583282f));
+  p = _mm512_fmadd_ph(p, r, _mm512_set1_ph(1.f));
+  return _mm512_scalef_ph(p, x);
+}
+
+// Convert one row to pairs and raise the limits, which are float16 magnitudes as whole numbers: NaN is the highest.
+inline void spread_row(const Float16* from, int64_t dim, uint32_t* to, uint16_t* limits) {
+  const __m512i magnitude = _mm512_set1_epi16(0x7fff);
+  const __m512i low = _mm512_set_epi16(15, 15, 14, 14, 13, 13, 12, 12, 11, 11, 10, 10, 9, 9, 8, 8, 7, 7, 6, 6, 5, 5, 4,
+                                       4, 3, 3, 2, 2, 1, 1, 0, 0);
+  const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+  for (int64_t i = 0; i < dim; i += 32) {
+    const int64_t count = dim - i < 32 ? dim - i : 32;
+    const __m512i x = count == 32 ? _mm512_loadu_si512(from + i)
+                                  : _mm512_maskz_loadu_epi16(__mmask32((uint64_t(1) << count) - 1), from + i);
+    const __m512i limit = _mm512_max_epu16(_mm512_and_si512(x, magnitude), _mm512_loadu_si512(limits + i));
+    _mm512_storeu_si512(limits + i, limit);
+    const __m512i a = _mm512_permutexvar_epi16(low, x), b = _mm512_permutexvar_epi16(high, x);
+    if (count == 32) {
+      _mm512_storeu_si512(to + i, a);
+      _mm512_storeu_si512(to + i + 16, b);
+    } else {
+      _mm512_mask_storeu_epi32(to + i, __mmask16(count < 16 ? (1 << count) - 1 : 0xffff), a);
+      if (count > 16) _mm512_mask_storeu_epi32(to + i + 16, __mmask16((1 << (count - 16)) - 1), b);
+    }
+  }
+}
+
+void load_halves(const Float16* keys, int64_t value_offset, int64_t dim, Tile& tile) {
+  alignas(64) uint16_t limits[2][kMaxDim] = {};
+  for (int j = 0; j < tile.keys.count; j++) {
+    const Float16* key = keys + tile.keys.offset[j];
+    spread_row(key, dim, tile.k2 + j * dim, limits[0]);
+    spread_row(key + value_offset, dim, tile.v2 + j * dim, limits[1]);
+  }
+  for (int64_t i = 0; i < dim; i++) tile.k_limit[i] = to_float(Float16{limits[0][i]});
+  tile.v_limit = to_float(Float16{*std::max_element(limits[1], limits[1] + dim)});
+}
+
+// Make the float16 form of a panel's queries.
+void load_half_panel(int64_t dim, Panel& panel) {
+  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+  for (int64_t d = 0; d < dim; d++) {
+    __m512i limit = _mm512_setzero_si512();
+    for (int i = 0; i < kPanel; i += kLanes) {
+      const Vec q = load(panel.q + d * kPanel + i);
+      limit = _mm512_max_epi32(limit, _mm512_and_si512((__m512i)q, magnitude));
+      store(panel.q_half + d * kPanel + i, q);
+    }
+    const int32_t bits = _mm512_reduce_max_epi32(limit);
+    std::memcpy(panel.q_limit + d, &bits, 4);
+  }
+}
+
+// Whether float16 sums are close enough: no partial sum exceeds what the largest magnitudes give. NaN does not fit.
+inline bool fits_halves(const Panel& panel, const Tile& tile, int64_t dim) {
+  Vec bound = {};
+  int64_t d = 0;
+  for (; d + kLanes <= dim; d += kLanes) bound = fma(load(panel.q_limit + d), load(tile.k_limit + d), bound);
+  float total = _mm512_reduce_add_ps((__m512)bound);
+  for (; d < dim; d++) total += panel.q_limit[d] * tile.k_limit[d];
+  return total < kHalfScores && tile.v_limit < kHalfValues;
+}
+
+inline __mmask32 visible_lanes(const int32_t* position, int32_t key, int32_t window) {
+  const __m512i a = _mm512_loadu_si512(position), b = _mm512_loadu_si512(position + 16);
+  const __m512i first = _mm512_set1_epi32(key), beyond = _mm512_set1_epi32(key + window);
+  const __mmask16 low = _mm512_mask_cmplt_epi32_mask(_mm512_cmpge_epi32_mask(a, first), a, beyond);
+  const __mmask16 high = _mm512_mask_cmplt_epi32_mask(_mm512_cmpge_epi32_mask(b, first), b, beyond);
+  return _mm512_kunpackw(high, low);
+}
+
+// One key tile against NV vectors of lanes with float16 products, summed over at most kKeyTile keys or one head.
+template <int NV, int DIM>
+void attend_halves(const AttendPlan& plan, const Tile& tile, bool masked, Panel& panel) {
+  const int64_t dim = DIM ? DIM : plan.head_dim;
+  const int count = tile.keys.count;
+  const _Float16* q = reinterpret_cast<const _Float16*>(panel.q_half);
+  alignas(64) _Float16 scores[kKeyTile * kPanel];
+  by_rows(count, [&](auto size, int64_t row) {
+    product<Halves, size, NV>(tile.k2 + row * dim, dim, 1, q, kPanel, dim, [&](int r, int v, __m512h sum) {
+      _mm512_store_ph(scores + (row + r) * kPanel + v * 32, sum);
+    });
+  });
+  Vec factor[2 * NV];
+  for (int v = 0; v < NV; v++) {
+    _Float16* lane = scores + v * 32;
+    const int64_t at = v * 32;
+    __m512h best_half = _mm512_set1_ph(-INFINITY);
+    if (masked) {
+      for (int j = 0; j < count; j++) {
+        const __mmask32 seen = visible_lanes(panel.position + at, tile.keys.position[j], plan.window);
+        const __m512h score = _mm512_mask_blend_ph(seen, _mm512_set1_ph(-INFINITY), _mm512_load_ph(lane + j * kPanel));
+        _mm512_store_ph(lane + j * kPanel, score);
+        best_half = _mm512_max_ph(best_half, score);
+      }
+    } else {
+      for (int j = 0; j < count; j++) best_half = _mm512_max_ph(best_half, _mm512_load_ph(lane + j * kPanel));
+    }
+    const Vec before[2] = {load(panel.best + at), load(panel.best + at + kLanes)};
+    const Vec best[2] = {max(low_half(best_half), before[0]), max(high_half(best_half), before[1])};
+    const Vec base[2] = {best[0] == -INFINITY ? Vec{} : best[0], best[1] == -INFINITY ? Vec{} : best[1]};
+    const __m512h base_half = halves(base[0], base[1]);
+    Vec total[2] = {};
+    const __m512h lowest = _mm512_set1_ph(-40.f);  // 2^-40 is 0, and so is what is hidden
+    __m512h partial = _mm512_setzero_ph();
+    for (int j = 0; j < count; j++) {
+      const __m512h x = _mm512_max_ph(_mm512_sub_ph(_mm512_load_ph(lane + j * kPanel), base_half), lowest);
+      const __m512h weight = exp2_half(x);
+      _mm512_store_ph(lane + j * kPanel, weight);
+      partial = _mm512_add_ph(partial, weight);
+      if (j % 4 == 3 || j == count - 1) {
+        total[0] += low_half(partial);
+        total[1] += high_half(partial);
+        partial = _mm512_setzero_ph();
+      }
+    }
+    for (int i = 0; i < 2; i++) {
+      factor[2 * v + i] = exp2(before[i] - base[i]);
+      store(panel.best + at + i * kLanes, best[i]);
+      store(panel.total + at + i * kLanes, fma(load(panel.total + at + i * kLanes), factor[2 * v + i], total[i]));
+    }
+  }
+  by_rows(dim, [&](auto size, int64_t row) {
+    product<Halves, size, NV>(tile.v2 + row, 1, dim, scores, kPanel, count, [&](int r, int v, __m512h sum) {
+      float* out = panel.out + (row + r) * kPanel + v * 32;
+      store(out, fma(load(out), factor[2 * v], low_half(sum)));
+      store(out + kLanes, fma(load(out + kLanes), factor[2 * v + 1], high_half(sum)));
+    });
+  });
+}
+
+#endif
+
+template <int DIM, class T>
+void attend_tile(const AttendPlan& plan, const T* keys, int64_t value_offset, Tile& tile, bool masked, Panel& panel) {
+#if defined(__AVX512FP16__)
+  if constexpr (std::is_same_v<T, Float16>) {
+    if (!panel.wide && fits_halves(panel, tile, plan.head_dim)) {
+      if (panel.lanes > 32)
+        attend_halves<2, DIM>(plan, tile, masked, panel);
+      else
+        attend_halves<1, DIM>(plan, tile, masked, panel);
+      return;
+    }
+    panel.wide = true;
+  }
+#endif
+  if (!tile.has_floats) load_floats(keys, value_offset, plan.head_dim, tile);
   for (int64_t first = 0; first < panel.lanes; first += kWide) {
     if (panel.lanes - first > kLanes)
       attend_floats<2, DIM>(plan, tile, masked, first, panel);
@@ -314,13 +480,21 @@ void attend_piece(const AttendArgs& args, const Piece& piece) {
       if (count > 0 && range.shift != tiles[0].range->shift) break;
       tiles[count].range = &range;
       tiles[count].keys.find(plan, range, layer);
-      load_floats(keys, layer.value_offset, dim, tiles[count]);
+      tiles[count].has_floats = false;
+#if defined(__AVX512FP16__)
+      if constexpr (std::is_same_v<T, Float16>) load_halves(keys, layer.value_offset, dim, tiles[count]);
+#endif
       count++;
     }
     if (count == 0) break;
     if (tiles[0].range->shift != shift) {
       shift = tiles[0].range->shift;
-      for (int64_t i = 0; i < num_panels; i++) load_panel(args, piece, i * kPanel, shift, panels[i]);
+      for (int64_t i = 0; i < num_panels; i++) {
+        load_panel(args, piece, i * kPanel, shift, panels[i]);
+#if defined(__AVX512FP16__)
+        if constexpr (std::is_same_v<T, Float16>) load_half_panel(dim, panels[i]);
+#endif
+      }
     }
     for (int64_t i = 0; i < num_panels; i++) {
       Panel& panel = panels[i];
@@ -329,9 +503,9 @@ void attend_piece(const AttendArgs& args, const Piece& piece) {
         if (!plan.sees(panel.lowest, panel.latest, range)) continue;
         const bool masked = range.last > panel.lowest || range.first <= panel.latest - plan.window;
         if (dim == 64)
-          attend_tile<64>(plan, tiles[t], masked, panel);
+          attend_tile<64>(plan, keys, layer.value_offset, tiles[t], masked, panel);
         else
-          attend_tile<0>(plan, tiles[t], masked, panel);
+          attend_tile<0>(plan, keys, layer.value_offset, tiles[t], masked, panel);
       }
     }
   }
