@@ -22,7 +22,9 @@ class Batch:
         positions: [T] int64, prompt positions.
         slot_mapping: [T] int64, where each token's KV goes.
         sequences: one a request, in the order of the rows.
-        logit_rows: [R] int64, the rows whose next token is sampled.
+        logit_rows: [R] int64, the rows whose next token is sampled: of each request that samples, its newest
+            token's and those of its draft.
+        private: whether no row's KV is ever published.
     """
 
     token_ids: Tensor
@@ -30,6 +32,7 @@ class Batch:
     slot_mapping: Tensor
     sequences: tuple[SequencePlan, ...]
     logit_rows: Tensor
+    private: bool
 
 
 def build_batch(work: Sequence[ScheduledWork], block_size: int, device: str = "cpu") -> Batch:
@@ -47,17 +50,24 @@ def build_batch(work: Sequence[ScheduledWork], block_size: int, device: str = "c
             token_ids += known[span.start : span.stop]
             token_ids += request.output_tokens[max(span.start - prompt, 0) : max(span.stop - prompt, 0)]
             slots += _slots(admission, span, block_size)
+        token_ids += item.draft  # behind the newest token, which is the last of the last span
         rows = item.positions[0] if len(item.positions) == 1 else [p for span in item.positions for p in span]
         sequences.append(SequencePlan(rows, _visible_runs(admission, item.positions[-1].stop, block_size)))
         if item.samples:
-            logit_rows.append(len(positions) - 1)
+            logit_rows += range(len(positions) - 1 - len(item.draft), len(positions))
     return Batch(
         torch.tensor(token_ids, device=device),
         torch.tensor(positions, device=device),
         torch.tensor(slots, device=device),
         tuple(sequences),
         torch.tensor(logit_rows, dtype=torch.int64, device=device),
+        private=all(_is_private(item) for item in work),
     )
+
+
+def _is_private(item: ScheduledWork) -> bool:
+    private_from = item.request.private_from
+    return private_from is not None and item.positions[0].start >= private_from
 
 
 def _slots(admission: Admission, span: range, block_size: int) -> list[int]:

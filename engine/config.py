@@ -28,6 +28,7 @@ class EngineConfig:
         max_num_seqs: requests that run at once.
         max_num_batched_tokens: token budget of a step.
         max_slowdown: how many times longer a step may take for the prompts that are prefilled beside running answers.
+        max_draft_tokens: longest guess, copied from passages and answer, that a decode step verifies; 0 turns it off.
         max_num_waiting: requests that may wait.
         max_model_len: prompt and answer tokens at most; None is the model's own limit.
         eviction: policy that chooses what leaves the cache first.
@@ -45,6 +46,7 @@ class EngineConfig:
     max_num_seqs: int = 16
     max_num_batched_tokens: int = 1024
     max_slowdown: float = 3.0
+    max_draft_tokens: int = 16
     max_num_waiting: int = 1024
     max_model_len: int | None = None
     eviction: str = "lru"
@@ -61,6 +63,8 @@ class EngineConfig:
                 _check_positive(name, getattr(self, name))
         if not _is_number(self.max_slowdown) or not self.max_slowdown >= 1:
             raise ConfigError(f"max_slowdown is {self.max_slowdown!r}; it must be a number of at least 1")
+        if not _is_count(self.max_draft_tokens):
+            raise ConfigError(f"max_draft_tokens is {self.max_draft_tokens!r}; it must be a whole number, 0 for none")
         policy_named(self.eviction)
 
 

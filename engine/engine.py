@@ -13,11 +13,12 @@ from time import perf_counter
 from engine.backends import load_backend
 from engine.batch import build_batch
 from engine.config import EngineConfig, SamplingParams
+from engine.drafts import Drafts
 from engine.errors import ConfigError, PromptTooLongError, ReuseNotCertifiedError
 from engine.eviction import policy_named
 from engine.kv_cache import allocate_kv_cache, check_device, resolve_dtype
 from engine.model_runner import ModelRunner
-from engine.models.decoder import Decoder
+from engine.models.loader import load_models
 from engine.output import Event, Generation, OutputStream
 from engine.prefix_cache import PrefixCache
 from engine.prompt import Prompt, Reuse, Segment
@@ -52,9 +53,13 @@ class Engine:
         self.cache = PrefixCache(runner.kv_cache.num_blocks, config.block_size, policy=policy_named(config.eviction))
         budget = StepBudget(config.max_num_batched_tokens, MIN_PREFILL_BLOCKS * config.block_size, config.max_slowdown)
         self.scheduler = Scheduler(
-            self.cache, budget, max_num_seqs=config.max_num_seqs, max_num_waiting=config.max_num_waiting
+            self.cache,
+            budget,
+            Drafts(config.max_draft_tokens),
+            max_num_seqs=config.max_num_seqs,
+            max_num_waiting=config.max_num_waiting,
         )
-        limit = runner.decoder.config.max_position_embeddings
+        limit = runner.model.config.max_position_embeddings
         self.max_model_len = min(config.max_model_len or limit, limit)
         self.totals = Totals()
         self._ids = count()
@@ -73,11 +78,11 @@ class Engine:
         """
         config = config or EngineConfig()
         check_device(config.device)
-        dtype = resolve_dtype(config, Path(folder))
         backend = load_backend(config.backend, config.device)
-        decoder = Decoder.from_folder(Path(folder), dtype=dtype, device=config.device, backend=backend)
-        kv_cache = allocate_kv_cache(config, decoder.config, dtype)
-        return cls(ModelRunner(decoder, kv_cache), Tokenizer(Path(folder)), config)
+        dtype = resolve_dtype(config, Path(folder), backend)
+        models = load_models(Path(folder), config, dtype, backend)
+        kv_cache = allocate_kv_cache(config, models.full.config, dtype)
+        return cls(ModelRunner(models.full, kv_cache, lean=models.lean), Tokenizer(Path(folder)), config)
 
     def submit(
         self,
@@ -207,41 +212,55 @@ class Engine:
         """Assert the conservation laws of DESIGN section 3."""
         self.cache.check_invariants()
 
-    def _run(self, work: Sequence[ScheduledWork]) -> list[int]:
-        """Compute the step's tokens and sample the next one of each request that has come to its end."""
+    def _run(self, work: Sequence[ScheduledWork]) -> list[list[int]]:
+        """Compute the step's tokens and sample what follows; one list an item, empty where its end is not reached."""
         started = perf_counter()
         batch = build_batch(work, self.config.block_size, self.config.device)
         for item in work:
             timings = self._streams[item.request].timings
             timings.first_scheduled = timings.first_scheduled or started
-        samplers = [self._samplers[item.request] for item in work if item.samples]
-        tokens = sample_rows(self.runner.run(batch), samplers)
-        decode_rows = sum(item.num_tokens for item in work if item.decodes)
-        prefill_tokens = sum(item.num_tokens for item in work) - decode_rows
-        self.scheduler.step_budget.record(decode_rows, prefill_tokens, perf_counter() - started)
-        return tokens
+        sampling = [item for item in work if item.samples]
+        samplers = [self._samplers[item.request] for item in sampling]
+        rows = sample_rows(self.runner.run(batch), samplers, [item.draft for item in sampling])
+        self._record(work, perf_counter() - started)
+        sampled = iter(rows)
+        return [next(sampled) if item.samples else [] for item in work]
 
-    def _commit(self, work: Sequence[ScheduledWork], tokens: Sequence[int]) -> None:
+    def _record(self, work: Sequence[ScheduledWork], seconds: float) -> None:
+        """Tell the budget what a step took."""
+        decodes = [item for item in work if item.decodes]
+        draft_rows = sum(len(item.draft) for item in decodes)
+        prefill_tokens = sum(item.num_tokens for item in work) - len(decodes) - draft_rows
+        self.scheduler.step_budget.record(len(decodes), prefill_tokens, seconds, draft_rows=draft_rows)
+        self.totals.drafted_tokens += draft_rows
+
+    def _commit(self, work: Sequence[ScheduledWork], sampled: Sequence[Sequence[int]]) -> None:
         """Record progress, publish what is computed, hand out tokens."""
         self.totals.steps += 1
-        sampled = iter(tokens)
-        for item in work:
-            admission = item.request.held
-            admission.num_computed_tokens += item.num_tokens
-            self.cache.publish(item.request)
-            if item.samples:
-                self._append(item.request, next(sampled))
-            elif admission.num_remaining_tokens == 0:
-                self._finish(item.request, FinishReason.LENGTH)
+        for item, tokens in zip(work, sampled, strict=True):
+            request = item.request
+            request.held.num_computed_tokens += item.num_certain_tokens
+            reason = self._append(request, tokens)
+            if not item.samples and request.held.num_remaining_tokens == 0:
+                reason = FinishReason.LENGTH
+            self.cache.publish(request)
+            if reason is not None:
+                self._finish(request, reason)
 
-    def _append(self, request: Request, token: int) -> None:
-        request.output_tokens.append(token)
-        request.held.grow()
-        self.totals.output_tokens += 1
-        at_limit = len(request.output_tokens) >= request.max_tokens
-        reason = self._streams[request].push(token, at_limit=at_limit)
-        if reason is not None:
-            self._finish(request, reason)
+    def _append(self, request: Request, tokens: Sequence[int]) -> FinishReason | None:
+        """Take sampled tokens until the answer ends; return why it does, if so."""
+        for i, token in enumerate(tokens):
+            if i:  # the token before was in the draft, so its KV is there
+                request.held.num_computed_tokens += 1
+                self.totals.accepted_tokens += 1
+            request.output_tokens.append(token)
+            request.held.grow()
+            self.totals.output_tokens += 1
+            at_limit = len(request.output_tokens) >= request.max_tokens
+            reason = self._streams[request].push(token, at_limit=at_limit)
+            if reason is not None:
+                return reason
+        return None
 
     def _finish(self, request: Request, reason: FinishReason) -> None:
         self.scheduler.finish(request)
@@ -280,7 +299,7 @@ class Engine:
         return max_tokens
 
     def _check_vocabulary(self, prompt: Prompt) -> None:
-        vocab_size = self.runner.decoder.config.vocab_size
+        vocab_size = self.runner.model.config.vocab_size
         if not 0 <= min(prompt.tokens) <= max(prompt.tokens) < vocab_size:
             raise ConfigError(
                 f"token ids from {min(prompt.tokens)} to {max(prompt.tokens)} are not all of the model's "

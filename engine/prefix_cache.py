@@ -89,6 +89,24 @@ class PrefixCache:
         run.num_tokens = end - run.start
         return True
 
+    def extend_for_draft(self, request: Request, n: int) -> int:
+        """Give the request room for n tokens after its newest, as far as free blocks go; return how many fit."""
+        admission = request.held
+        run, end = admission.runs[-1], admission.spans[-1][1]
+        missing = -(-(end + n - run.start) // self.block_size) - len(run.blocks)
+        run.blocks += self.pool.allocate(min(max(missing, 0), self.pool.num_free))
+        fitting = min(n, len(run.blocks) * self.block_size - (end - run.start))
+        run.num_tokens = end + fitting - run.start
+        return fitting
+
+    def trim(self, request: Request) -> None:
+        """Take back the blocks that only a draft needed; nobody else has ever seen them."""
+        admission = request.held
+        run, end = admission.runs[-1], admission.spans[-1][1]
+        needed = -(-(end - run.start) // self.block_size)
+        self.pool.drop(run.blocks[needed:])
+        del run.blocks[needed:]
+
     def publish(self, request: Request) -> None:
         """Offer the request's computed blocks to the tree: the exact prefix, up to the first shifted run.
 

@@ -39,6 +39,25 @@ class Sampler:
         return int(order.indices[int(chosen)])
 
 
-def sample_rows(logits: Tensor, samplers: Sequence[Sampler]) -> list[int]:
-    """Choose one token for each row of logits [rows, vocab]."""
-    return [sampler.sample(row) for sampler, row in zip(samplers, logits, strict=True)]
+def sample_rows(logits: Tensor, samplers: Sequence[Sampler], drafts: Sequence[Sequence[int]] = ()) -> list[list[int]]:
+    """Choose the next tokens of each request: one, and one more for each token of its draft that was right.
+
+    A row is sampled as if there were no draft, with the same random numbers, and the draft is right as long as it has
+    the tokens that come out. So a draft x is accepted with probability p(x), what replaces it has p without x, and a
+    seed gives the same answer with drafts as without.
+
+    Args:
+        logits: [rows, vocab]; for each sampler the row of its newest token, then one for each token of its draft.
+        samplers: one a request.
+        drafts: one a sampler; none means that nobody has one.
+    """
+    rows, chosen = iter(logits), list[list[int]]()
+    for sampler, draft in zip(samplers, drafts or [()] * len(samplers), strict=True):
+        own = [next(rows) for _ in range(1 + len(draft))]
+        tokens = [sampler.sample(own[0])]
+        for guess, row in zip(draft, own[1:], strict=True):
+            if tokens[-1] != guess:
+                break
+            tokens.append(sampler.sample(row))
+        chosen.append(tokens)
+    return chosen

@@ -4,8 +4,9 @@ Knows requests and the prefix cache; tensors, sampling and text are elsewhere.
 """
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from engine.drafts import Drafts
 from engine.errors import QueueFullError
 from engine.prefix_cache import PrefixCache
 from engine.request import Request, RequestState
@@ -23,17 +24,24 @@ class ScheduledWork:
         positions: the prompt positions to compute, as ranges in order.
         num_tokens: how many they are.
         samples: whether they reach the newest token, so that the next one is sampled from its logits.
+        draft: guesses at the tokens after the newest, computed behind it as if they had been sampled.
     """
 
     request: Request
     positions: tuple[range, ...]
     num_tokens: int
     samples: bool
+    draft: tuple[int, ...] = ()
+
+    @property
+    def num_certain_tokens(self) -> int:
+        """How many of them are the request's, whatever becomes of the draft."""
+        return self.num_tokens - len(self.draft)
 
     @property
     def decodes(self) -> bool:
-        """Whether it computes the newest token alone."""
-        return self.samples and self.num_tokens == 1
+        """Whether it computes the newest token alone, with or without a draft."""
+        return self.samples and self.num_certain_tokens == 1
 
 
 class Scheduler:
@@ -42,13 +50,17 @@ class Scheduler:
     Args:
         cache: admits, extends and releases.
         step_budget: how many tokens a step computes.
+        drafts: guesses at what answers say next.
         max_num_seqs: how many requests run at once.
         max_num_waiting: how many requests may wait.
     """
 
-    def __init__(self, cache: PrefixCache, step_budget: StepBudget, *, max_num_seqs: int, max_num_waiting: int) -> None:
+    def __init__(
+        self, cache: PrefixCache, step_budget: StepBudget, drafts: Drafts, *, max_num_seqs: int, max_num_waiting: int
+    ) -> None:
         self.cache = cache
         self.step_budget = step_budget
+        self.drafts = drafts
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self.num_preemptions = 0
@@ -80,6 +92,10 @@ class Scheduler:
         while budget > 0 and not (preempted and self.running) and self._admit_next():
             budget -= self._schedule_one(self.running[-1], budget, work)
         assert work or not self.has_work, "requests wait, and none can ever run"
+        if all(item.decodes for item in work):
+            work = [
+                self._with_draft(item, budget // len(work), self.step_budget.draft_cost(len(work))) for item in work
+            ]
         return work
 
     def finish(self, request: Request) -> None:
@@ -90,6 +106,7 @@ class Scheduler:
         elif request.state is RequestState.WAITING:
             self.waiting.remove(request)
         request.state = RequestState.FINISHED
+        self.drafts.forget(request)
 
     def _make_room_for_running(self) -> bool:
         """Give every running request room for its next token; the newest ones yield when blocks run out.
@@ -98,6 +115,8 @@ class Scheduler:
         its own below them. Admitted again, it takes the tree's in their place.
         """
         preempted = False
+        for request in self.running:
+            self.cache.trim(request)  # before anybody has to yield for want of a block
         for request in list(self.running):
             while request.state is RequestState.RUNNING and not self.cache.extend(request):
                 self._preempt(self.running[-1])
@@ -149,3 +168,14 @@ class Scheduler:
         positions = tuple(request.held.next_positions(n))
         work.append(ScheduledWork(request, positions, n, samples=n == remaining and request.max_tokens > 0))
         return n
+
+    def _with_draft(self, item: ScheduledWork, limit: int, cost: float) -> ScheduledWork:
+        """Put a draft behind a request's newest token where that pays and free blocks allow it."""
+        request = item.request
+        limit = min(limit, request.max_tokens - len(request.output_tokens) - 1)  # the step samples one more itself
+        draft = self.drafts.propose(request, limit, cost)
+        draft = draft[: self.cache.extend_for_draft(request, len(draft))]
+        newest = item.positions[0].start
+        return replace(
+            item, positions=(range(newest, newest + 1 + len(draft)),), num_tokens=1 + len(draft), draft=draft
+        )

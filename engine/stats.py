@@ -46,7 +46,10 @@ class Timings:
 
 @dataclass(slots=True)
 class Totals:
-    """Counters since the engine started."""
+    """Counters since the engine started.
+
+    Of the drafted tokens, the accepted ones were right and became output tokens without a step of their own.
+    """
 
     requests: int = 0
     finished: int = 0
@@ -55,6 +58,8 @@ class Totals:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,11 @@ BAD_ENGINE = [
     ("max_num_batched_tokens", 0),
     ("max_num_waiting", -3),
     ("max_model_len", 0),
+    ("max_slowdown", 0.5),
+    ("max_slowdown", "3"),
+    ("max_slowdown", float("nan")),
+    ("max_draft_tokens", -1),
+    ("max_draft_tokens", 1.5),
     ("eviction", "newest"),
     ("eviction", None),
 ]

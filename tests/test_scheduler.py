@@ -4,6 +4,7 @@ The fake model writes (token, position, hash of the context) into each KV slot a
 through the block table, so a wrong, stale or foreign block changes the tokens.
 """
 
+import random
 import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engine.drafts import Drafts
 from engine.errors import QueueFullError
 from engine.prefix_cache import PrefixCache
 from engine.prompt import Prompt, Reuse, Segment, SegmentKind
@@ -35,15 +37,15 @@ class FakeModel:
         self.block_size = block_size
         self.slots: dict[tuple[int, int], tuple[int, int, int]] = {}
 
-    def run(self, item: ScheduledWork) -> int:
-        """Compute the item's positions; return the token sampled from everything the table shows."""
+    def run(self, item: ScheduledWork) -> list[int]:
+        """Compute the item's positions; return the tokens sampled, a draft's as long as it says what is sampled."""
         request = item.request
         table = {
             run.start + i: (run.blocks[i // self.block_size], i % self.block_size, run.shift)
             for run in request.held.runs
             for i in range(run.num_tokens)
         }
-        tokens = request.tokens
+        tokens = [*request.tokens, *item.draft]
         for part in item.positions:
             for position in part:
                 block, offset, shift = table[position]
@@ -57,19 +59,42 @@ class FakeModel:
             if request.reuse is not Reuse.CHUNK:
                 assert context == context_hash(tokens[: position + 1]), "a slot of another context"
             seen.append(token)
-        return next_token(seen)
+        sampled, newest = [next_token(seen[: len(seen) - len(item.draft)])], len(seen) - len(item.draft)
+        for i, guess in enumerate(item.draft):
+            if sampled[-1] != guess:
+                break
+            sampled.append(next_token(seen[: newest + i + 1]))
+        return sampled
+
+
+class Guesses(Drafts):
+    """Drafts of any length whose tokens are right or wrong by chance, whatever they cost."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(0)
+        self.random = random.Random(seed)
+
+    def propose(self, request: Request, limit: int, cost: float) -> tuple[int, ...]:
+        tokens, draft = request.tokens, list[int]()
+        for _ in range(self.random.randint(0, max(limit, 0))):
+            right = self.random.random() < 0.8
+            draft.append(next_token([*tokens, *draft]) if right else self.random.randint(1, 3))
+        return tuple(draft)
 
 
 class Simulation:
     """`schedule -> run -> commit`, with every promise of the scheduler checked at each step."""
 
     def __init__(self, *, num_blocks: int, block_size: int = 4, repair: int = 0, seqs: int = 8, budget: int = 16,
-                 waiting: int = 1000, slowdown: float = 1000.0) -> None:  # fmt: skip
+                 waiting: int = 1000, slowdown: float = 1000.0, drafts: Drafts | None = None) -> None:  # fmt: skip
         self.cache = PrefixCache(num_blocks, block_size, repair=repair)
         self.budget, self.seqs = budget, seqs
         step_budget = StepBudget(budget, 2 * block_size, slowdown)
-        self.scheduler = Scheduler(self.cache, step_budget, max_num_seqs=seqs, max_num_waiting=waiting)
+        self.scheduler = Scheduler(
+            self.cache, step_budget, drafts or Drafts(0), max_num_seqs=seqs, max_num_waiting=waiting
+        )
         self.model = FakeModel(block_size)
+        self.drafted = self.accepted = 0
         self.admitted: list[int] = []
 
     def step(self) -> list[ScheduledWork]:
@@ -83,15 +108,19 @@ class Simulation:
         leftover = scheduler.step_budget.tokens(len([r for r in decoding if r in scheduler.running])) - tokens
         considered = leftover > 0 and preemptions == scheduler.num_preemptions and len(scheduler.running) < self.seqs
         for item in work:
-            token = self.model.run(item)
-            item.request.held.num_computed_tokens += item.num_tokens
-            self.cache.publish(item.request)
-            if item.samples:
+            sampled = self.model.run(item)
+            item.request.held.num_computed_tokens += item.num_certain_tokens
+            for i, token in enumerate(sampled if item.samples else []):
+                item.request.held.num_computed_tokens += i > 0
                 item.request.output_tokens.append(token)
                 item.request.held.grow()
-                if len(item.request.output_tokens) == item.request.max_tokens:
-                    self.scheduler.finish(item.request)
-            elif item.request.held.num_remaining_tokens == 0:
+            self.cache.publish(item.request)
+            self.drafted += len(item.draft)
+            self.accepted += len(sampled) - 1
+            if (
+                0 < item.request.max_tokens == len(item.request.output_tokens)
+                or not item.request.held.num_remaining_tokens
+            ):
                 self.scheduler.finish(item.request)
         self.cache.check_invariants()
         if considered and scheduler.waiting:
@@ -119,7 +148,7 @@ class Simulation:
         assert len(scheduler.running) <= self.seqs
         assert all(item.num_tokens == sum(map(len, item.positions)) > 0 for item in work)
         assert len({item.request for item in work}) == len(work)
-        assert all(item.samples == (item.num_tokens == item.request.held.num_remaining_tokens
+        assert all(item.samples == (item.num_certain_tokens == item.request.held.num_remaining_tokens
                                     and item.request.max_tokens > 0) for item in work)  # fmt: skip
         order = [item.request for item in work]
         survivors = [r for r in running if r in scheduler.running]
@@ -232,6 +261,7 @@ def check_workload(data: st.DataObject, requests: list[Request]) -> None:
         seqs=seqs,
         budget=budget,
         slowdown=data.draw(st.sampled_from([1.0, 3.0, 1000.0]), "slowdown"),
+        drafts=data.draw(st.one_of(st.builds(Drafts, st.sampled_from([0, 3])), st.builds(Guesses, st.integers(0, 9)))),
     )
     arrivals.sort()
     scheduler, cancelled, step = simulation.scheduler, set(), 0
@@ -392,6 +422,41 @@ def test_answers_keep_their_pace_while_a_long_prompt_is_prefilled() -> None:
     simulation.scheduler.finish(answering)
     simulation.scheduler.add(text(2, [3] * 200, 1))
     assert [w.num_tokens for w in simulation.step()] == [64], "nobody answers: nothing is held back"
+
+
+def test_right_guesses_save_steps() -> None:
+    for seed in range(5):
+        request = text(0, [1, 2, 1], 60)
+        simulation = Simulation(num_blocks=30, budget=12, drafts=Guesses(seed))
+        simulation.scheduler.add(request)
+        steps = 0
+        while simulation.scheduler.has_work:
+            simulation.step()
+            steps += 1
+        assert request.output_tokens == expected_tokens(request)
+        assert 0 < simulation.accepted < simulation.drafted
+        assert steps == 60 - simulation.accepted
+
+
+def test_an_answer_that_repeats_itself_is_drafted_from_its_own_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "next_token", lambda tokens: (1, 2, 3, 3, 1)[len(tokens) % 5])
+    request = text(0, [1, 2, 1], 60)
+    simulation = Simulation(num_blocks=30, budget=20, drafts=Drafts(8))
+    simulation.run([request])
+    assert request.output_tokens == expected_tokens(request)
+    assert simulation.accepted > 35
+
+
+@pytest.mark.parametrize("spare", [0, 1, 2, 9])
+def test_drafts_take_no_block_from_others(spare: int) -> None:
+    """With and without drafts nobody yields; without a free block a draft ends with the newest token's block."""
+    requests = [text(i, [i + 1] * 4, 12) for i in range(2)]
+    simulation = Simulation(num_blocks=8 + spare, budget=64, drafts=Guesses(spare))
+    simulation.run(requests)
+    assert simulation.scheduler.num_preemptions == 0
+    assert simulation.cache.num_evicted_blocks == 0
+    assert simulation.drafted > 0
+    assert [r.output_tokens for r in requests] == [expected_tokens(r) for r in requests]
 
 
 def test_the_queue_is_bounded() -> None:
