@@ -10,7 +10,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["Environment", "count_cores", "describe_environment", "load_average"]
+__all__ = ["Environment", "busy_warnings", "count_cores", "describe_environment", "describe_machine", "load_average"]
+
+BUSY = 0.5  # load average a core above which the figures are not those of a quiet machine
 
 
 class Environment(BaseModel):
@@ -55,6 +57,14 @@ def describe_environment(started: datetime, *, load: float | None, torch_threads
     )
 
 
+def describe_machine(environment: Environment) -> str:
+    """Say in one line what a run was taken on."""
+    return (
+        f"{environment.cpu}, {environment.cores} cores, torch {environment.torch} with {environment.torch_threads} "
+        f"threads, Python {environment.python}, load average {environment.load_average} before"
+    )
+
+
 def count_cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -66,6 +76,18 @@ def load_average() -> float | None:
         return round(os.getloadavg()[0], 2)
     except (AttributeError, OSError):
         return None
+
+
+def busy_warnings(load: float | None) -> list[str]:
+    """Return a warning where other work shared the machine before a run, for a load average of `load_average`."""
+    cores = count_cores()
+    if load is None or load <= BUSY * cores:
+        return []
+    text = (
+        f"the load average was {load} on {cores} cores before the run: other work shared the machine, so times are "
+        "longer and noisier than on a quiet one"
+    )
+    return [text]
 
 
 def _cpu_name() -> str:

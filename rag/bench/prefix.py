@@ -5,19 +5,19 @@ meanwhile does so for all of them. Collection and index are the benchmark's own,
 """
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 from blake3 import blake3
 
 from data.corpora import CORPUS_NAMES, Corpus, load_corpus
 from data.questions import make_questions
 from data.workloads import Popularity, Workload, zipf_workload
-from rag.bench.environment import count_cores, describe_environment, load_average
+from rag.bench.environment import busy_warnings, describe_environment, load_average
+from rag.bench.progress import BenchEvent, Progress
 from rag.bench.report import PrefixReport, Record, Setting
 from rag.bench.stream import QuestionStream
 from rag.bench.summary import find_problems, summaries_of
@@ -32,23 +32,9 @@ if TYPE_CHECKING:
     from engine.engine import Engine
     from retriever.embedder import TextEmbedder
 
-__all__ = ["BenchEvent", "PrefixBenchConfig", "Progress", "default_work_dir", "make_workload", "run"]
+__all__ = ["PrefixBenchConfig", "default_work_dir", "make_workload", "run"]
 
 logger = logging.getLogger(__name__)
-
-BUSY = 0.5  # load average a core above which the figures are not those of a quiet machine
-
-
-@dataclass(frozen=True, slots=True)
-class BenchEvent:
-    """Progress: so much of a stage is done; `total` is None where it is not known."""
-
-    stage: Literal["ingest", "load", "fill", "measure"]
-    done: int
-    total: int | None
-
-
-Progress = Callable[[BenchEvent], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,13 +238,7 @@ def _engine_threads(service: Service) -> int:
 
 
 def _warnings(load: float | None, evicted: int, engine: "Engine") -> list[str]:
-    found = []
-    cores = count_cores()
-    if load is not None and load > BUSY * cores:
-        found.append(
-            f"the load average was {load} on {cores} cores before the run: other work shared the machine, so times are "
-            "longer and noisier than on a quiet one"
-        )
+    found = busy_warnings(load)
     if evicted:
         found.append(
             f"{evicted} of {engine.cache.pool.num_blocks} KV blocks were evicted: the pool does not hold the cold and "

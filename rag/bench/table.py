@@ -5,6 +5,7 @@ from io import StringIO
 from rich.console import Console
 from rich.table import Table
 
+from rag.bench.environment import describe_machine
 from rag.bench.report import MODES, Mode, PrefixReport
 from rag.bench.statistics import Interval
 
@@ -88,13 +89,9 @@ def _machine(report: PrefixReport) -> list[tuple[str, str]]:
         f"{setting.model}, {setting.dtype}, backend {setting.backend}, block size {setting.block_size}, "
         f"{setting.kv_blocks} KV blocks, {report.evicted_blocks} evicted"
     )
-    machine = (
-        f"{environment.cpu}, {environment.cores} cores, torch {environment.torch} with {environment.torch_threads} "
-        f"threads, Python {environment.python}, load average {environment.load_average} before"
-    )
     return [
         ("engine", engine),
-        ("machine", machine),
+        ("machine", describe_machine(environment)),
         ("run", f"{environment.started}, {report.seconds:.0f} s: {environment.command}"),
     ]
 

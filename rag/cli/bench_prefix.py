@@ -1,24 +1,16 @@
-"""`rag bench prefix`: its options, its progress bar, and where its report goes."""
+"""`rag bench prefix`: its options."""
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
+from rag.cli.bench_output import INTERRUPTED, bench_progress, prepare_report, publish_report
 from rag.cli.failures import FAILED
 from rag.cli.options import AsJson, config_of
-from rag.cli.output import print_json
-
-if TYPE_CHECKING:
-    from rag.bench.prefix import BenchEvent, Progress
-    from rag.bench.report import PrefixReport
 
 __all__ = ["prefix"]
 
-INTERRUPTED = 130
 STAGES = {
     "ingest": "ingesting the corpus",
     "load": "loading the models",
@@ -53,6 +45,7 @@ def prefix(  # noqa: PLR0917 - typer declares options as parameters
     and keeps what is complete. The exit code is 1 when a self-check fails.
     """
     from rag.bench.prefix import PrefixBenchConfig, run
+    from rag.bench.table import render
 
     bench = PrefixBenchConfig(
         corpus=corpus,
@@ -68,57 +61,11 @@ def prefix(  # noqa: PLR0917 - typer declares options as parameters
         work_dir=work_dir,
     )
     config = config_of(context)
-    path = _prepare(output)
-    with bench_progress() as progress:
+    path = prepare_report(output, "prefix")
+    with bench_progress(STAGES) as progress:
         report = run(config, bench, progress)
-    _publish(report, path, as_json=as_json)
+    publish_report(report, render(report), path, as_json=as_json)
     if report.problems:
         raise typer.Exit(FAILED)
     if report.interrupted:
         raise typer.Exit(INTERRUPTED)
-
-
-def _prepare(output: Path | None) -> Path:
-    """Return the report's path after making its folder: a run must not end with a path that cannot be written."""
-    from datetime import UTC, datetime
-
-    path = output or Path("bench-results") / f"prefix-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
-    if path.is_dir():
-        raise typer.BadParameter(f"output is the folder {path}; name a file")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    existed = path.exists()
-    path.open("a", encoding="utf-8").close()
-    if not existed:
-        path.unlink()
-    return path
-
-
-def _publish(report: "PrefixReport", path: Path, *, as_json: bool) -> None:
-    from rag.bench.table import render
-
-    partial = path.with_name(f"{path.name}.part")
-    partial.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
-    if as_json:
-        print_json(report)
-    print(f"{render(report)}\nevery measurement: {path}", file=sys.stderr if as_json else sys.stdout)
-
-
-@contextmanager
-def bench_progress() -> "Iterator[Progress]":
-    """Show a bar a stage, with the time left, on stderr where somebody is looking."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-    from rich.progress import TimeRemainingColumn as Remaining
-
-    columns: tuple[Any, ...] = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    times = (TimeElapsedColumn(), TextColumn("left"), Remaining())
-    with Progress(*columns, *times, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bars:
-        tasks: dict[str, Any] = {}
-
-        def show(event: "BenchEvent") -> None:
-            if event.stage not in tasks:
-                tasks[event.stage] = bars.add_task(STAGES[event.stage], total=event.total)
-            bars.update(tasks[event.stage], completed=event.done, total=event.total)
-
-        yield show

@@ -1,0 +1,301 @@
+"""The engine benchmark: the machine's ceilings, then every case beside its floor, and on peers in the same run."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from math import ceil
+from pathlib import Path
+from time import perf_counter
+
+import torch
+
+from engine.config import EngineConfig
+from engine.engine import Engine
+from engine.kernel_meter import busy_counter
+from engine.models.config import ModelConfig
+from rag.bench.engine_beside import measure_overhead, measure_search
+from rag.bench.engine_cases import GROUPS, TAIL, Case, Prompts, make_cases, passages_of
+from rag.bench.engine_floor import ModelShape, Storage
+from rag.bench.engine_machine import best_of, measure_machine
+from rag.bench.engine_measure import PEER_TOKENS, CaseRunner, Measured, result_of, sharing_of
+from rag.bench.engine_own import OwnEngine, blocks_needed, fitting
+from rag.bench.engine_report import (
+    CaseKind,
+    EngineReport,
+    EngineSetting,
+    Overhead,
+    PeerInfo,
+    SearchFigure,
+    ServerStart,
+    Skipped,
+)  # fmt: skip
+from rag.bench.engine_serve import measure_start
+from rag.bench.environment import busy_warnings, describe_environment, load_average
+from rag.bench.peers.opening import PeerSetting, check_peer, open_peers
+from rag.bench.progress import BenchEvent, Progress
+from rag.config import RagConfig
+from rag.errors import InvalidRequestError, ServerError
+from rag.model_hub import ModelHub
+
+__all__ = ["PARTS", "EngineBenchConfig", "run", "storage_of"]
+
+EXTRAS = ("overhead", "search", "serve")
+PARTS = (*GROUPS, *EXTRAS)
+MEMORY_SHARE = 3  # a third of the memory is for KV at most
+SPARE_BLOCKS = 256  # for what is not a case: a decode step beside a search
+PEER_ROOM = 256  # tokens that peers may add to the longest prompt
+BESIDE_CONTEXT = 1024  # tokens before the decode steps that `overhead` and `search` time
+BESIDE_STEPS = 40
+STARTS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineBenchConfig:
+    """What to measure.
+
+    Attributes:
+        only: parts of `PARTS`; none means all of them.
+        peers: names of adapters, and URLs.
+        peer_pythons: name of a peer -> the Python that has it; "" is for every other peer.
+        gguf: for peers that read one; None is the one that the model was made of.
+        dtype: compute mode; None is the configured one.
+        weights: of rows whose KV is never published; None is the configured one.
+        repeats: of every case.
+        tokens: decode steps timed a repeat.
+        kv_gib: memory for KV; None is what the cases need, up to a third of the machine's.
+        seed: of token ids and orders.
+
+    Raises:
+        InvalidRequestError: a value that cannot work.
+    """
+
+    only: tuple[str, ...] = ()
+    peers: tuple[str, ...] = ()
+    peer_pythons: tuple[tuple[str, Path], ...] = ()
+    gguf: Path | None = None
+    dtype: str | None = None
+    weights: str | None = None
+    repeats: int = 5
+    tokens: int = 16
+    kv_gib: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("repeats", "tokens"):
+            if getattr(self, name) < 1:
+                raise InvalidRequestError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.kv_gib is not None and not self.kv_gib > 0:
+            raise InvalidRequestError(f"kv-gib is {self.kv_gib}; it must be above 0")
+        for part in self.only:
+            if part not in PARTS:
+                raise InvalidRequestError(f"only is {part!r}; choose from: {', '.join(PARTS)}")
+        for peer in self.peers:
+            check_peer(peer)
+        if self.gguf is not None and not self.gguf.is_file():
+            raise InvalidRequestError(f"gguf is {str(self.gguf)!r}, which is no file")
+
+    def wants(self, part: str) -> bool:
+        """Tell whether a part is measured."""
+        return not self.only or part in self.only
+
+
+def run(config: RagConfig, bench: EngineBenchConfig, progress: Progress) -> EngineReport:
+    """Measure; Ctrl-C ends the cases early and keeps what is complete.
+
+    Args:
+        config: model and engine; its data directory is not touched.
+        bench: what to measure.
+        progress: called as it advances, in the calling thread.
+
+    Raises:
+        KeyboardInterrupt: before any case was measured.
+        UnknownModelError: the model is not here.
+        CacheMismatchError: a case hit the cache other than it says.
+    """
+    started, load, began = datetime.now(UTC), load_average(), perf_counter()
+    folder = ModelHub(config.models_dir).resolve(config.model)
+    server, skipped = _server(config, bench, progress)
+    progress(BenchEvent("load", 0, None))
+    cases = make_cases(bench.only or GROUPS)
+    engine = Engine.from_pretrained(folder, _engine_config(config, bench, folder, cases))
+    shape = ModelShape.of(engine.runner.model.config)
+    machine = measure_machine(shape, progress)
+    chosen, left_out = _choose(cases, engine, bench.tokens)
+    own = OwnEngine(engine)
+    prompts = Prompts(_vocabulary(engine), bench.seed)
+    peers = _peer_setting(config, bench, folder, chosen, shape, progress)
+    measured, interrupted, infos = _compare(own, chosen, prompts, bench, peers, progress)
+    overhead, search = (None, None) if interrupted else _beside(own, prompts, bench, progress)
+    if not interrupted:  # once more: the machine's best is what counts
+        machine = best_of(machine, measure_machine(shape, progress))
+    results = [
+        result_of(case, found, shape, storage_of(engine, case), machine, seed=bench.seed)
+        for case, found in measured.items()
+        if found.own
+    ]
+    return EngineReport(
+        setting=_setting(engine, shape, config, bench),
+        environment=describe_environment(started, load=load, torch_threads=machine.threads),
+        interrupted=interrupted,
+        problems=[],
+        warnings=busy_warnings(load),
+        seconds=perf_counter() - began,
+        machine=machine,
+        cases=results,
+        sharing=sharing_of(measured, seed=bench.seed),
+        overhead=overhead,
+        search=search,
+        server=server,
+        peers=infos,
+        skipped=[*left_out, *skipped],
+    )
+
+
+def storage_of(engine: Engine, case: Case) -> Storage:
+    """Tell in what the engine computes a case: rows whose KV stays private may have weights of their own."""
+    runner = engine.runner
+    kv_bytes = float(runner.kv_cache.dtype.itemsize)
+    rows = case.batch if case.decodes else case.new
+    private = case.decodes or case.cached > 0
+    lean = private and runner.lean is not None and (runner.lean_rows is None or rows <= runner.lean_rows)
+    dtype = _dtype(engine)
+    return Storage((dtype, "int8") if lean else (dtype,), kv_bytes, 1.0 if lean else kv_bytes)
+
+
+def _server(
+    config: RagConfig, bench: EngineBenchConfig, progress: Progress
+) -> tuple[ServerStart | None, list[Skipped]]:
+    """Time the server's start before anything of ours is loaded."""
+    if not bench.wants("serve"):
+        return None, []
+    progress(BenchEvent("serve", 0, None))
+    try:
+        return measure_start(config, repeats=min(STARTS, bench.repeats)), []
+    except ServerError as error:
+        return None, [Skipped(name="serve", reason=str(error))]
+
+
+def _engine_config(config: RagConfig, bench: EngineBenchConfig, folder: Path, cases: Sequence[Case]) -> EngineConfig:
+    """Make an engine that runs every batch at once, holds every cached passage, and does not guess tokens ahead."""
+    base = config.engine.build()
+    shape = ModelShape.of(ModelConfig.from_folder(folder))
+    per_block = 4 * base.block_size * shape.kv_values * shape.layers  # of float32, the largest; what is unused is free
+    wanted = blocks_needed(cases, base.block_size, bench.tokens) + SPARE_BLOCKS
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // MEMORY_SHARE
+    given = None if bench.kv_gib is None else int(bench.kv_gib * 2**30)
+    return replace(
+        base,
+        dtype=bench.dtype or base.dtype,
+        weights=bench.weights or base.weights,
+        kv_cache_bytes=given or base.kv_cache_bytes or max(per_block, min(per_block * wanted, memory)),
+        max_num_seqs=max(base.max_num_seqs, *(case.batch for case in cases), 1),
+        max_draft_tokens=0,
+    )
+
+
+def _choose(cases: Sequence[Case], engine: Engine, steps: int) -> tuple[list[Case], list[Skipped]]:
+    left_out = fitting(
+        cases,
+        blocks=engine.cache.pool.num_blocks - SPARE_BLOCKS,
+        block_size=engine.config.block_size,
+        context=engine.max_model_len,
+        steps=steps,
+    )
+    skipped = [Skipped(name=case.name, reason=reason) for case, reason in left_out.items()]
+    return [case for case in cases if case not in left_out], skipped
+
+
+def _compare(
+    own: OwnEngine,
+    cases: Sequence[Case],
+    prompts: Prompts,
+    bench: EngineBenchConfig,
+    peers: PeerSetting,
+    progress: Progress,
+) -> tuple[dict[Case, Measured], bool, list[PeerInfo]]:
+    """Run the cases on our engine and on the peers that can be had."""
+    progress(BenchEvent("peers", 0, None))
+    with open_peers(bench.peers, peers) as (opened, infos):
+        total, done = len(cases) * (bench.repeats + 1) * (1 + len(opened)), 0
+
+        def advance() -> None:
+            nonlocal done
+            done += 1
+            progress(BenchEvent("cases", done, total))
+
+        runner = CaseRunner(own, opened, prompts, steps=bench.tokens, seed=bench.seed)
+        measured, interrupted = runner.measure(cases, repeats=bench.repeats, advance=advance)
+        return measured, interrupted, infos
+
+
+def _peer_setting(
+    config: RagConfig,
+    bench: EngineBenchConfig,
+    folder: Path,
+    cases: Sequence[Case],
+    shape: ModelShape,
+    progress: Progress,
+) -> PeerSetting:
+    small = [case for case in cases if case.batch * case.context <= PEER_TOKENS]
+    kept = sum(length for length, _ in {passage for case in small for passage in passages_of(case)})
+    return PeerSetting(
+        folder=folder,
+        model=config.model,
+        models_dir=config.models_dir,
+        gguf=bench.gguf,
+        pythons=dict(bench.peer_pythons),
+        context=max((case.context for case in small), default=0) + PEER_ROOM,
+        tokens=max((case.new * case.batch for case in small), default=0) + PEER_ROOM,
+        kv_gib=1 + ceil(2 * shape.kv_values * shape.layers * kept / 2**30),
+        threads=torch.get_num_threads(),
+        dtype="bfloat16",
+        report=lambda _stage, fraction: progress(BenchEvent("peers", round(100 * (fraction or 0)), 100)),
+    )
+
+
+def _beside(
+    own: OwnEngine, prompts: Prompts, bench: EngineBenchConfig, progress: Progress
+) -> tuple[Overhead | None, SearchFigure | None]:
+    """Time what surrounds a batch-1 decode step."""
+    progress(BenchEvent("beside", 0, None))
+    cached = min(BESIDE_CONTEXT, own.engine.max_model_len // 2) - TAIL
+    prompt = prompts.passage(cached, 0) + prompts.passage(TAIL, 1)
+    overhead = search = None
+    if bench.wants("overhead"):
+        busy = busy_counter(own.engine.runner.model.backend.name)
+        overhead = measure_overhead(own, prompt, cached, steps=BESIDE_STEPS, busy=busy)
+    if bench.wants("search"):
+        search = measure_search(own, prompt, cached, steps=BESIDE_STEPS, seed=bench.seed)
+    return overhead, search
+
+
+def _setting(engine: Engine, shape: ModelShape, config: RagConfig, bench: EngineBenchConfig) -> EngineSetting:
+    one = storage_of(engine, Case(CaseKind.DECODE, TAIL))
+    return EngineSetting(
+        model=config.model,
+        dtype=_dtype(engine),
+        weights=engine.config.weights,
+        decode_weights=one.modes[-1],
+        backend=engine.runner.model.backend.name,
+        device=engine.config.device,
+        block_size=engine.config.block_size,
+        kv_blocks=engine.cache.pool.num_blocks,
+        max_num_batched_tokens=engine.config.max_num_batched_tokens,
+        linear_parameters=shape.linear_parameters,
+        head_parameters=shape.head,
+        operations_per_pair=shape.layers * shape.pair_operations,
+        kv_bytes_per_token=int(one.kv_bytes * shape.layers * shape.kv_values),
+        repeats=bench.repeats,
+        tokens=bench.tokens,
+        seed=bench.seed,
+    )
+
+
+def _dtype(engine: Engine) -> str:
+    return str(engine.runner.kv_cache.dtype).removeprefix("torch.")
+
+
+def _vocabulary(engine: Engine) -> list[int]:
+    """Return every token id but those that end an answer."""
+    return sorted({*range(engine.runner.model.config.vocab_size)} - set(engine.tokenizer.eos_token_ids))

@@ -1,0 +1,66 @@
+"""Transformers over the model folder: eager PyTorch with a `DynamicCache`."""
+
+from importlib import import_module
+from importlib.metadata import version
+from time import perf_counter
+from typing import Any
+
+__all__ = ["Transformers", "load"]
+
+
+class Transformers:
+    """Times forward passes with a cache that is cut back after each of them.
+
+    Args:
+        settings: `folder`, `threads` and `dtype`.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._torch = import_module("torch")
+        self._transformers = import_module("transformers")
+        self.version = version("transformers")
+        self._torch.set_num_threads(settings["threads"])
+        dtype = getattr(self._torch, settings["dtype"])
+        self._model = self._transformers.AutoModelForCausalLM.from_pretrained(settings["folder"], dtype=dtype).eval()
+        self.detail = f"{settings['dtype']}, eager, DynamicCache, torch {version('torch')}"
+        self._prefix: tuple[tuple[int, ...], ...] = ()
+        self._cache: Any = None
+
+    def first_token(self, prompt: list[int], cached: int) -> float:
+        """Return the seconds of the forward pass over what is not cached, with the choice of the next token."""
+        with self._torch.inference_mode():
+            self._restore([prompt], cached)
+            began = perf_counter()
+            self._forward([prompt[cached:]])
+            return perf_counter() - began
+
+    def decode(self, prompts: list[list[int]], cached: int, steps: int) -> float:
+        """Return the mean seconds of a step of one token a sequence."""
+        with self._torch.inference_mode():
+            self._restore(prompts, cached)
+            tokens = self._forward([prompt[cached:] for prompt in prompts])
+            began = perf_counter()
+            for _ in range(steps):
+                tokens = self._forward(tokens)
+            return (perf_counter() - began) / steps
+
+    def _restore(self, prompts: list[list[int]], cached: int) -> None:
+        """Bring the cache to where the first `cached` tokens of each prompt have been read."""
+        prefix = tuple(tuple(prompt[:cached]) for prompt in prompts)
+        if cached and prefix == self._prefix:
+            self._cache.crop(cached - self._cache.get_seq_length())  # negative: so many tokens less
+            return
+        self._cache, self._prefix = self._transformers.DynamicCache(), prefix
+        if cached:
+            self._forward([list(head) for head in prefix])
+
+    def _forward(self, tokens: list[list[int]]) -> list[list[int]]:
+        ids = self._torch.tensor(tokens)
+        logits = self._model(ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1).logits
+        chosen: list[list[int]] = logits[:, -1:].argmax(-1).tolist()
+        return chosen
+
+
+def load(settings: dict[str, Any]) -> Transformers:
+    """Load the model."""
+    return Transformers(settings)

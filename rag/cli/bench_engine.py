@@ -1,0 +1,88 @@
+"""`rag bench engine`: its options."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rag.cli.bench_output import INTERRUPTED, bench_progress, prepare_report, publish_report
+from rag.cli.failures import FAILED
+from rag.cli.options import AsJson, config_of
+
+__all__ = ["engine"]
+
+STAGES = {
+    "serve": "starting the server",
+    "load": "loading the model",
+    "machine": "measuring the machine",
+    "peers": "starting the peers",
+    "cases": "measuring the cases",
+    "beside": "measuring beside a decode step",
+}
+
+
+def engine(  # noqa: PLR0917 - typer declares options as parameters
+    context: typer.Context,
+    only: Annotated[
+        str, typer.Option(help="Parts, with commas: prefill, warm, decode, shared, overhead, search, serve.")
+    ] = "",
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(help="Run the same on openvino, llamacpp, transformers, vllm or a server's URL. Repeatable."),
+    ] = None,
+    peer_python: Annotated[
+        list[str] | None,
+        typer.Option(help="The Python that has the peers, or NAME=PATH for one of them. Default: this one."),
+    ] = None,
+    gguf: Annotated[Path | None, typer.Option(help="For the peers that read one. Default: the model's own.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Compute mode of the engine.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Weights of rows whose KV is not published.")] = None,
+    repeats: Annotated[int, typer.Option(help="Measurements of each case.")] = 5,
+    tokens: Annotated[int, typer.Option(help="Decode steps timed a repeat.")] = 16,
+    kv_gib: Annotated[float | None, typer.Option(help="Memory for KV. Default: what the cases need.")] = None,
+    skip_serve: Annotated[bool, typer.Option("--skip-serve", help="Do not start `rag serve`.")] = False,
+    seed: Annotated[int, typer.Option(help="Of token ids and of the order of turns.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option(help="Report with every measurement. Default: bench-results/engine-TIME.json.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time the engine beside what the machine allows, and beside other engines.
+
+    First the machine is measured: GEMM by rows, a single row, read bandwidth. Then every case is printed with its floor
+    (operations over the measured peak, or bytes over the measured bandwidth) and how many times longer it takes. Peers
+    run the same prompts in the same run, in turn with ours. Ctrl-C ends the cases and keeps what is complete.
+    """
+    from rag.bench.engine import PARTS, EngineBenchConfig, run
+    from rag.bench.engine_table import render
+
+    parts = tuple(part.strip() for part in only.split(",") if part.strip())
+    if skip_serve:
+        parts = tuple(part for part in parts or PARTS if part != "serve")
+    bench = EngineBenchConfig(
+        only=parts,
+        peers=tuple(peer or ()),
+        peer_pythons=tuple(_python_of(text) for text in peer_python or ()),
+        gguf=gguf,
+        dtype=dtype,
+        weights=weights,
+        repeats=repeats,
+        tokens=tokens,
+        kv_gib=kv_gib,
+        seed=seed,
+    )
+    config = config_of(context)
+    path = prepare_report(output, "engine")
+    with bench_progress(STAGES) as progress:
+        report = run(config, bench, progress)
+    publish_report(report, render(report), path, as_json=as_json)
+    if report.problems:
+        raise typer.Exit(FAILED)
+    if report.interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _python_of(text: str) -> tuple[str, Path]:
+    """Split NAME=PATH; a path alone is for every peer."""
+    name, equals, path = text.partition("=")
+    return (name, Path(path)) if equals else ("", Path(text))
