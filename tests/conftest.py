@@ -1,8 +1,13 @@
 """What every test may use."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# Triton reads it when it is imported, which transformers does: its kernels are then interpreted, on the CPU. To test
+# them compiled, on a GPU, set it to 0.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def _pulled(name: str) -> Path:
