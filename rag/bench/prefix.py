@@ -4,18 +4,16 @@ The three modes take turns at every question, in a random order, so that a machi
 meanwhile does so for all of them. Collection and index are the benchmark's own, kept between runs.
 """
 
-import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, get_args
 
-from blake3 import blake3
-
 from data.corpora import CORPUS_NAMES, Corpus, load_corpus
 from data.questions import make_questions
 from data.workloads import Popularity, Workload, zipf_workload
+from rag.bench.collection import collection_dir, ingest_corpus
 from rag.bench.environment import busy_warnings, describe_environment, load_average
 from rag.bench.progress import BenchEvent, Progress
 from rag.bench.report import PrefixReport, Record, Setting
@@ -25,16 +23,12 @@ from rag.config import RagConfig
 from rag.data_dir import open_owned
 from rag.errors import InvalidRequestError
 from rag.service import Service
-from retriever.document import TextSource
-from retriever.ingest import IngestEvent
 
 if TYPE_CHECKING:
     from engine.engine import Engine
     from retriever.embedder import TextEmbedder
 
-__all__ = ["PrefixBenchConfig", "default_work_dir", "make_workload", "run"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["PrefixBenchConfig", "make_workload", "run"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,13 +72,6 @@ class PrefixBenchConfig:
             raise InvalidRequestError(f"corpus is {self.corpus!r}; choose one of: {', '.join(CORPUS_NAMES)}")
         if self.popularity not in get_args(Popularity):
             raise InvalidRequestError(f"popularity is {self.popularity!r}; choose question or document")
-
-
-def default_work_dir() -> Path:
-    """Return the folder in the user's cache where collections of benchmarks are kept."""
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("preread")) / "bench"
 
 
 def make_workload(bench: PrefixBenchConfig) -> Workload:
@@ -131,9 +118,9 @@ def run(
     if not workload.arrivals:
         raise InvalidRequestError(f"the workload {bench.workload} has no questions; save another one")
     corpus = load_corpus(workload.corpus)
-    config = config.model_copy(update={"data_dir": _collection_dir(config, bench, corpus)})
+    config = config.model_copy(update={"data_dir": collection_dir(config, bench.work_dir, corpus)})
     with open_owned(config.data_dir), Service(config, embedder=embedder) as service:
-        _ingest(service, corpus, progress)
+        ingest_corpus(service, corpus, progress)
         progress(BenchEvent("load", 0, None))
         service.load()
         questions = [arrival.question for arrival in workload.arrivals]
@@ -160,23 +147,6 @@ def run(
             questions=asked,
             records=records,
         )
-
-
-def _collection_dir(config: RagConfig, bench: PrefixBenchConfig, corpus: Corpus) -> Path:
-    """A folder for each way of cutting and embedding a corpus, so that none has to be undone for another."""
-    key = "\0".join((config.model, config.embedder, config.retriever.model_dump_json()))
-    name = f"{corpus.name}-{blake3(key.encode()).hexdigest()[:12]}"
-    return (bench.work_dir or default_work_dir()).expanduser().absolute() / name
-
-
-def _ingest(service: Service, corpus: Corpus, progress: Progress) -> None:
-    def show(event: IngestEvent) -> None:
-        progress(BenchEvent("ingest", event.documents, event.total))
-
-    sources = [TextSource(d.uri, d.text, d.title, d.media_type) for d in corpus.documents]
-    report = service.ingest(corpus.name, sources, prune_scope=[""], progress=show)
-    for skipped in report.skipped:
-        logger.warning("%s is left out: %s", skipped.uri, skipped.reason)
 
 
 def _measure(stream: QuestionStream, repeats: int, progress: Progress) -> tuple[list[Record], bool]:

@@ -2,13 +2,14 @@
 
 import typer
 
-from rag.cli import bench_engine, bench_prefix
+from rag.cli import bench_engine, bench_fidelity, bench_prefix
 
 __all__ = ["app"]
 
 app = typer.Typer(help="Measure.", no_args_is_help=True)
 app.command("prefix")(bench_prefix.prefix)
 app.command("engine")(bench_engine.engine)
+app.command("fidelity")(bench_fidelity.fidelity)
 
 
 @app.callback()

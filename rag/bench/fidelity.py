@@ -1,0 +1,231 @@
+"""The fidelity benchmark: how far the next-token distributions of each way to compute are from float32's.
+
+Real prompts (questions with their retrieved passages), the reference's greedy answers, teacher-forced through the
+engine itself: passages cached, the question and the answer's tokens in the steps and with the weights that a user's
+would have.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import product
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch
+
+from data.corpora import CORPUS_NAMES, load_corpus
+from data.questions import make_questions
+from engine.config import DTYPES, WEIGHTS, EngineConfig
+from engine.engine import Engine
+from engine.errors import ConfigError
+from engine.models.config import ModelConfig
+from engine.prompt import Prompt
+from rag.bench.collection import collection_dir, ingest_corpus
+from rag.bench.environment import describe_environment, load_average
+from rag.bench.fidelity_report import AnswerFidelity, ChoiceFidelity, FidelityReport, FidelitySetting
+from rag.bench.progress import BenchEvent, Progress
+from rag.bench.statistics import ratio_of_means
+from rag.bench.teacher import Dictated, Teacher
+from rag.config import RagConfig
+from rag.data_dir import open_owned
+from rag.errors import InvalidRequestError
+from rag.model_hub import ModelHub
+from rag.service import Service
+from retriever.embedder import TextEmbedder
+
+__all__ = ["FidelityBenchConfig", "compare", "run", "summary_of"]
+
+KV_BYTES = 512 << 20  # a prompt at a time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FidelityBenchConfig:
+    """What to measure.
+
+    Attributes:
+        corpus: of `data.corpora`.
+        questions: how many.
+        k: passages a question.
+        max_tokens: length of an answer at most.
+        dtypes: compute modes.
+        weights: of rows whose KV is never published; every one with every compute mode.
+        seed: of questions and intervals.
+        work_dir: where collections of benchmarks are kept; None is a folder in the user's cache.
+
+    Raises:
+        InvalidRequestError: a value that cannot work.
+    """
+
+    corpus: str = "python-topics"
+    questions: int = 12
+    k: int = 2
+    max_tokens: int = 48
+    dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
+    weights: tuple[str, ...] = ("full", "int8")
+    seed: int = 0
+    work_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("questions", "k", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise InvalidRequestError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.corpus not in CORPUS_NAMES:
+            raise InvalidRequestError(f"corpus is {self.corpus!r}; choose one of: {', '.join(CORPUS_NAMES)}")
+        for name, known in (("dtypes", DTYPES), ("weights", WEIGHTS)):
+            for value in getattr(self, name):
+                if value not in known:
+                    raise InvalidRequestError(f"{name} has {value!r}; choose from: {', '.join(known)}")
+
+
+def run(
+    config: RagConfig, bench: FidelityBenchConfig, progress: Progress, *, embedder: TextEmbedder | None = None
+) -> FidelityReport:
+    """Measure every choice against float32 on the reference kernels.
+
+    Args:
+        config: models, engine and splitting; its data directory is not touched.
+        bench: what to measure.
+        progress: called as it advances, in the calling thread.
+        embedder: used instead of the configured one (tests).
+
+    Raises:
+        QuestionError: the corpus does not give so many questions.
+        DataDirBusyError: another benchmark of the same collection is running.
+    """
+    started, load, began = datetime.now(UTC), load_average(), perf_counter()
+    questions = [q.text for q in make_questions(load_corpus(bench.corpus), count=bench.questions, seed=bench.seed)]
+    prompts = _prompts(config, bench, questions, progress, embedder)
+    folder = ModelHub(config.models_dir).resolve(config.model)
+    choices = list(product(bench.dtypes, bench.weights))
+    done, total = 0, (1 + len(choices)) * len(prompts)
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        progress(BenchEvent("measure", done, total))
+
+    base = replace(config.engine.build(), max_draft_tokens=0, kv_cache_bytes=KV_BYTES)
+    teacher = _opened(folder, replace(base, dtype="float32", weights="full", backend="reference"))
+    reference = []
+    for prompt in prompts:
+        reference.append(teacher.answer(prompt, max_tokens=bench.max_tokens))
+        advance()
+    del teacher
+    configured = _configured(folder, base)
+    found = [
+        _measure(folder, replace(base, dtype=dtype, weights=weights), prompts, reference, bench.seed, advance)
+        for dtype, weights in choices
+    ]
+    return FidelityReport(
+        setting=FidelitySetting(
+            model=config.model,
+            configured=list(configured),
+            corpus=bench.corpus,
+            questions=questions,
+            k=bench.k,
+            prompt_tokens=[prompt.num_tokens for prompt in prompts],
+            answer_tokens=[len(answer.tokens) for answer in reference],
+            max_tokens=bench.max_tokens,
+            seed=bench.seed,
+        ),
+        environment=describe_environment(started, load=load, torch_threads=torch.get_num_threads()),
+        seconds=perf_counter() - began,
+        choices=found,
+    )
+
+
+def compare(reference: Dictated, other: Dictated) -> AnswerFidelity:
+    """Return KL(reference || other) of each token, in nats, in double precision, and whether the likeliest agree."""
+    assert reference.tokens == other.tokens, "the answers differ"
+    kl, agrees = [], []
+    for ours, theirs in zip(reference.logits, other.logits, strict=True):
+        p, q = ours.double().log_softmax(-1), theirs.double().log_softmax(-1)
+        kl.append(max(0.0, float((p.exp() * (p - q)).sum())))
+        agrees.append(bool(ours.argmax() == theirs.argmax()))
+    return AnswerFidelity(kl=kl, agrees=agrees)
+
+
+def _prompts(
+    config: RagConfig,
+    bench: FidelityBenchConfig,
+    questions: Sequence[str],
+    progress: Progress,
+    embedder: TextEmbedder | None,
+) -> list[Prompt]:
+    """Retrieve passages for each question and lay the prompts out as the pipeline does."""
+    corpus = load_corpus(bench.corpus)
+    config = config.model_copy(update={"data_dir": collection_dir(config, bench.work_dir, corpus)})
+    with open_owned(config.data_dir), Service(config, embedder=embedder) as service:
+        ingest_corpus(service, corpus, progress)
+        layout = service.components.layout()
+        folder = ModelHub(config.models_dir).resolve(config.model)
+        limit = ModelConfig.from_folder(folder).max_position_embeddings - bench.max_tokens
+        prompts = []
+        for question in questions:
+            hits = service.pipeline.retrieve(question, corpus.name, bench.k).hits
+            prompts.append(layout.lay_out(question, [hit.passage for hit in hits], max_tokens=limit).prompt)
+    return prompts
+
+
+def _opened(folder: Path, config: EngineConfig) -> Teacher:
+    return Teacher(Engine.from_pretrained(folder, config))
+
+
+def _measure(
+    folder: Path,
+    config: EngineConfig,
+    prompts: Sequence[Prompt],
+    reference: Sequence[Dictated],
+    seed: int,
+    advance: Callable[[], None],
+) -> ChoiceFidelity:
+    """Dictate the reference's answers to an engine of another choice; one that cannot be had says why."""
+    try:
+        teacher = _opened(folder, config)
+    except ConfigError as error:
+        for _ in prompts:
+            advance()
+        return ChoiceFidelity(dtype=config.dtype, weights=config.weights, reason=str(error))
+    answers, lean_rows = [], 0
+    for prompt, expected in zip(prompts, reference, strict=True):
+        dictated = teacher.dictate(prompt, expected.tokens)
+        answers.append(compare(expected, dictated))
+        lean_rows += dictated.lean_rows
+        advance()
+    return summary_of(
+        answers,
+        dtype=config.dtype,
+        weights=config.weights,
+        backend=teacher.engine.runner.model.backend.name,
+        lean_rows=lean_rows,
+        seed=seed,
+    )
+
+
+def summary_of(
+    answers: Sequence[AnswerFidelity], *, dtype: str, weights: str, backend: str, lean_rows: int, seed: int
+) -> ChoiceFidelity:
+    """Summarise at least one answer; answers are resampled, since tokens of one answer are not independent."""
+    lengths = [float(len(answer.kl)) for answer in answers]
+    every = [value for answer in answers for value in answer.kl]
+    return ChoiceFidelity(
+        dtype=dtype,
+        weights=weights,
+        backend=backend,
+        lean_rows=lean_rows,
+        mean_kl=ratio_of_means([sum(answer.kl) for answer in answers], lengths, seed=seed),
+        p99_kl=float(np.percentile(every, 99)),
+        max_kl=max(every),
+        first_kl=sum(answer.kl[0] for answer in answers) / len(answers),
+        agreement=ratio_of_means([float(sum(answer.agrees)) for answer in answers], lengths, seed=seed),
+        answers=list(answers),
+    )
+
+
+def _configured(folder: Path, base: EngineConfig) -> tuple[str, str]:
+    """Return the compute mode and the weights of an answer's tokens that the settings give on this machine."""
+    runner = Engine.from_pretrained(folder, base).runner
+    lean = runner.lean is not None and (runner.lean_rows is None or runner.lean_rows >= 1)
+    return str(runner.kv_cache.dtype).removeprefix("torch."), "int8" if lean else "full"
