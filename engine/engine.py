@@ -12,6 +12,7 @@ from time import perf_counter
 
 from engine.backends import load_backend
 from engine.batch import build_batch
+from engine.calibration import calibrate
 from engine.config import EngineConfig, SamplingParams
 from engine.drafts import Drafts
 from engine.errors import ConfigError, PromptTooLongError, ReuseNotCertifiedError
@@ -66,6 +67,7 @@ class Engine:
         self._streams: dict[Request, OutputStream] = {}
         self._samplers: dict[Request, Sampler] = {}
         self._warned_auto = False
+        self._calibrated = False
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, config: EngineConfig | None = None) -> "Engine":
@@ -82,7 +84,9 @@ class Engine:
         dtype = resolve_dtype(config, Path(folder), backend)
         models = load_models(Path(folder), config, dtype, backend)
         kv_cache = allocate_kv_cache(config, models.full.config, dtype)
-        return cls(ModelRunner(models.full, kv_cache, lean=models.lean), Tokenizer(Path(folder)), config)
+        engine = cls(ModelRunner(models.full, kv_cache, lean=models.lean), Tokenizer(Path(folder)), config)
+        engine.calibrate(measure=False)
+        return engine
 
     def submit(
         self,
@@ -207,6 +211,14 @@ class Engine:
             evicted_blocks=self.cache.num_evicted_blocks,
             totals=replace(self.totals),
         )
+
+    def calibrate(self, *, measure: bool = True) -> None:
+        """Choose which steps run with 8-bit weights: by the profile on disk, else by measuring, once, under a second.
+
+        Call it while nothing runs; the worker does when it is idle.
+        """
+        if self.config.weights == "auto" and not self._calibrated:
+            self._calibrated = calibrate(self.runner, measure=measure)
 
     def check_invariants(self) -> None:
         """Assert the conservation laws of DESIGN section 3."""

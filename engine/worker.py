@@ -182,6 +182,7 @@ class EngineWorker:
             except Empty:
                 checked = True
                 self._check()
+                self.engine.calibrate()
         while not self._commands.empty():
             self._commands.get()()
 

@@ -10,6 +10,12 @@ import pytest
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_profiles(tmp_path_factory):
+    """Keep what tests measure out of the user's profiles."""
+    os.environ["PREREAD_PROFILE_DIR"] = str(tmp_path_factory.mktemp("profiles"))
+
+
 def _pulled(name: str) -> Path:
     from rag.model_hub import default_models_dir
 
