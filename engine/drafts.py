@@ -16,6 +16,7 @@ LONGEST_MATCH = 16
 # How often the next token is the one that followed a match of this length or more: where answers quote passages, from
 # their own words on. Each answer goes on from there with what it does itself.
 EXPECTED = {2: 0.4, 3: 0.5, 4: 0.65, 6: 0.75, 10: 0.85, 16: 0.9}
+_CLASSES = [max((known for known in EXPECTED if known <= length), default=0) for length in range(LONGEST_MATCH + 1)]
 EXPECTED_WEIGHT = 2.0  # as many observed tokens count as much
 MEMORY = 0.9  # weight of an observation by the time of the next
 WORTHWHILE = 1.05  # drafts must promise this many times the tokens of a plain step in the same time
@@ -81,7 +82,7 @@ class Drafter:
     def _learn(self, tokens: Sequence[int]) -> None:
         """Compare what was predicted with what came, up to the first difference."""
         for i, (predicted, token) in enumerate(zip(self._predicted, tokens, strict=False)):
-            length = _class_of(self._match_length + i)
+            length = _CLASSES[min(self._match_length + i, LONGEST_MATCH)]
             self._hits[length] = MEMORY * self._hits[length] + (predicted == token)
             self._seen[length] = MEMORY * self._seen[length] + 1
             if predicted != token:
@@ -92,17 +93,15 @@ class Drafter:
         best, best_rate = 0, WORTHWHILE
         tokens, certainty = 1.0, 1.0
         for n in range(1, limit + 1):
-            length = _class_of(self._match_length + n - 1)
+            length = _CLASSES[min(self._match_length + n - 1, LONGEST_MATCH)]
             certainty *= self._hits[length] / self._seen[length]
+            if certainty <= cost:
+                break  # this token and those behind it cost more than they bring
             tokens += certainty
             rate = tokens / (1 + n * cost)
             if rate > best_rate:
                 best, best_rate = n, rate
         return best
-
-
-def _class_of(match_length: int) -> int:
-    return max(length for length in EXPECTED if length <= match_length)
 
 
 class Continuations:
@@ -139,6 +138,8 @@ class Continuations:
             matched = self._match_length(end)
             if matched > length:
                 best, length = end, matched
+            if length == LONGEST_MATCH:
+                break
         return best, length
 
     def continuation(self, start: int, n: int) -> tuple[int, ...]:
