@@ -92,39 +92,69 @@ void widen(const int8_t* from, Float16* to, int64_t count) {
 
 Vec silu_mul(Vec gate, Vec up) { return gate / (exp(-gate) + 1.f) * up; }
 
-void put(float* y, Vec value, int64_t left, bool add) {
+template <int32_t kEpilogue>
+void put(float* y, Vec value, int64_t left) {
   if (left >= kLanes) {
-    store(y, add ? load(y) + value : value);
+    store(y, kEpilogue == kAdd ? load(y) + value : value);
   } else {
-    store_part(y, add ? load_part(y, int(left)) + value : value, int(left));
+    store_part(y, kEpilogue == kAdd ? load_part(y, int(left)) + value : value, int(left));
   }
 }
 
-// One row of one panel: the sums with their scales and bias.
-inline Vec finish(const Linear& weight, int64_t column, const float* c, float scale) {
-  Vec value = load(c);
-  if (weight.scales != nullptr) value = value * load(weight.scales + column);
-  value = value * scale;
-  return weight.bias != nullptr ? value + load(weight.bias + column) : value;
-}
+// Scales and bias of one vector of outputs.
+struct Outputs {
+  Vec scales, bias;
 
-void finish_rows(const Job& job, const float* c, int64_t c_stride, const float* scales, int64_t row, int64_t rows,
-                 int64_t panel, int64_t panels) {
-  const Linear& weight = job.weight;
-  const bool gated = job.epilogue == kSiluMul;
-  const int64_t outputs = gated ? weight.out_features / 2 : weight.out_features;
-  for (int64_t r = 0; r < rows; r++, c += c_stride) {
-    float* y = job.y + (row + r) * job.y_stride;
-    for (int64_t p = 0; p < panels; p += gated ? 2 : 1)
-      for (int i = 0; i < kWeightPanel; i += kLanes) {
-        const int64_t column = (panel + p) * kWeightPanel + i, output = gated ? column / (2 * kWeightPanel) * kWeightPanel + i : column;
-        if (output >= outputs) break;
-        Vec value = finish(weight, column, c + p * kWeightPanel + i, scales[r]);
-        if (gated) value = silu_mul(value, finish(weight, column + kWeightPanel, c + (p + 1) * kWeightPanel + i, scales[r]));
-        put(y + output, value, outputs - output, job.epilogue == kAdd);
+  Outputs(const Linear& weight, int64_t column)
+      : scales(weight.scales != nullptr ? load(weight.scales + column) : set1(1.f)),
+        bias(weight.bias != nullptr ? load(weight.bias + column) : Vec{}) {}
+
+  Vec result(const float* c, float scale) const { return fma(load(c) * scales, set1(scale), bias); }
+};
+
+// Some rows of one group of panels: the sums become results.
+struct Tail {
+  const Job& job;
+  int64_t panel, panels;
+
+  int64_t outputs() const { return job.epilogue == kSiluMul ? job.weight.out_features / 2 : job.weight.out_features; }
+  int64_t first_output() const { return (job.epilogue == kSiluMul ? panel / 2 : panel) * kWeightPanel; }
+
+  // Results are written a little later: their cache lines are asked for now.
+  void prefetch(int64_t row, int64_t rows) const {
+    const int64_t count = job.epilogue == kSiluMul ? panels / 2 : panels;
+    for (int64_t r = row; r < row + rows; r++) {
+      const float* y = job.y + r * job.y_stride + first_output();
+      for (int64_t i = 0; i < count * kWeightPanel; i += 16) __builtin_prefetch(y + i, 1);
+    }
+  }
+
+  template <int32_t kEpilogue>
+  void finish(const float* c, const float* scales, int64_t row, int64_t rows) const {
+    constexpr int kStep = kEpilogue == kSiluMul ? 2 : 1;
+    float* y = job.y + row * job.y_stride + first_output();
+    int64_t left = outputs() - first_output();
+    for (int64_t p = 0; p < panels; p += kStep)
+      for (int i = 0; i < kWeightPanel && left > 0; i += kLanes, y += kLanes, left -= kLanes) {
+        const int64_t column = (panel + p) * kWeightPanel + i;
+        const Outputs out(job.weight, column), up(job.weight, column + (kStep - 1) * kWeightPanel);
+        const float* from = c + p * kWeightPanel + i;
+        for (int64_t r = 0; r < rows; r++, from += panels * kWeightPanel) {
+          Vec value = out.result(from, scales[r]);
+          if (kEpilogue == kSiluMul) value = silu_mul(value, up.result(from + kWeightPanel, scales[r]));
+          put<kEpilogue>(y + r * job.y_stride, value, left);
+        }
       }
   }
-}
+
+  void finish(const float* c, const float* scales, int64_t row, int64_t rows) const {
+    switch (job.epilogue) {
+      case kStore: return finish<kStore>(c, scales, row, rows);
+      case kAdd: return finish<kAdd>(c, scales, row, rows);
+      case kSiluMul: return finish<kSiluMul>(c, scales, row, rows);
+    }
+  }
+};
 
 // ---- the tiles of one chunk of one group of panels ----
 
@@ -132,13 +162,14 @@ void finish_rows(const Job& job, const float* c, int64_t c_stride, const float* 
 template <class W>
 void run_tile(Float32Op, int64_t rows, int64_t panels, int64_t panel_step, TileArgs t) {
   static const Tile* const table = tiles<Float32Op, W, 2, kTileRows>();
-  const W *b = static_cast<const W*>(t.b), *next = static_cast<const W*>(t.next);
+  const W* b = static_cast<const W*>(t.b);
+  const char* ahead = t.ahead;
   float* c = t.c;
   t.strip = kLanes;
   for (int64_t p = 0; p < panels; p++)
     for (int i = 0; i < kWeightPanel; i += 2 * kLanes) {
       t.b = b + p * panel_step + i;
-      t.next = next + p * panel_step + i;
+      t.ahead = ahead + p * t.ahead_strip;
       t.c = c + p * kWeightPanel + i;
       table[rows - 1](t);
     }
@@ -164,23 +195,28 @@ int64_t group_panels(Float16Op, int64_t left, bool gated) {
 }
 #endif
 
-// All rows of a block, in tiles whose heights differ by one at most.
+// All rows of a block, in tiles whose heights differ by one at most. `tail` is null but for the last chunk.
 template <class Op, class W>
-void run_tiles(int64_t rows, int64_t tiles, int64_t panels, int64_t panel_step, TileArgs t) {
+void run_tiles(int64_t row, int64_t rows, int64_t tiles, int64_t panels, int64_t panel_step, TileArgs t,
+               const Tail* tail, const float* scales) {
   const uint32_t* a = t.a;
   float* c = t.c;
+  const int64_t prefetches = t.steps * kWeightPanel * int64_t(sizeof(W)) / 64;
   for (int64_t i = 0; i < tiles; i++) {
-    const int64_t first = rows * i / tiles, last = rows * (i + 1) / tiles;
+    const int64_t first = rows * i / tiles, count = rows * (i + 1) / tiles - first;
     t.a = a + first * kChunk;
     t.c = c + first * t.c_stride;
-    run_tile<W>(Op(), last - first, panels, panel_step, t);
-    t.next = t.b;  // prefetched by the first tile
+    if (tail != nullptr) tail->prefetch(row + first, count);
+    run_tile<W>(Op(), count, panels, panel_step, t);
+    if (tail != nullptr) tail->finish(t.c, scales + first, row + first, count);
+    t.ahead += prefetches * t.ahead_step;
   }
 }
 
 template <class Op, class W>
 void run_block(const Job& job, int64_t row, int64_t rows, const Activations& x, float* c, typename Op::Wide* wide) {
-  constexpr bool is_wide = std::is_same<W, typename Op::Wide>::value;
+  using Wide = typename Op::Wide;
+  constexpr bool is_wide = std::is_same<W, Wide>::value;
   const Linear& weight = job.weight;
   const int64_t inputs = weight.in_features, panel_step = inputs * kWeightPanel;
   const W* panels = static_cast<const W*>(weight.panels);
@@ -189,23 +225,31 @@ void run_block(const Job& job, int64_t row, int64_t rows, const Activations& x, 
     count = group_panels(Op(), job.last_panel - p, weight.gated != 0);
     const int64_t tiles = (rows + tile_rows(Op(), count) - 1) / tile_rows(Op(), count);
     const W* next_group = panels + (p + count < job.last_panel ? p + count : p) * panel_step;
+    const Tail tail = {job, p, count};
     for (int64_t k = 0; k < inputs; k += kChunk) {
-      const W *b = panels + p * panel_step + k * kWeightPanel, *next = k + kChunk < inputs ? b + kChunk * kWeightPanel : next_group;
-      const int64_t steps = std::min<int64_t>(kChunk, inputs - k);
-      TileArgs t = {x.lanes + k * rows, b, 0, steps, next, c, count * kWeightPanel, k == 0, nullptr, nullptr};
+      const bool is_last = k + kChunk >= inputs;
+      const W *b = panels + p * panel_step + k * kWeightPanel, *next = is_last ? next_group : b + kChunk * kWeightPanel;
+      TileArgs t = {};
+      t.a = x.lanes + k * rows;
+      t.b = b;
+      t.steps = std::min<int64_t>(kChunk, inputs - k);
+      t.ahead = reinterpret_cast<const char*>(next);
+      t.ahead_strip = panel_step * int64_t(sizeof(W));
+      t.c = c;
+      t.c_stride = count * kWeightPanel;
+      t.first = k == 0;
+      const Tail* const end = is_last ? &tail : nullptr;
       if (is_wide || tiles == 1) {
-        run_tiles<Op, W>(rows, tiles, count, panel_step, t);
+        t.ahead_step = (64 + tiles - 1) / tiles;
+        run_tiles<Op, W>(row, rows, tiles, count, panel_step, t, end, x.scales);
       } else if constexpr (!is_wide) {
-        for (int64_t i = 0; i < count; i++) {
-          const char* ahead = reinterpret_cast<const char*>(next + i * panel_step);
-          for (int64_t line = 0; line < steps * kWeightPanel * int64_t(sizeof(W)); line += 64) __builtin_prefetch(ahead + line);
-          widen(b + i * panel_step, wide + i * kChunk * kWeightPanel, steps * kWeightPanel);
-        }
-        t.b = t.next = wide;
-        run_tiles<Op, typename Op::Wide>(rows, tiles, count, kChunk * kWeightPanel, t);
+        for (int64_t i = 0; i < count; i++)
+          widen(b + i * panel_step, wide + i * kChunk * kWeightPanel, t.steps * kWeightPanel);
+        t.b = wide;
+        t.ahead_step = (int64_t(64 * sizeof(W) / sizeof(Wide)) + tiles - 1) / tiles;
+        run_tiles<Op, Wide>(row, rows, tiles, count, kChunk * kWeightPanel, t, end, x.scales);
       }
     }
-    finish_rows(job, c, count * kWeightPanel, x.scales, row, rows, p, count);
   }
 }
 

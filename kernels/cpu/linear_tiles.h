@@ -17,7 +17,9 @@ struct TileArgs {
   const void* b;      // first strip (one vector of outputs) of the chunk; a step of the inputs is kWeightPanel elements on
   int64_t strip;      // elements from a strip to the next
   int64_t steps;      // at most kChunk
-  const void* next;   // what will be read after this chunk, laid out alike: prefetched
+  const char* ahead;     // what will be read after this chunk is prefetched evenly by the tiles of this one:
+  int64_t ahead_strip;  // bytes from a strip to the next
+  int64_t ahead_step;   // bytes from a prefetch to the next
   float* c;           // sums [rows][c_stride]
   int64_t c_stride;
   bool first;          // c is written, not added to
@@ -46,21 +48,17 @@ struct Float32Op {
     return set1(value);
   }
   static Vec multiply_add(Vec x, Vec w, Vec sum) { return fma(x, w, sum); }
-  static Vec begin(const TileArgs& t, int, const float* c) { return t.first ? Vec{} : load(c); }
-  static void end(const TileArgs&, int, Vec sum, float* c) { store(c, sum); }
-};
-
-// Whole numbers of at most 8 bits in float32: sums over a chunk are exact, as those of the 8-bit operation are.
-struct ExactOp : Float32Op {
-  static Vec begin(const TileArgs&, int, const float*) { return Vec{}; }
-  static void end(const TileArgs& t, int row, Vec sum, float* c) {
-    store(c, fma(sum, set1(t.scale[row]), t.first ? Vec{} : load(c)));
+  // The sums of a chunk go on from those before, or are added to them: `end` of this row, c being null for the first.
+  static Vec begin(const float* c, bool first) { return first ? Vec{} : load(c); }
+  template <bool kFirst>
+  static void end(const TileArgs&, int, Vec sum, float* c) {
+    store(c, sum);
   }
 };
 
 #if defined(__AVX512FP16__)
 // float16: lanes are pairs of the same half, so that a 32-bit broadcast (a load, no shuffle) feeds 32 of them. Sums over
-// a chunk are in float16, sums of chunks in float32. The scales of rows and outputs keep the former below 2^15.
+// a chunk are in float16, sums of chunks in float32. The scales of rows and outputs keep the former below 2^16.
 struct Float16Op {
   typedef __m512h Sum;
   typedef Float16 Wide;
@@ -71,12 +69,15 @@ struct Float16Op {
   }
   static __m512h activation(uint32_t lane) { return (__m512h)_mm512_set1_epi32(int32_t(lane)); }
   static __m512h multiply_add(__m512h x, __m512h w, __m512h sum) { return _mm512_fmadd_ph(x, w, sum); }
-  static __m512h begin(const TileArgs&, int, const float*) { return _mm512_setzero_ph(); }
-  static void end(const TileArgs& t, int, __m512h sum, float* c) {
-    const __m512 low = _mm512_cvtxph_ps(_mm512_castph512_ph256(sum));
-    const __m512 high = _mm512_cvtxph_ps((__m256h)_mm512_extractf64x4_pd((__m512d)sum, 1));
-    _mm512_storeu_ps(c, t.first ? low : _mm512_add_ps(low, _mm512_loadu_ps(c)));
-    _mm512_storeu_ps(c + 16, t.first ? high : _mm512_add_ps(high, _mm512_loadu_ps(c + 16)));
+  static __m512h begin(const float*, bool) { return _mm512_setzero_ph(); }
+  template <bool kFirst>
+  static void end(const TileArgs&, int, __m512h sum, float* c) {
+    alignas(64) Float16 halves[32];
+    _mm512_store_ph(halves, sum);
+    asm volatile("" ::: "memory");
+    const __m512 low = _mm512_cvtxph_ps(_mm256_load_ph(halves)), high = _mm512_cvtxph_ps(_mm256_load_ph(halves + 16));
+    _mm512_storeu_ps(c, kFirst ? low : _mm512_add_ps(low, _mm512_loadu_ps(c)));
+    _mm512_storeu_ps(c + 16, kFirst ? high : _mm512_add_ps(high, _mm512_loadu_ps(c + 16)));
   }
 };
 #endif
@@ -85,13 +86,17 @@ struct Float16Op {
 template <class Op, class W, int kRows, int kStrips>
 void tile(const TileArgs& t) {
   typename Op::Sum sums[kRows][kStrips];
+  float* const c = t.c;
+  const int64_t c_stride = t.c_stride;
+  const bool first = t.first;
 #pragma GCC unroll 32
   for (int r = 0; r < kRows; r++)
 #pragma GCC unroll 4
-    for (int s = 0; s < kStrips; s++) sums[r][s] = Op::begin(t, r, t.c + r * t.c_stride + s * Op::kSumLanes);
+    for (int s = 0; s < kStrips; s++) sums[r][s] = Op::begin(c + r * c_stride + s * Op::kSumLanes, first);
   const W* b = static_cast<const W*>(t.b);
   const uint32_t* a = t.a;
-  const int64_t strip = t.strip, ahead = static_cast<const W*>(t.next) - b;
+  const char* ahead = t.ahead;
+  const int64_t strip = t.strip, ahead_strip = t.ahead_strip, ahead_step = t.ahead_step;
   const auto step = [&](int i) __attribute__((always_inline)) {
     typename Op::Sum w[kStrips];
 #pragma GCC unroll 4
@@ -110,18 +115,25 @@ void tile(const TileArgs& t) {
 #pragma GCC unroll 4
     for (int s = 0; s < (Op::kSumLanes == kWeightPanel ? kStrips : 1); s++)  // strips of one panel share their lines
 #pragma GCC unroll 8
-      for (int line = 0; line < kLines; line++)
-        __builtin_prefetch(reinterpret_cast<const char*>(b + s * strip + ahead) + line * 64);
+      for (int line = 0; line < kLines; line++) __builtin_prefetch(ahead + s * ahead_strip + line * ahead_step);
+    ahead += kLines * ahead_step;
 #pragma GCC unroll 4
     for (int i = 0; i < kUnroll; i++) step(i);
     a += kUnroll;
     b += kUnroll * kWeightPanel;
   }
   for (; left > 0; left--, a++, b += kWeightPanel) step(0);
+  if (first) {
 #pragma GCC unroll 32
-  for (int r = 0; r < kRows; r++)
+    for (int r = 0; r < kRows; r++)
 #pragma GCC unroll 4
-    for (int s = 0; s < kStrips; s++) Op::end(t, r, sums[r][s], t.c + r * t.c_stride + s * Op::kSumLanes);
+      for (int s = 0; s < kStrips; s++) Op::template end<true>(t, r, sums[r][s], c + r * c_stride + s * Op::kSumLanes);
+  } else {
+#pragma GCC unroll 32
+    for (int r = 0; r < kRows; r++)
+#pragma GCC unroll 4
+      for (int s = 0; s < kStrips; s++) Op::template end<false>(t, r, sums[r][s], c + r * c_stride + s * Op::kSumLanes);
+  }
 }
 
 typedef void (*Tile)(const TileArgs&);
