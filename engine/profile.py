@@ -11,12 +11,11 @@ from typing import Any
 import platformdirs
 from blake3 import blake3
 
-__all__ = ["Profile", "load_profile", "profile_key", "save_profile"]
+__all__ = ["Profile", "default_profiles_dir", "load_profile", "profile_key", "save_profile"]
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-FOLDER_VARIABLE = "PREREAD_PROFILE_DIR"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +59,13 @@ def save_profile(key: str, profile: Profile) -> None:
         logger.warning("the profile %s cannot be kept (%s); it is measured again next time", path, error)
 
 
+def default_profiles_dir() -> Path:
+    """Return where profiles are kept: the user's cache folder."""
+    return Path(platformdirs.user_cache_dir("preread")) / "profiles"
+
+
 def _path(key: str) -> Path:
-    folder = os.environ.get(FOLDER_VARIABLE) or Path(platformdirs.user_cache_dir("preread")) / "profiles"
-    return Path(folder) / f"{key}.json"
+    return default_profiles_dir() / f"{key}.json"
 
 
 def _processor() -> str:

@@ -13,7 +13,10 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 @pytest.fixture(scope="session", autouse=True)
 def _own_profiles(tmp_path_factory):
     """Keep what tests measure out of the user's profiles."""
-    os.environ["PREREAD_PROFILE_DIR"] = str(tmp_path_factory.mktemp("profiles"))
+    folder = tmp_path_factory.mktemp("profiles")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("engine.profile.default_profiles_dir", lambda: folder)
+        yield
 
 
 def _pulled(name: str) -> Path:

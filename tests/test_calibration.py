@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(unavailable_reason() is not None, reason="8-bit 
 
 @pytest.fixture
 def profiles(tmp_path, monkeypatch):
-    monkeypatch.setenv("PREREAD_PROFILE_DIR", str(tmp_path))
+    monkeypatch.setattr("engine.profile.default_profiles_dir", lambda: tmp_path)
     return tmp_path
 
 
@@ -118,7 +118,7 @@ def test_a_damaged_profile_is_measured_again(tiny_folder, profiles, caplog):
 
 def test_a_disk_that_refuses_costs_only_a_measurement(tiny_folder, tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("PREREAD_PROFILE_DIR", str(tmp_path / "file" / "folder"))
+    monkeypatch.setattr("engine.profile.default_profiles_dir", lambda: tmp_path / "file" / "folder")
     engine = load(tiny_folder)
     with caplog.at_level(logging.WARNING):
         engine.calibrate()

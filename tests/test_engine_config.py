@@ -35,7 +35,7 @@ BAD_SAMPLING = [
     ("ignore_eos", "no"),
 ]
 BAD_ENGINE = [
-    ("dtype", "float16"),
+    ("dtype", "float8"),
     ("block_size", 0),
     ("block_size", 1.5),
     ("block_size", "16"),
