@@ -90,7 +90,7 @@ class DeviceWork:
         items: by tile height.
         num_parts: how many partial results the items leave at most.
         is_direct: items write results, not parts.
-        longest: blocks of the longest item, rounded up to a power of two; a key for autotuning.
+        longest: blocks of the longest item, rounded up to a power of 8: each value is tuned for. 0 is any number.
     """
 
     items: dict[int, Tensor]
@@ -121,7 +121,7 @@ class DeviceWork:
             num_parts=len(host.rows),
             num_angles=host.num_angles,
             is_direct=host.is_direct,
-            longest=1 << max(longest - 1, 0).bit_length(),
+            longest=8 ** -(-max(longest - 1, 0).bit_length() // 3),
         )
 
 

@@ -1,0 +1,89 @@
+"""Compile the Triton kernels for a GPU that need not be there: one JSON line each, for test_triton_compile.py."""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from kernels.triton_attention import DTYPES
+from kernels.triton_kernels import attend_items, merge_states, reduce_parts, store_kv
+
+TYPES = {name: dtype for dtype in DTYPES.values() for name in [str(dtype)]}
+POINTERS = {
+    "positions": "*i64",
+    "slots": "*i64",
+    **dict.fromkeys(("items", "rows", "entries", "bounds"), "*i32"),
+    **dict.fromkeys(("cos", "sin", "lse", "lse_a", "lse_b", "parts", "parts_lse"), "*fp32"),
+}
+SCALARS = {"scale": "fp32"}
+SHAPE = {"DIM": 64, "DIM_PAD": 64, "ROTARY": 64, "INTERLEAVED": False, "BLOCK_SIZE": 16}
+# what autotuning chooses from, for low and high tiles, and shapes that are less usual
+ATTEND = [
+    ("bf16", {"LANES": 16, "KEYS": 64}, {"num_warps": 4, "num_stages": 5}),
+    ("fp16", {"LANES": 128, "KEYS": 64, "HAS_WINDOW": True, "DIRECT": True}, {"num_warps": 8, "num_stages": 3}),
+    ("fp32", {"LANES": 16, "KEYS": 32, "BLOCK_SIZE": 3, "INTERLEAVED": True}, {"num_warps": 4, "num_stages": 3}),
+    ("bf16", {"LANES": 64, "KEYS": 32, "DIM": 80, "DIM_PAD": 128, "ROTARY": 40}, {"num_warps": 4, "num_stages": 3}),
+]
+
+
+def report(kernel: object, dtype: str, constants: dict[str, object], options: dict[str, int], capability: int) -> None:
+    """Compile one variant; what an argument is follows from its name and the dtype."""
+    function = kernel
+    while not isinstance(function, triton.runtime.jit.JITFunction):
+        function = function.fn
+    signature, alignment = {}, {}
+    for index, name in enumerate(function.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+            continue
+        is_scalar = name.endswith("stride") or name.startswith("num_") or name in ("window", "longest")
+        signature[name] = POINTERS.get(name) or SCALARS.get(name) or ("i32" if is_scalar else f"*{dtype}")
+        if signature[name].startswith("*") or name.endswith("stride"):
+            alignment[index,] = [["tt.divisibility", 16]]
+    indexed = {(function.arg_names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(fn=function, signature=signature, constexprs=indexed, attrs=alignment)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    text = compiled.asm["ptx"]
+    result = {
+        "name": function.__name__,
+        "dtype": dtype,
+        "shared": compiled.metadata.shared,
+        "spilled": spilled_bytes(text, capability),
+        "tensor_cores": bool(re.search(r"\b(mma\.sync|wgmma\.mma_async)", text)),
+    }
+    print(json.dumps(result))
+
+
+def spilled_bytes(ptx: str, capability: int) -> int:
+    """What ptxas says about registers that did not suffice."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "kernel.ptx"
+        source.write_text(ptx)
+        architecture = f"-arch=sm_{capability}{'a' if capability >= 90 else ''}"
+        command = [triton.knobs.nvidia.ptxas.path, "-v", architecture, str(source), "-o", "/dev/null"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    return int(re.search(r"(\d+) bytes spill stores", said)[1])
+
+
+def main(capability: int) -> None:
+    for dtype, constants, options in ATTEND:
+        defaults = {"GROUP": 3, "HAS_WINDOW": False, "DIRECT": False, "COMPUTE": TYPES[dtype], "OPERAND": TYPES[dtype]}
+        report(attend_items, dtype, {**SHAPE, **defaults, **constants}, options, capability)
+    for only_lse in (False, True):
+        constants = {"HEADS": 9, "DIM": 64, "ONLY_LSE": only_lse, "ELEMENTS": 1024}
+        report(reduce_parts, "fp32" if only_lse else "bf16", constants, {}, capability)
+    report(merge_states, "bf16", {"DIM": 64, "DIM_PAD": 64, "STATES": 16}, {}, capability)
+    for rotary in (0, 64):
+        report(store_kv, "bf16", {**SHAPE, "ROTARY": rotary, "TOKENS": 16}, {}, capability)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
