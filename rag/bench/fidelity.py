@@ -184,6 +184,8 @@ def _measure(
     """Dictate the reference's answers to an engine of another choice; one that cannot be had says why."""
     try:
         teacher = _opened(folder, config)
+        if config.weights == "int8" and teacher.engine.runner.lean is None:
+            raise ConfigError(f"backend {teacher.engine.runner.model.backend.name!r} has no 8-bit weights")
     except ConfigError as error:
         for _ in prompts:
             advance()

@@ -2,7 +2,7 @@
 
 import typer
 
-from rag.cli import bench_engine, bench_fidelity, bench_prefix
+from rag.cli import bench_drafts, bench_engine, bench_fidelity, bench_prefix
 
 __all__ = ["app"]
 
@@ -10,6 +10,7 @@ app = typer.Typer(help="Measure.", no_args_is_help=True)
 app.command("prefix")(bench_prefix.prefix)
 app.command("engine")(bench_engine.engine)
 app.command("fidelity")(bench_fidelity.fidelity)
+app.command("drafts")(bench_drafts.drafts)
 
 
 @app.callback()

@@ -34,15 +34,18 @@ class PeerProcess:
     def __init__(self, name: str, python: Path, settings: Mapping[str, Any]) -> None:
         self.name = name
         environment = {key: value for key, value in os.environ.items() if key not in DROPPED_VARIABLES}
-        self._process = subprocess.Popen(  # noqa: S603 - our own script
-            [str(python), str(CHILD), name, json.dumps(dict(settings))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=environment,
-            process_group=0,  # stopped with its children; continued by the system when we are gone
-        )
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - our own script
+                [str(python), str(CHILD), name, json.dumps(dict(settings))],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                env=environment,
+                process_group=0,  # stopped with its children; continued by the system when we are gone
+            )
+        except OSError as error:
+            raise PeerError(f"{python} cannot be run: {error.strerror}") from error
         try:
             hello = self._receive()
             if "missing" in hello:
