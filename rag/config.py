@@ -48,6 +48,8 @@ class EngineSettings(_Group):
     kv_cache_bytes: int | None = Field(default=None, ge=1)
     max_num_seqs: int = Field(default=16, ge=1)
     max_num_batched_tokens: int = Field(default=1024, ge=1)
+    max_slowdown: float = Field(default=3.0, ge=1)
+    max_draft_tokens: int = Field(default=16, ge=0)
     max_num_waiting: int = Field(default=1024, ge=1)
     max_model_len: int | None = Field(default=None, ge=1)
     eviction: str = "lru"
