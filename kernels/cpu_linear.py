@@ -1,6 +1,8 @@
 """Linear layers with packed weights on the C++ kernels: float32 in and out, the weights in a format of choice."""
 
 import ctypes
+import math
+import threading
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal, Self
 
@@ -28,6 +30,9 @@ _EPILOGUES: Final[dict[str, int]] = {"store": 0, "add": 1, "silu_mul": 2}
 
 # outputs in a panel: kWeightPanel of cpu/linear.h
 _PANEL: Final = 32
+
+_HUGE_PAGE: Final = 2 << 20
+_ARENA_BYTES: Final = 64 << 20
 
 
 class LinearStruct(ctypes.Structure):
@@ -67,6 +72,40 @@ class _LinearArgs(ctypes.Structure):
         ("rows", ctypes.c_int64),
         ("epilogue", ctypes.c_int32),
     ]
+
+
+class _Arena:
+    """Memory for packed weights, cut from large pieces that the system backs with huge pages.
+
+    Reading all weights for one row is bound by address translation otherwise: a quarter slower in 4 KB pages. A piece
+    lives as long as one of the tensors in it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._piece = torch.empty(0, dtype=torch.uint8)
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype, library: CpuLibrary) -> Tensor:
+        """Return an uninitialised tensor that starts at a cache line."""
+        nbytes = math.prod(shape) * dtype.itemsize
+        padded = -(-nbytes // 64) * 64
+        with self._lock:
+            if padded > len(self._piece):
+                self._piece = _huge_pages(max(padded, _ARENA_BYTES), library)
+            tensor, self._piece = self._piece[:nbytes], self._piece[padded:]
+        return tensor.view(dtype).view(shape)
+
+
+_arena: Final = _Arena()
+
+
+def _huge_pages(nbytes: int, library: CpuLibrary) -> Tensor:
+    """Return untouched memory at a multiple of the huge page; what is never written takes no room."""
+    nbytes = -(-nbytes // _HUGE_PAGE) * _HUGE_PAGE
+    memory = torch.empty(nbytes + _HUGE_PAGE, dtype=torch.uint8)
+    start = -memory.data_ptr() % _HUGE_PAGE
+    library.function("preread_huge_pages", [ctypes.c_void_p, ctypes.c_int64])(memory.data_ptr() + start, nbytes)
+    return memory[start : start + nbytes]
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +161,7 @@ class PackedLinear:
         library = library or load_library()
         out_features, in_features = weight.shape
         code, dtype = _FORMATS[format]
-        panels = torch.empty(_num_panels(out_features, gated=silu_mul), in_features, _PANEL, dtype=dtype)
+        panels = _arena.empty((_num_panels(out_features, gated=silu_mul), in_features, _PANEL), dtype, library)
         scales = torch.empty(len(panels), _PANEL)
         weight = weight.detach().contiguous()
         args = _PackArgs(

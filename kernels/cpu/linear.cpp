@@ -9,7 +9,7 @@ namespace {
 
 constexpr int kBlockRows = 96;       // rows whose sums of one group of panels stay in the L1 cache
 constexpr int kRowsPerThread = 64;   // with at least so many for each, threads share out rows, else panels
-constexpr int kMaxGroup = 3;         // panels worked on at once
+constexpr int kMaxGroup = 4;         // panels worked on at once
 constexpr int kGroupLanes = kMaxGroup * kWeightPanel;
 
 // What one thread has to do.
@@ -56,22 +56,31 @@ uint32_t largest_finite(const float* x, int64_t count) {
 
 // Rounds each row, scaled by a power of two so that its largest magnitude is in [2, 4), to float16, and doubles it.
 void take_rows(const Job& job, int64_t row, int64_t rows, Float16Op, Activations* to) {
+  constexpr int64_t kTogether = 4;  // rows written side by side: fewer pages at a time
   const int64_t inputs = job.weight.in_features;
-  for (int64_t r = 0; r < rows; r++) {
-    const float* x = job.x + (row + r) * job.x_stride;
-    const uint32_t exponent = largest_finite(x, inputs) >> 23;
-    const uint32_t scale_bits = std::min(255 - exponent, 254u) << 23;
-    float scale;
-    std::memcpy(&scale, &scale_bits, 4);
-    to->scales[r] = 1.f / scale;  // of a power of two: exact
-    const __m512 scales = _mm512_set1_ps(scale);
-    for (int64_t k = 0; k < inputs; k += 16) {
-      const __mmask16 mask = inputs - k < 16 ? __mmask16((1u << (inputs - k)) - 1) : __mmask16(0xffff);
-      const __m512 value = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + k), scales);
-      const __m512i half = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtxps_ph(value));
-      uint32_t* lanes = to->lanes + (k / kChunk * kChunk * rows + r * kChunk + k % kChunk);
-      _mm512_store_si512(lanes, _mm512_or_si512(half, _mm512_slli_epi32(half, 16)));
+  for (int64_t first = 0; first < rows; first += kTogether) {
+    const int64_t last = std::min(first + kTogether, rows);
+    __m512 scales[kTogether];
+    for (int64_t r = first; r < last; r++) {
+      const uint32_t exponent = largest_finite(job.x + (row + r) * job.x_stride, inputs) >> 23;
+      const uint32_t scale_bits = std::min(255 - exponent, 254u) << 23;
+      float scale;
+      std::memcpy(&scale, &scale_bits, 4);
+      to->scales[r] = 1.f / scale;  // of a power of two: exact
+      scales[r - first] = _mm512_set1_ps(scale);
     }
+    for (int64_t chunk = 0; chunk < inputs; chunk += kChunk)
+      for (int64_t r = first; r < last; r++) {
+        const float* x = job.x + (row + r) * job.x_stride;
+        uint32_t* lanes = to->lanes + (chunk * rows + r * kChunk);
+        const int64_t end = std::min<int64_t>(chunk + kChunk, inputs);
+        for (int64_t k = chunk; k < end; k += 16, lanes += 16) {
+          const __mmask16 mask = end - k < 16 ? __mmask16((1u << (end - k)) - 1) : __mmask16(0xffff);
+          const __m512 value = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + k), scales[r - first]);
+          const __m512i half = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtxps_ph(value));
+          _mm512_store_si512(lanes, _mm512_or_si512(half, _mm512_slli_epi32(half, 16)));
+        }
+      }
   }
 }
 #endif
@@ -161,7 +170,7 @@ struct Tail {
 // float32: a tile is two vectors of one panel.
 template <class W>
 void run_tile(Float32Op, int64_t rows, int64_t panels, int64_t panel_step, TileArgs t) {
-  static const Tile* const table = tiles<Float32Op, W, 2, kTileRows>();
+  static const Tile* const table = tiles<Float32Op, W, 2, std::is_same<W, float>::value ? kTileRows : Float32Op::kDirectRows>();
   const W* b = static_cast<const W*>(t.b);
   const char* ahead = t.ahead;
   float* c = t.c;
@@ -179,18 +188,19 @@ void run_tile(Float32Op, int64_t rows, int64_t panels, int64_t panel_step, TileA
 // float16: a tile is the one vector of each panel.
 template <class W>
 void run_tile(Float16Op, int64_t rows, int64_t panels, int64_t panel_step, TileArgs t) {
-  static const Tile* const tables[] = {tiles<Float16Op, W, 1, 12>(), tiles<Float16Op, W, 2, 12>(),
-                                       tiles<Float16Op, W, 3, 8>()};
+  static const Tile* const tables[] = {tiles<Float16Op, W, 1, kHalfRows[0]>(), tiles<Float16Op, W, 2, kHalfRows[1]>(),
+                                       tiles<Float16Op, W, 3, kHalfRows[2]>(), tiles<Float16Op, W, 4, kHalfRows[3]>()};
   t.strip = panel_step;
   tables[panels - 1][rows - 1](t);
 }
 #endif
 
 int64_t tile_rows(Float32Op, int64_t) { return kTileRows; }
-int64_t group_panels(Float32Op, int64_t left, bool) { return std::min<int64_t>(left, 2); }
+int64_t group_panels(Float32Op, int64_t left, int64_t, bool) { return std::min<int64_t>(left, 2); }
 #if defined(__AVX512FP16__)
-int64_t tile_rows(Float16Op, int64_t panels) { return panels == 3 ? 8 : 12; }
-int64_t group_panels(Float16Op, int64_t left, bool gated) {
+int64_t tile_rows(Float16Op, int64_t panels) { return kHalfRows[panels - 1]; }
+int64_t group_panels(Float16Op, int64_t left, int64_t rows, bool gated) {
+  if (rows <= kHalfRows[3] && left >= 4) return 4;  // more streams from memory, more sums in flight
   return left == 3 && !gated ? 3 : std::min<int64_t>(left, 2);
 }
 #endif
@@ -222,7 +232,7 @@ void run_block(const Job& job, int64_t row, int64_t rows, const Activations& x, 
   const W* panels = static_cast<const W*>(weight.panels);
   int64_t count;
   for (int64_t p = job.first_panel; p < job.last_panel; p += count) {
-    count = group_panels(Op(), job.last_panel - p, weight.gated != 0);
+    count = group_panels(Op(), job.last_panel - p, rows, weight.gated != 0);
     const int64_t tiles = (rows + tile_rows(Op(), count) - 1) / tile_rows(Op(), count);
     const W* next_group = panels + (p + count < job.last_panel ? p + count : p) * panel_step;
     const Tail tail = {job, p, count};
@@ -239,7 +249,7 @@ void run_block(const Job& job, int64_t row, int64_t rows, const Activations& x, 
       t.c_stride = count * kWeightPanel;
       t.first = k == 0;
       const Tail* const end = is_last ? &tail : nullptr;
-      if (is_wide || tiles == 1) {
+      if (is_wide || (tiles == 1 && rows <= Op::kDirectRows)) {
         t.ahead_step = (64 + tiles - 1) / tiles;
         run_tiles<Op, W>(row, rows, tiles, count, panel_step, t, end, x.scales);
       } else if constexpr (!is_wide) {

@@ -2,6 +2,10 @@
 #include <algorithm>
 #include <cmath>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "linear.h"
 #include "simd.h"
 
@@ -110,4 +114,11 @@ PREREAD_API void preread_linear_pack(const preread::PackArgs* args) {
       case kFloat16: return pack_from<Float16>(*args, team);
     }
   });
+}
+
+// Ask for huge pages in [memory, memory + bytes), a multiple of them that nothing has been written to. Only a hint.
+PREREAD_API void preread_huge_pages(void* memory, int64_t bytes) {
+#if defined(__linux__)
+  madvise(memory, size_t(bytes), MADV_HUGEPAGE);
+#endif
 }

@@ -38,6 +38,7 @@ struct Float32Op {
   typedef Vec Sum;
   typedef float Wide;  // what weights are widened to when several tiles use them
   static constexpr int kSumLanes = kLanes;
+  static constexpr int kDirectRows = 4;  // so many rows widen weights as they read them
   template <class W>
   static Vec weight(const W* from) {
     return load(from);
@@ -57,12 +58,16 @@ struct Float32Op {
 };
 
 #if defined(__AVX512FP16__)
+// Rows of a tile of 1, 2, 3 or 4 vectors: at most 27 sums.
+constexpr int kHalfRows[] = {12, 12, 8, 6};
+
 // float16: lanes are pairs of the same half, so that a 32-bit broadcast (a load, no shuffle) feeds 32 of them. Sums over
 // a chunk are in float16, sums of chunks in float32. The scales of rows and outputs keep the former below 2^16.
 struct Float16Op {
   typedef __m512h Sum;
   typedef Float16 Wide;
   static constexpr int kSumLanes = 32;
+  static constexpr int kDirectRows = 12;
   static __m512h weight(const Float16* from) { return _mm512_loadu_ph(from); }
   static __m512h weight(const int8_t* from) {
     return _mm512_cvtepi16_ph(_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
@@ -74,7 +79,7 @@ struct Float16Op {
   static void end(const TileArgs&, int, __m512h sum, float* c) {
     alignas(64) Float16 halves[32];
     _mm512_store_ph(halves, sum);
-    asm volatile("" ::: "memory");
+    asm volatile("" ::: "memory");  // two loads that widen cost less than a shuffle of the upper half
     const __m512 low = _mm512_cvtxph_ps(_mm256_load_ph(halves)), high = _mm512_cvtxph_ps(_mm256_load_ph(halves + 16));
     _mm512_storeu_ps(c, kFirst ? low : _mm512_add_ps(low, _mm512_loadu_ps(c)));
     _mm512_storeu_ps(c + 16, kFirst ? high : _mm512_add_ps(high, _mm512_loadu_ps(c + 16)));
