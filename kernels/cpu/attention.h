@@ -20,7 +20,7 @@ constexpr int kPanel = 16;
 constexpr int kPanel = 8;
 #endif
 constexpr int kFewLanes = 8;       // up to so many, lanes are dotted one by one instead of filling a panel
-constexpr int kPieceLanes = 1024;  // panels that share one conversion of keys and values
+constexpr int kPieceLanes = 384;  // panels that share one conversion of keys and values
 
 // What a plan is made of: the query rows, and groups of runs that the same sequences (members) read.
 struct AttendPlanArgs {

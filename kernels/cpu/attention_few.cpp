@@ -21,9 +21,10 @@ inline Vec load_some(const T* from, int64_t count) {
 }
 
 // scores [lanes, kKeyTile] of NL lanes with the keys of a tile; `next` are fetched from memory meanwhile.
-template <class T, int NL>
+template <class T, int NL, int DIM>
 void score(const T* keys, const TileKeys& tile, const TileKeys& next, const float* q, int64_t dim, int64_t padded,
            float* scores) {
+  if (DIM) dim = padded = DIM;
   Vec sums[NL][kLanes];
   for (int first = 0; first < tile.count; first += kLanes) {
     const int count = tile.count - first < kLanes ? tile.count - first : kLanes;
@@ -31,8 +32,9 @@ void score(const T* keys, const TileKeys& tile, const TileKeys& next, const floa
       const T* key = keys + tile.offset[first + j];
       const T* later = keys + next.offset[first + j < next.count ? first + j : 0];
       Vec sum[NL] = {};
+#pragma GCC unroll 8
       for (int64_t i = 0; i < dim; i += kLanes) {
-        const Vec value = load_some(key + i, dim - i);
+        const Vec value = DIM ? load(key + i) : load_some(key + i, dim - i);
         if (i * sizeof(T) % 64 == 0) __builtin_prefetch(later + i);
         for (int lane = 0; lane < NL; lane++) sum[lane] = fma(value, load(q + lane * padded + i), sum[lane]);
       }
@@ -46,7 +48,7 @@ void score(const T* keys, const TileKeys& tile, const TileKeys& next, const floa
 }
 
 // out [lanes, padded] = out * factor + weights [lanes, kKeyTile] . values
-template <class T, int NL, int NC>
+template <class T, int NL, int NC, bool WHOLE>
 void add_values(const T* values, const TileKeys& tile, const TileKeys& next, const float* weights, const float* factor,
                 int64_t count, int64_t padded, float* out) {
   Vec sums[NL][NC];
@@ -56,7 +58,7 @@ void add_values(const T* values, const TileKeys& tile, const TileKeys& next, con
     const T* value = values + tile.offset[j];
     const T* later = values + next.offset[j < next.count ? j : 0];
     for (int c = 0; c < NC; c++) {
-      const Vec part = load_some(value + c * kLanes, count - c * kLanes);
+      const Vec part = WHOLE ? load(value + c * kLanes) : load_some(value + c * kLanes, count - c * kLanes);
       if (c * kLanes * sizeof(T) % 64 == 0) __builtin_prefetch(later + c * kLanes);
       for (int lane = 0; lane < NL; lane++)
         sums[lane][c] = fma(part, set1(weights[lane * kKeyTile + j]), sums[lane][c]);
@@ -70,15 +72,15 @@ template <class T, int NL>
 void add_all_values(const T* values, const TileKeys& tile, const TileKeys& next, const float* weights,
                     const float* factor, int64_t dim, int64_t padded, float* out) {
   int64_t i = 0;
-  for (; i + 3 * kLanes < padded; i += 4 * kLanes)
-    add_values<T, NL, 4>(values + i, tile, next, weights, factor, dim - i, padded, out + i);
-  for (; i < padded; i += kLanes)
-    add_values<T, NL, 1>(values + i, tile, next, weights, factor, dim - i, padded, out + i);
+  for (; i + 4 * kLanes <= dim; i += 4 * kLanes)
+    add_values<T, NL, 4, true>(values + i, tile, next, weights, factor, dim - i, padded, out + i);
+  for (; i < dim; i += kLanes)
+    add_values<T, NL, 1, false>(values + i, tile, next, weights, factor, dim - i, padded, out + i);
 }
 
 // Turn scores of one lane into weights, relative to the highest score so far; returns what scales earlier results.
 float weigh(float* scores, const TileKeys& tile, int32_t position, const AttendPlan& plan, float* highest_so_far,
-            float* total) {
+            float* sum_so_far) {
   Vec best = set1(-INFINITY);
   const int count = tile.count;
   for (int j = count; j % kLanes != 0; j++) scores[j] = -INFINITY;
@@ -93,7 +95,7 @@ float weigh(float* scores, const TileKeys& tile, int32_t position, const AttendP
   }
   float base = highest(best);
   base = base > *highest_so_far ? base : *highest_so_far;
-  if (base == -INFINITY && sum(invalid) == 0) {
+  if (base == -INFINITY && total(invalid) == 0) {
     for (int j = 0; j < count; j++) scores[j] = 0;
     return 1;
   }
@@ -105,23 +107,23 @@ float weigh(float* scores, const TileKeys& tile, int32_t position, const AttendP
     store(scores + j, weight);
   }
   *highest_so_far = base;
-  *total = *total * factor + sum(sums);
+  *sum_so_far = *sum_so_far * factor + total(sums);
   return factor;
 }
 
-template <class T, int NL>
+template <class T, int NL, int DIM>
 void attend_lanes(const T* keys, const T* values, const TileKeys& tile, const TileKeys& next, const AttendPlan& plan,
                   const int32_t* positions, const State& state, int64_t first, int64_t padded) {
   float scores[NL * kKeyTile], factor[NL];
   const float* q = state.q + first * padded;
-  score<T, NL>(keys, tile, next, q, plan.head_dim, padded, scores);
+  score<T, NL, DIM>(keys, tile, next, q, plan.head_dim, padded, scores);
   for (int lane = 0; lane < NL; lane++)
     factor[lane] = weigh(scores + lane * kKeyTile, tile, positions[lane], plan, state.highest + first + lane,
                          state.total + first + lane);
   add_all_values<T, NL>(values, tile, next, scores, factor, plan.head_dim, padded, state.out + first * padded);
 }
 
-template <class T>
+template <class T, int DIM>
 void attend_tile(const Layer<T>& layer, const TileKeys& tile, const TileKeys& next, const AttendPlan& plan,
                  const int32_t* positions, int64_t lanes, const State& state, int64_t padded) {
   for (int64_t kv_head = 0; kv_head < plan.kv_heads; kv_head++) {
@@ -132,10 +134,10 @@ void attend_tile(const Layer<T>& layer, const TileKeys& tile, const TileKeys& ne
         attend(keys, values, tile, next, plan, positions + lane, state, kv_head * lanes + lane, padded);
       };
       switch (lanes - lane) {
-        case 1: run(attend_lanes<T, 1>); break;
-        case 2: run(attend_lanes<T, 2>); break;
-        case 3: run(attend_lanes<T, 3>); break;
-        default: run(attend_lanes<T, 4>); break;
+        case 1: run(attend_lanes<T, 1, DIM>); break;
+        case 2: run(attend_lanes<T, 2, DIM>); break;
+        case 3: run(attend_lanes<T, 3, DIM>); break;
+        default: run(attend_lanes<T, 4, DIM>); break;
       }
     }
   }
@@ -175,7 +177,10 @@ void attend_piece(const AttendArgs& args, const Piece& piece) {
                    state.q + i * padded);
       }
     }
-    attend_tile(layer, keys[now], keys[now ^ 1], plan, positions, lanes, state, padded);
+    if (plan.head_dim == 64)
+      attend_tile<T, 64>(layer, keys[now], keys[now ^ 1], plan, positions, lanes, state, padded);
+    else
+      attend_tile<T, 0>(layer, keys[now], keys[now ^ 1], plan, positions, lanes, state, padded);
   }
   for (int64_t i = 0; i < all; i++) {
     const int64_t lane = i % lanes;

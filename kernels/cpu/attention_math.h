@@ -37,7 +37,7 @@ static inline Vec exp2(Vec x) {
 
 // One step of a transposition: lanes whose index has bit W of `a` and `b` change places with the others.
 template <int W, int... I>
-static inline void exchange(Vec& a, Vec& b, std::integer_sequence<int, I...>) {
+static inline __attribute__((always_inline)) void exchange(Vec& a, Vec& b, std::integer_sequence<int, I...>) {
   const Vec low = __builtin_shufflevector(a, b, (I & W ? kLanes + I - W : I)...);
   const Vec high = __builtin_shufflevector(a, b, (I & W ? kLanes + I : I + W)...);
   a = low;
@@ -45,7 +45,8 @@ static inline void exchange(Vec& a, Vec& b, std::integer_sequence<int, I...>) {
 }
 
 template <int W = kLanes / 2>
-static inline void transpose(Vec* rows) {
+static inline __attribute__((always_inline)) void transpose(Vec* rows) {
+#pragma GCC unroll 16
   for (int i = 0; i < kLanes; i++)
     if (!(i & W)) exchange<W>(rows[i], rows[i + W], std::make_integer_sequence<int, kLanes>());
   if constexpr (W > 1) transpose<W / 2>(rows);
@@ -53,7 +54,8 @@ static inline void transpose(Vec* rows) {
 
 // Lane i of the result is the sum of vector i.
 template <int W = kLanes / 2>
-static inline Vec sum_each(Vec* vectors) {
+static inline __attribute__((always_inline)) Vec sum_each(Vec* vectors) {
+#pragma GCC unroll 16
   for (int i = 0; i < W; i++) {
     exchange<W>(vectors[i], vectors[i + W], std::make_integer_sequence<int, kLanes>());
     vectors[i] += vectors[i + W];
@@ -65,9 +67,20 @@ static inline Vec sum_each(Vec* vectors) {
 }
 
 static inline float highest(Vec value) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)value);
+#endif
   float result = value[0];
   for (int i = 1; i < kLanes; i++) result = value[i] > result ? value[i] : result;
   return result;
+}
+
+static inline float total(Vec value) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)value);
+#else
+  return sum(value);
+#endif
 }
 
 }  // namespace preread

@@ -16,7 +16,7 @@ constexpr int kRows = 6;
 #endif
 constexpr int kWide = 2 * kLanes;  // lanes of one float32 product
 constexpr int kMaxDim = 1024;
-constexpr int kBlock = 4;          // key tiles that are converted together
+constexpr int kBlock = 2;          // key tiles that are converted together
 // Bound on partial sums of scores (base 2) up to which float16 sums are close enough, and on |V| below which no sum
 // of kKeyTile weighted values overflows.
 constexpr float kHalfScores = 512.f, kHalfValues = 60000.f / kKeyTile;
@@ -153,6 +153,26 @@ void load_floats(const T* keys, int64_t value_offset, int64_t dim, Tile& tile) {
   tile.has_floats = true;
 }
 
+// Ask memory for the queries of a panel.
+void fetch_queries(const AttendArgs& args, const Piece& piece, int64_t first_lane, const Panel& panel) {
+  const AttendPlan& plan = *args.plan;
+  const int64_t group = plan.group_size, width = group * plan.head_dim;
+  for (int64_t row = first_lane / group; row <= (first_lane + panel.lanes - 1) / group; row++) {
+    const float* q = args.q + plan.rows[piece.rows + row] * args.q_stride + piece.kv_head * width;
+    for (int64_t i = 0; i < width; i += 16) __builtin_prefetch(q + i);
+  }
+}
+
+// Ask memory for where the results of a panel go.
+void fetch_targets(const AttendArgs& args, const Piece& piece, int64_t first_lane, const Panel& panel) {
+  const AttendPlan& plan = *args.plan;
+  const int64_t group = plan.group_size, width = group * plan.head_dim;
+  for (int64_t row = first_lane / group; row <= (first_lane + panel.lanes - 1) / group; row++) {
+    const float* out = target_of(args, piece, row, 0).out;
+    for (int64_t i = 0; i < width; i += 16) __builtin_prefetch(out + i, 1);
+  }
+}
+
 // Rotate the queries of a panel for a shift, and turn them so that lanes are adjacent.
 void load_panel(const AttendArgs& args, const Piece& piece, int64_t first_lane, int32_t shift, Panel& panel) {
   const AttendPlan& plan = *args.plan;
@@ -171,9 +191,15 @@ void load_panel(const AttendArgs& args, const Piece& piece, int64_t first_lane, 
     }
     for (int64_t d = 0; d < dim; d += kLanes) {
       Vec square[kLanes];
+#pragma GCC unroll 16
       for (int i = 0; i < kLanes; i++) square[i] = load(rows + i * padded + d);
       transpose(square);
-      for (int i = 0; i < kLanes && d + i < dim; i++) store(panel.q + (d + i) * kPanel + first, square[i]);
+      if (d + kLanes <= dim) {
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; i++) store(panel.q + (d + i) * kPanel + first, square[i]);
+        continue;
+      }
+      for (int i = 0; d + i < dim; i++) store(panel.q + (d + i) * kPanel + first, square[i]);
     }
   }
 }
@@ -206,10 +232,17 @@ void finish_panel(const AttendArgs& args, const Piece& piece, int64_t first_lane
       if (targets[i].lse != nullptr) *targets[i].lse = panel.best[first + i] + std::log2(panel.total[first + i]);
     }
     for (int64_t d = 0; d < dim; d += kLanes) {
-      Vec square[kLanes] = {};
+      Vec square[kLanes];
       const int64_t wide = std::min<int64_t>(kLanes, dim - d);
-      for (int64_t i = 0; i < wide; i++) square[i] = load(panel.out + (d + i) * kPanel + first) * scale;
+      const float* out = panel.out + d * kPanel + first;
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < kLanes; i++) square[i] = load(out + (i < wide ? i : 0) * kPanel) * scale;
       transpose(square);
+      if (count == kLanes && wide == kLanes) {
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < kLanes; i++) store(targets[i].out + d, square[i]);
+        continue;
+      }
       for (int64_t i = 0; i < count; i++) {
         if (wide == kLanes)
           store(targets[i].out + d, square[i]);
@@ -226,11 +259,10 @@ inline Vec visible(Vec score, VecI lane_position, int32_t key_position, int32_t 
   return seen ? score : set1(-INFINITY);
 }
 
-// One key tile against NV vectors of lanes in float32.
+// The first `count` keys of a tile against NV vectors of lanes in float32.
 template <int NV, int DIM>
-void attend_floats(const AttendPlan& plan, const Tile& tile, bool masked, int64_t first, Panel& panel) {
+void attend_floats(const AttendPlan& plan, const Tile& tile, int count, bool masked, int64_t first, Panel& panel) {
   const int64_t dim = DIM ? DIM : plan.head_dim;
-  const int count = tile.keys.count;
   alignas(64) float scores[kKeyTile * kWide];
   by_rows(count, [&](auto size, int64_t row) {
     product<Floats, size, NV>(tile.k + row * dim, dim, 1, panel.q + first, kPanel, dim, [&](int r, int v, Vec sum) {
@@ -294,38 +326,48 @@ inline __m512h exp2_half(__m512h x) {
   return _mm512_scalef_ph(p, x);
 }
 
-// Convert one row to pairs and raise the limits, which are float16 magnitudes as whole numbers: NaN is the highest.
-inline void spread_row(const Float16* from, int64_t dim, uint32_t* to, uint16_t* limits) {
+// Convert 32 dimensions of the keys or values of a tile to pairs. Returns the largest magnitude of each as the bits of
+// a float16, where NaN is the highest.
+inline __m512i spread_columns(const Float16* from, const TileKeys& keys, int64_t dim, int64_t first, uint32_t* to) {
   const __m512i magnitude = _mm512_set1_epi16(0x7fff);
   const __m512i low = _mm512_set_epi16(15, 15, 14, 14, 13, 13, 12, 12, 11, 11, 10, 10, 9, 9, 8, 8, 7, 7, 6, 6, 5, 5, 4,
                                        4, 3, 3, 2, 2, 1, 1, 0, 0);
   const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
-  for (int64_t i = 0; i < dim; i += 32) {
-    const int64_t count = dim - i < 32 ? dim - i : 32;
-    const __m512i x = count == 32 ? _mm512_loadu_si512(from + i)
-                                  : _mm512_maskz_loadu_epi16(__mmask32((uint64_t(1) << count) - 1), from + i);
-    const __m512i limit = _mm512_max_epu16(_mm512_and_si512(x, magnitude), _mm512_loadu_si512(limits + i));
-    _mm512_storeu_si512(limits + i, limit);
-    const __m512i a = _mm512_permutexvar_epi16(low, x), b = _mm512_permutexvar_epi16(high, x);
-    if (count == 32) {
-      _mm512_storeu_si512(to + i, a);
-      _mm512_storeu_si512(to + i + 16, b);
-    } else {
-      _mm512_mask_storeu_epi32(to + i, __mmask16(count < 16 ? (1 << count) - 1 : 0xffff), a);
-      if (count > 16) _mm512_mask_storeu_epi32(to + i + 16, __mmask16((1 << (count - 16)) - 1), b);
+  const int64_t count = std::min<int64_t>(32, dim - first);
+  __m512i limit = _mm512_setzero_si512();
+  from += first;
+  to += first;
+  if (count == 32) {
+    for (int j = 0; j < keys.count; j++) {
+      const __m512i x = _mm512_loadu_si512(from + keys.offset[j]);
+      limit = _mm512_max_epu16(_mm512_and_si512(x, magnitude), limit);
+      _mm512_storeu_si512(to + j * dim, _mm512_permutexvar_epi16(low, x));
+      _mm512_storeu_si512(to + j * dim + 16, _mm512_permutexvar_epi16(high, x));
     }
+    return limit;
   }
+  const uint32_t used = (uint32_t(1) << count) - 1;
+  for (int j = 0; j < keys.count; j++) {
+    const __m512i x = _mm512_maskz_loadu_epi16(used, from + keys.offset[j]);
+    limit = _mm512_max_epu16(_mm512_and_si512(x, magnitude), limit);
+    _mm512_mask_storeu_epi32(to + j * dim, __mmask16(used), _mm512_permutexvar_epi16(low, x));
+    _mm512_mask_storeu_epi32(to + j * dim + 16, __mmask16(count < 16 ? 0 : used >> 16), _mm512_permutexvar_epi16(high, x));
+  }
+  return limit;
 }
 
 void load_halves(const Float16* keys, int64_t value_offset, int64_t dim, Tile& tile) {
-  alignas(64) uint16_t limits[2][kMaxDim] = {};
-  for (int j = 0; j < tile.keys.count; j++) {
-    const Float16* key = keys + tile.keys.offset[j];
-    spread_row(key, dim, tile.k2 + j * dim, limits[0]);
-    spread_row(key + value_offset, dim, tile.v2 + j * dim, limits[1]);
+  __m512i value_limit = _mm512_setzero_si512();
+  for (int64_t i = 0; i < dim; i += 32) {
+    const __m512i limit = spread_columns(keys, tile.keys, dim, i, tile.k2);
+    alignas(64) Float16 limits[32];
+    _mm512_store_si512(limits, limit);
+    for (int64_t d = i; d < dim && d < i + 32; d++) tile.k_limit[d] = to_float(limits[d - i]);
+    value_limit = _mm512_max_epu16(value_limit, spread_columns(keys + value_offset, tile.keys, dim, i, tile.v2));
   }
-  for (int64_t i = 0; i < dim; i++) tile.k_limit[i] = to_float(Float16{limits[0][i]});
-  tile.v_limit = to_float(Float16{*std::max_element(limits[1], limits[1] + dim)});
+  alignas(64) uint16_t limits[32];
+  _mm512_store_si512(limits, value_limit);
+  tile.v_limit = to_float(Float16{*std::max_element(limits, limits + 32)});
 }
 
 // Make the float16 form of a panel's queries.
@@ -361,32 +403,33 @@ inline __mmask32 visible_lanes(const int32_t* position, int32_t key, int32_t win
   return _mm512_kunpackw(high, low);
 }
 
-// One key tile against NV vectors of lanes with float16 products, summed over at most kKeyTile keys or one head.
+// As `attend_floats`, with float16 products that are summed over at most kKeyTile keys, or one head.
 template <int NV, int DIM>
-void attend_halves(const AttendPlan& plan, const Tile& tile, bool masked, Panel& panel) {
+void attend_halves(const AttendPlan& plan, const Tile& tile, int count, bool masked, Panel& panel) {
   const int64_t dim = DIM ? DIM : plan.head_dim;
-  const int count = tile.keys.count;
   const _Float16* q = reinterpret_cast<const _Float16*>(panel.q_half);
   alignas(64) _Float16 scores[kKeyTile * kPanel];
+  __m512h highest[NV];
+  for (int v = 0; v < NV; v++) highest[v] = _mm512_set1_ph(-INFINITY);
   by_rows(count, [&](auto size, int64_t row) {
     product<Halves, size, NV>(tile.k2 + row * dim, dim, 1, q, kPanel, dim, [&](int r, int v, __m512h sum) {
       _mm512_store_ph(scores + (row + r) * kPanel + v * 32, sum);
+      highest[v] = _mm512_max_ph(highest[v], sum);
     });
   });
   Vec factor[2 * NV];
   for (int v = 0; v < NV; v++) {
     _Float16* lane = scores + v * 32;
     const int64_t at = v * 32;
-    __m512h best_half = _mm512_set1_ph(-INFINITY);
+    __m512h best_half = highest[v];
     if (masked) {
+      best_half = _mm512_set1_ph(-INFINITY);
       for (int j = 0; j < count; j++) {
         const __mmask32 seen = visible_lanes(panel.position + at, tile.keys.position[j], plan.window);
         const __m512h score = _mm512_mask_blend_ph(seen, _mm512_set1_ph(-INFINITY), _mm512_load_ph(lane + j * kPanel));
         _mm512_store_ph(lane + j * kPanel, score);
         best_half = _mm512_max_ph(best_half, score);
       }
-    } else {
-      for (int j = 0; j < count; j++) best_half = _mm512_max_ph(best_half, _mm512_load_ph(lane + j * kPanel));
     }
     const Vec before[2] = {load(panel.best + at), load(panel.best + at + kLanes)};
     const Vec best[2] = {max(low_half(best_half), before[0]), max(high_half(best_half), before[1])};
@@ -394,17 +437,22 @@ void attend_halves(const AttendPlan& plan, const Tile& tile, bool masked, Panel&
     const __m512h base_half = halves(base[0], base[1]);
     Vec total[2] = {};
     const __m512h lowest = _mm512_set1_ph(-40.f);  // 2^-40 is 0, and so is what is hidden
-    __m512h partial = _mm512_setzero_ph();
-    for (int j = 0; j < count; j++) {
-      const __m512h x = _mm512_max_ph(_mm512_sub_ph(_mm512_load_ph(lane + j * kPanel), base_half), lowest);
-      const __m512h weight = exp2_half(x);
-      _mm512_store_ph(lane + j * kPanel, weight);
-      partial = _mm512_add_ph(partial, weight);
-      if (j % 4 == 3 || j == count - 1) {
-        total[0] += low_half(partial);
-        total[1] += high_half(partial);
-        partial = _mm512_setzero_ph();
+    for (int first = 0; first < count; first += 4) {
+      __m512h partial = _mm512_setzero_ph();
+      const auto weigh = [&](int j) {
+        const __m512h x = _mm512_max_ph(_mm512_sub_ph(_mm512_load_ph(lane + j * kPanel), base_half), lowest);
+        const __m512h weight = exp2_half(x);
+        _mm512_store_ph(lane + j * kPanel, weight);
+        partial = _mm512_add_ph(partial, weight);
+      };
+      if (first + 4 <= count) {
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) weigh(first + j);
+      } else {
+        for (int j = first; j < count; j++) weigh(j);
       }
+      total[0] += low_half(partial);
+      total[1] += high_half(partial);
     }
     for (int i = 0; i < 2; i++) {
       factor[2 * v + i] = exp2(before[i] - base[i]);
@@ -425,13 +473,15 @@ void attend_halves(const AttendPlan& plan, const Tile& tile, bool masked, Panel&
 
 template <int DIM, class T>
 void attend_tile(const AttendPlan& plan, const T* keys, int64_t value_offset, Tile& tile, bool masked, Panel& panel) {
+  int count = tile.keys.count;  // without what lies after every query
+  while (tile.keys.position[count - 1] > panel.latest) count--;
 #if defined(__AVX512FP16__)
   if constexpr (std::is_same_v<T, Float16>) {
     if (!panel.wide && fits_halves(panel, tile, plan.head_dim)) {
       if (panel.lanes > 32)
-        attend_halves<2, DIM>(plan, tile, masked, panel);
+        attend_halves<2, DIM>(plan, tile, count, masked, panel);
       else
-        attend_halves<1, DIM>(plan, tile, masked, panel);
+        attend_halves<1, DIM>(plan, tile, count, masked, panel);
       return;
     }
     panel.wide = true;
@@ -440,9 +490,20 @@ void attend_tile(const AttendPlan& plan, const T* keys, int64_t value_offset, Ti
   if (!tile.has_floats) load_floats(keys, value_offset, plan.head_dim, tile);
   for (int64_t first = 0; first < panel.lanes; first += kWide) {
     if (panel.lanes - first > kLanes)
-      attend_floats<2, DIM>(plan, tile, masked, first, panel);
+      attend_floats<2, DIM>(plan, tile, count, masked, first, panel);
     else
-      attend_floats<1, DIM>(plan, tile, masked, first, panel);
+      attend_floats<1, DIM>(plan, tile, count, masked, first, panel);
+  }
+}
+
+// Ask memory for the share `part` of `parts` of a tile's keys and values.
+template <class T>
+void fetch(const T* keys, int64_t value_offset, int64_t dim, const TileKeys& tile, int64_t part, int64_t parts) {
+  for (int64_t j = tile.count * part / parts; j < tile.count * (part + 1) / parts; j++) {
+    for (int64_t i = 0; i < dim; i += int64_t(64 / sizeof(T))) {
+      __builtin_prefetch(keys + tile.offset[j] + i);
+      __builtin_prefetch(keys + tile.offset[j] + value_offset + i);
+    }
   }
 }
 
@@ -471,34 +532,46 @@ void attend_piece(const AttendArgs& args, const Piece& piece) {
 
   const Layer<T> layer(args);
   const T* keys = layer.data + piece.kv_head * layer.head_stride;
-  int32_t shift = -1;
-  for (int32_t next = piece.tiles; next < piece.tiles_end;) {
+  int32_t next = piece.tiles, shift = -1;
+  // the next tiles of one shift that any row sees
+  const auto look_ahead = [&](TileKeys* found, const KeyTile** ranges) {
     int count = 0;
     for (; next < piece.tiles_end && count < kBlock; next++) {
       const KeyTile& range = plan.tiles[next];
       if (!plan.sees(lowest, latest, range)) continue;
-      if (count > 0 && range.shift != tiles[0].range->shift) break;
-      tiles[count].range = &range;
-      tiles[count].keys.find(plan, range, layer);
-      tiles[count].has_floats = false;
-#if defined(__AVX512FP16__)
-      if constexpr (std::is_same_v<T, Float16>) load_halves(keys, layer.value_offset, dim, tiles[count]);
-#endif
-      count++;
+      if (count > 0 && range.shift != ranges[0]->shift) break;
+      found[count].find(plan, range, layer);
+      ranges[count++] = &range;
     }
-    if (count == 0) break;
-    if (tiles[0].range->shift != shift) {
-      shift = tiles[0].range->shift;
+    return count;
+  };
+  TileKeys ahead[kBlock];
+  const KeyTile* ranges[kBlock];
+  int count = look_ahead(ahead, ranges);
+  while (count > 0) {
+    for (int t = 0; t < count; t++) {
+      tiles[t].range = ranges[t];
+      tiles[t].keys = ahead[t];
+      tiles[t].has_floats = false;
+#if defined(__AVX512FP16__)
+      if constexpr (std::is_same_v<T, Float16>) load_halves(keys, layer.value_offset, dim, tiles[t]);
+#endif
+    }
+    const bool turned = tiles[0].range->shift != shift;
+    shift = tiles[0].range->shift;
+    const int next_count = look_ahead(ahead, ranges);
+    for (int t = 0; t < count; t++) {
       for (int64_t i = 0; i < num_panels; i++) {
-        load_panel(args, piece, i * kPanel, shift, panels[i]);
+        Panel& panel = panels[i];
+        if (t == 0 && turned) {
+          load_panel(args, piece, i * kPanel, shift, panel);
 #if defined(__AVX512FP16__)
-        if constexpr (std::is_same_v<T, Float16>) load_half_panel(dim, panels[i]);
+          if constexpr (std::is_same_v<T, Float16>) load_half_panel(dim, panel);
 #endif
-      }
-    }
-    for (int64_t i = 0; i < num_panels; i++) {
-      Panel& panel = panels[i];
-      for (int t = 0; t < count; t++) {
+          if (i + 1 < num_panels) fetch_queries(args, piece, (i + 1) * kPanel, panels[i + 1]);
+        }
+        if (t == 0 && next_count == 0) fetch_targets(args, piece, i * kPanel, panel);
+        if (t < next_count) fetch(keys, layer.value_offset, dim, ahead[t], i, num_panels);
         const KeyTile& range = *tiles[t].range;
         if (!plan.sees(panel.lowest, panel.latest, range)) continue;
         const bool masked = range.last > panel.lowest || range.first <= panel.latest - plan.window;
@@ -508,6 +581,7 @@ void attend_piece(const AttendArgs& args, const Piece& piece) {
           attend_tile<0>(plan, keys, layer.value_offset, tiles[t], masked, panel);
       }
     }
+    count = next_count;
   }
   for (int64_t i = 0; i < num_panels; i++) finish_panel(args, piece, i * kPanel, panels[i]);
 }
