@@ -77,7 +77,7 @@ STEPS = [
     (decode(4, 4, 4, 4), [1, 3]),
     # three tokens of a prompt and one of another
     ([SequencePlan(range(24, 27), decode(3)[0].runs), *decode(3, 8)[1:]], [2, 3]),
-    (decode(2), []),
+    (decode(2, 6, 2), []),
 ]
 
 
