@@ -7,6 +7,9 @@ from typing import Any
 
 __all__ = ["Transformers", "load"]
 
+KEPT_CACHES = 24
+LARGEST_BATCH = 10_000  # tokens; eager prefill of more takes minutes
+
 
 class Transformers:
     """Times forward passes with a cache that is cut back after each of them.
@@ -23,7 +26,7 @@ class Transformers:
         dtype = getattr(self._torch, settings["dtype"])
         self._model = self._transformers.AutoModelForCausalLM.from_pretrained(settings["folder"], dtype=dtype).eval()
         self.detail = f"{settings['dtype']}, eager, DynamicCache, torch {version('torch')}"
-        self._prefix: tuple[tuple[int, ...], ...] = ()
+        self._caches: dict[tuple[tuple[int, ...], ...], Any] = {}
         self._cache: Any = None
 
     def first_token(self, prompt: list[int], cached: int) -> float:
@@ -46,13 +49,19 @@ class Transformers:
 
     def _restore(self, prompts: list[list[int]], cached: int) -> None:
         """Bring the cache to where the first `cached` tokens of each prompt have been read."""
+        if sum(map(len, prompts)) > LARGEST_BATCH:
+            raise NotImplementedError(f"prompts of more than {LARGEST_BATCH} tokens would take it minutes")
         prefix = tuple(tuple(prompt[:cached]) for prompt in prompts)
-        if cached and prefix == self._prefix:
+        if cached and prefix in self._caches:
+            self._cache = self._caches[prefix]
             self._cache.crop(cached - self._cache.get_seq_length())  # negative: so many tokens less
             return
-        self._cache, self._prefix = self._transformers.DynamicCache(), prefix
+        self._cache = self._transformers.DynamicCache()
         if cached:
             self._forward([list(head) for head in prefix])
+            while len(self._caches) >= KEPT_CACHES:
+                self._caches.pop(next(iter(self._caches)))
+            self._caches[prefix] = self._cache
 
     def _forward(self, tokens: list[list[int]]) -> list[list[int]]:
         ids = self._torch.tensor(tokens)
