@@ -14,7 +14,16 @@ from kernels.kv_cache import KVCache
 from kernels.plan import AttentionPlan
 from kernels.runs import Run
 
-__all__ = ["AttendArgs", "CpuBackend", "CpuPlan", "make_cpu_plan"]
+__all__ = [
+    "AttendArgs",
+    "CpuBackend",
+    "CpuPlan",
+    "MergeArgs",
+    "RmsNormArgs",
+    "RopeWriteArgs",
+    "SiluMulArgs",
+    "make_cpu_plan",
+]
 
 KV_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -40,7 +49,28 @@ class AttendArgs(ctypes.Structure):
     )
 
 
-class _RopeWriteArgs(ctypes.Structure):
+class RmsNormArgs(ctypes.Structure):
+    """`RmsNormArgs` of cpu/elementwise.h."""
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("x", "y", "weight")),
+        *((name, _LONG) for name in ("x_stride", "y_stride", "rows", "heads", "dim")),
+        ("eps", _FLOAT),
+    )
+
+
+class SiluMulArgs(ctypes.Structure):
+    """`SiluMulArgs` of cpu/elementwise.h."""
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("gate", "up", "y")),
+        *((name, _LONG) for name in ("x_stride", "y_stride", "rows", "dim")),
+    )
+
+
+class RopeWriteArgs(ctypes.Structure):
+    """`RopeWriteArgs` of cpu/elementwise.h."""
+
     _fields_ = (
         *((name, _POINTER) for name in ("k", "v", "cos", "sin", "slots", "cache")),
         *((name, _LONG) for name in ("k_stride", "v_stride", "rows", "kv_heads", "head_dim", "rotary_dim")),
@@ -49,7 +79,9 @@ class _RopeWriteArgs(ctypes.Structure):
     )
 
 
-class _MergeArgs(ctypes.Structure):
+class MergeArgs(ctypes.Structure):
+    """`MergeArgs` of cpu/elementwise.h."""
+
     _fields_ = (
         *((name, _POINTER) for name in ("out_a", "lse_a", "out_b", "lse_b", "out", "lse")),
         *((name, _LONG) for name in ("rows", "dim")),
@@ -115,7 +147,7 @@ class CpuBackend:
             )
         keys, values = k.to(torch.float32).contiguous(), v.to(torch.float32).contiguous()
         slots = slot_mapping.to(torch.int64).contiguous()
-        arguments = _RopeWriteArgs(
+        arguments = RopeWriteArgs(
             k=keys.data_ptr(),
             v=values.data_ptr(),
             slots=slots.data_ptr(),
@@ -137,7 +169,7 @@ class CpuBackend:
         operands = [x.to(torch.float32).contiguous() for x in (out_a, lse_a, out_b, lse_b)]
         out, lse = torch.empty_like(operands[0]), torch.empty_like(operands[1])
         pointers = (x.data_ptr() for x in (*operands, out, lse))
-        arguments = _MergeArgs(*pointers, rows=lse.numel(), dim=out.shape[-1])
+        arguments = MergeArgs(*pointers, rows=lse.numel(), dim=out.shape[-1])
         self._merge(ctypes.addressof(arguments))
         return out.to(out_a.dtype), lse
 

@@ -4,11 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_backends import BACKENDS, make_backend
 
-from kernels.backend import available_backends, get_backend
-
-# interpreted, triton takes minutes for all of this: test_triton_*.py choose from it
-BACKENDS = [name for name, reason in available_backends().items() if reason is None and name != "triton"]
 ROWS, HEADS, DIM = 3, 2, 4
 
 State = tuple[torch.Tensor, torch.Tensor]
@@ -33,9 +30,11 @@ def states(draw) -> State:
 
 
 def same(a: State, b: State) -> None:
+    # the weights inherit the float32 rounding of the LSE
+    highest = float(a[1].masked_fill(a[1] == -torch.inf, 0.0).abs().max())
     for left, right in zip(a, b, strict=True):
         assert not left.isnan().any()
-        torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5 + 2e-7 * highest)
 
 
 EMPTY = (torch.zeros(ROWS, HEADS, DIM), torch.full((ROWS, HEADS), -torch.inf))
@@ -45,7 +44,7 @@ EMPTY = (torch.zeros(ROWS, HEADS, DIM), torch.full((ROWS, HEADS), -torch.inf))
 @settings(max_examples=100, deadline=None)
 @given(a=states(), b=states(), c=states())
 def test_merge_is_commutative_associative_and_has_an_empty(name, a, b, c):
-    merge = get_backend(name).merge
+    merge = make_backend(name).merge
     same(merge(*a, *b), merge(*b, *a))
     same(merge(*merge(*a, *b), *c), merge(*a, *merge(*b, *c)))
     same(merge(*a, *EMPTY), a)
@@ -54,7 +53,7 @@ def test_merge_is_commutative_associative_and_has_an_empty(name, a, b, c):
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_two_empties_are_empty(name):
-    out, lse = get_backend(name).merge(*EMPTY, *EMPTY)
+    out, lse = make_backend(name).merge(*EMPTY, *EMPTY)
     assert torch.equal(out, EMPTY[0])
     assert torch.equal(lse, EMPTY[1])
 
@@ -68,14 +67,14 @@ def test_any_partition_merges_to_the_whole(name, seed, sizes):
     values = torch.randn(sum(sizes), DIM, generator=generator).double()
     merged = EMPTY
     for part, part_values in zip(scores.split(sizes, -1), values.split(sizes), strict=True):
-        merged = get_backend(name).merge(*merged, *attend(part, part_values))
+        merged = make_backend(name).merge(*merged, *attend(part, part_values))
     same(merged, attend(scores, values))
 
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_the_first_dtype_is_kept(name):
     a = (torch.randn(ROWS, HEADS, DIM).bfloat16(), torch.zeros(ROWS, HEADS))
-    out, lse = get_backend(name).merge(*a, *a)
+    out, lse = make_backend(name).merge(*a, *a)
     assert (out.dtype, lse.dtype) == (torch.bfloat16, torch.float32)
     torch.testing.assert_close(out, a[0])
     torch.testing.assert_close(lse, torch.full((ROWS, HEADS), 2.0).log())
