@@ -32,7 +32,7 @@ MIN_KEYS_PER_ITEM = 128
 PROGRAMS_PER_PROCESSOR = 2
 # of the merged output; few and large programs suit the interpreter
 ELEMENTS_PER_PROGRAM = 1 << 14 if INTERPRETED else 1 << 10
-# two sequences of 3 kv heads each: small enough for the interpreter, several items all the same
+# for which the interpreter cuts work: it runs one item after the other, so into few
 INTERPRETED_PROCESSORS = 6
 
 
