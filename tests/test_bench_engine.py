@@ -133,6 +133,15 @@ def test_floor_of_prefill_is_its_operations_over_the_peak(smol):
     assert floor.linear_ms == pytest.approx(2000 * smol.linear_parameters / 900e6), "the best kernel, whatever it is"
 
 
+def test_rates_with_8_bit_activations_count_only_where_they_are_the_compute_mode(smol):
+    machine = a_machine(a_rate(100.0), a_rate(1000.0, dtype="int8x8"))
+    case = Case(PREFILL, 16)
+    floating = floor_of(case, smol, Storage(("float32",), 4, 4), machine)
+    eight = floor_of(case, smol, Storage(("float32", "int8x8"), 4, 4), machine)
+    assert floating.linear_ms == pytest.approx(10 * eight.linear_ms)
+    assert floating.compute_ms == pytest.approx(10 * eight.compute_ms)
+
+
 def test_floor_of_a_warm_prompt_counts_the_cached_keys(smol):
     floor = floor_of(Case(WARM, 16, 1024), smol, Storage(("float32",), 2, 2), a_machine())
     cold = floor_of(Case(PREFILL, 16), smol, Storage(("float32",), 2, 2), a_machine())

@@ -9,7 +9,10 @@ from rag.bench.engine_report import Bandwidth, Bound, Floor, Machine
 if TYPE_CHECKING:
     from engine.models.config import ModelConfig
 
-__all__ = ["ModelShape", "Storage", "floor_of", "visible_pairs"]
+__all__ = ["EIGHT_BIT", "ModelShape", "Storage", "floor_of", "visible_pairs"]
+
+
+EIGHT_BIT = "int8x8"  # weights and activations
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +107,7 @@ def floor_of(case: Case, shape: ModelShape, storage: Storage, machine: Machine) 
         memory_ms=memory_ms,
         ms=max(compute_ms, memory_ms),
         bound=Bound.COMPUTE if compute_ms >= memory_ms else Bound.MEMORY,
-        linear_ms=linear / (1e6 * _best_rate(machine, rows)),
+        linear_ms=linear / (1e6 * _best_rate(machine, storage.modes, rows)),
     )
 
 
@@ -126,10 +129,14 @@ def _peak(machine: Machine, modes: tuple[str, ...]) -> float:
     return max(rates or [rate.gflops for rate in machine.gemm])
 
 
-def _best_rate(machine: Machine, rows: int) -> float:
-    """Return the best rate of any kernel at the measured number of rows that is nearest."""
-    nearest = min({rate.rows for rate in machine.gemm}, key=lambda measured: (abs(measured - rows), measured))
-    return max(rate.gflops for rate in machine.gemm if rate.rows == nearest)
+def _best_rate(machine: Machine, modes: tuple[str, ...], rows: int) -> float:
+    """Return the best rate of any kernel at the measured number of rows that is nearest.
+
+    8-bit activations are another arithmetic: they count only where they are the compute mode.
+    """
+    rates = [rate for rate in machine.gemm if rate.dtype != EIGHT_BIT or EIGHT_BIT in modes]
+    nearest = min({rate.rows for rate in rates}, key=lambda measured: (abs(measured - rows), measured))
+    return max(rate.gflops for rate in rates if rate.rows == nearest)
 
 
 def _bandwidth(measured: list[Bandwidth], traffic: int) -> float:

@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from engine.kernel_meter import linear_layers
-from rag.bench.engine_floor import ModelShape
+from rag.bench.engine_floor import EIGHT_BIT, ModelShape
 from rag.bench.engine_report import Bandwidth, GemmRate, Machine
 from rag.bench.progress import BenchEvent, Progress
 
@@ -21,7 +21,8 @@ SAMPLE_OPERATIONS = 8e9  # a sample runs as many layers as reach it
 SAMPLE_BYTES = 256 << 20  # of weights at most, unless one layer has more
 SLOW_SECONDS = 0.5  # a kernel slower than this is sampled once
 BUFFERS = tuple(n << 20 for n in (64, 128, 256, 512, 1024))
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a weight; the other formats have 8 bits
+_DTYPES = {"int8_dynamic": EIGHT_BIT}  # names of formats that differ from those of the report
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +81,10 @@ def best_of(first: Machine, second: Machine) -> Machine:
 def _kernels() -> Iterator[_Kernel]:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         yield _torch_kernel(dtype)
-    yield _Kernel("torch", "int8x8", 1, tuple(n for n in ROWS if n >= 32), _int8_gemm, _to_int8)
+    yield _Kernel("torch", EIGHT_BIT, 1, tuple(n for n in ROWS if n >= 32), _int8_gemm, _to_int8)
     yield _Kernel("torch", "int8", 1, (1,), _int8_gemv, lambda x: x.to(torch.bfloat16))
     for name, prepare in linear_layers().items():
-        yield _Kernel("preread", name, _BYTES[name], ROWS, prepare, lambda x: x)
+        yield _Kernel("preread", _DTYPES.get(name, name), _BYTES.get(name, 1), ROWS, prepare, lambda x: x)
 
 
 def _torch_kernel(dtype: torch.dtype) -> _Kernel:

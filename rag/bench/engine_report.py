@@ -84,7 +84,8 @@ class Floor(_Part):
         memory_ms: the bytes at the bandwidth measured for so many.
         ms: the longer of the two.
         bound: which of them.
-        linear_ms: the linear layers alone, at the best rate that any kernel reached with as many rows.
+        linear_ms: the linear layers alone, at the best rate that any kernel reached with as many rows and, unless that
+            is the compute mode, without 8-bit activations.
     """
 
     operations: int

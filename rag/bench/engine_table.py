@@ -98,7 +98,7 @@ def _legend(report: EngineReport) -> str:
     text = (
         "floor: operations (attention counted) over the best GEMM rate of the compute mode, or bytes (weights once, "
         "KV) over read bandwidth, the longer one; linear: the linear layers alone at the best rate any kernel reached "
-        "with as many rows"
+        "with as many rows (8-bit activations, int8x8, left out)"
     )
     return f"{text}; /ours: the peer's time over ours" if report.peers else text
 
