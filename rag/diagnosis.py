@@ -77,11 +77,11 @@ def _version(package: str) -> str:
 
 
 def _kernels() -> Iterator[Check]:
-    from engine.backends import available_backends, load_backend
+    from engine.backends import available_backends, describe, load_backend
 
     for name, reason in available_backends().items():
         yield Check(f"kernel backend {name}", None if reason else True, reason or "available")
-    yield Check("kernel backend chosen", works=True, detail=load_backend("auto", "cpu").name)
+    yield Check("kernel backend chosen", works=True, detail=describe(load_backend("auto", "cpu")))
 
 
 def _index() -> Iterator[Check]:

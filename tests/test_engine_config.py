@@ -1,5 +1,6 @@
 """Settings that cannot work are refused, with the field and its value in the message."""
 
+import logging
 import math
 
 import pytest
@@ -134,3 +135,12 @@ def test_max_model_len_never_exceeds_the_model(tiny_folder):
     assert (
         Engine.from_pretrained(tiny_folder, EngineConfig(kv_cache_bytes=1 << 20, max_model_len=40)).max_model_len == 40
     )
+
+
+def test_without_compiled_kernels_the_loss_is_told(tiny_folder, monkeypatch, caplog):
+    monkeypatch.setattr("kernels.cpu.unavailable_reason", lambda: "not compiled; install a C++ compiler")
+    with caplog.at_level(logging.WARNING):
+        engine = Engine.from_pretrained(tiny_folder, EngineConfig(kv_cache_bytes=1 << 20))
+    assert engine.runner.model.backend.name == "torch"
+    assert "install a C++ compiler" in caplog.text
+    assert engine.generate([[1, 2, 3]], SamplingParams(max_tokens=2, ignore_eos=True))
