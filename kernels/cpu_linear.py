@@ -14,7 +14,7 @@ from kernels.errors import ShapeError
 
 __all__ = ["FORMATS", "Epilogue", "LinearStruct", "PackedLinear", "WeightFormat"]
 
-WeightFormat = Literal["float32", "bfloat16", "float16", "int8"]
+WeightFormat = Literal["float32", "bfloat16", "float16", "int8", "int8_dynamic"]
 Epilogue = Literal["store", "add", "silu_mul"]
 
 # format -> (its code, the type of a packed weight)
@@ -23,6 +23,7 @@ _FORMATS: Final[dict[str, tuple[int, torch.dtype]]] = {
     "bfloat16": (1, torch.bfloat16),
     "float16": (2, torch.float16),
     "int8": (3, torch.int8),
+    "int8_dynamic": (4, torch.uint8),
 }
 FORMATS: Final = tuple(_FORMATS)
 
@@ -114,14 +115,16 @@ class PackedLinear:
 
     The compute mode follows from the format and the variant: "float16" and "int8" (weights only, one scale an output)
     multiply in float16 where the processor can and add up chunks of 64 in float32, else all is float32; "bfloat16" is
-    widened to float32; "float32" is exact. Every row of the result is independent of the other rows.
+    widened to float32 (AVX512-BF16 multiplies at half the rate of float32); "float32" is float32. "int8_dynamic" also
+    rounds activations to 8 bits, 128 inputs of a row with a scale of their own, and adds up whole numbers (AVX512-VNNI;
+    slower, with the same result, elsewhere). Every row of the result is independent of the other rows.
 
     Attributes:
         format: of the weights.
         out_features: rows of the weight (gate and up together if gated).
         in_features: columns of the weight.
         gated: whether the rows are [gate; up], for the epilogue "silu_mul".
-        panels: the packed weights, [panels of 32 outputs, in_features, 32].
+        panels: the packed weights, [panels of 32 outputs, in_features, 32]; see cpu/linear.h for "int8_dynamic".
         scales: of each packed output, float32; None for formats without.
         bias: of each packed output, float32, or None.
     """
@@ -161,7 +164,8 @@ class PackedLinear:
         library = library or load_library()
         out_features, in_features = weight.shape
         code, dtype = _FORMATS[format]
-        panels = _arena.empty((_num_panels(out_features, gated=silu_mul), in_features, _PANEL), dtype, library)
+        inputs = -(-in_features // 4) * 4 if format == "int8_dynamic" else in_features
+        panels = _arena.empty((_num_panels(out_features, gated=silu_mul), inputs, _PANEL), dtype, library)
         scales = torch.empty(len(panels), _PANEL)
         weight = weight.detach().contiguous()
         args = _PackArgs(
@@ -181,7 +185,7 @@ class PackedLinear:
             in_features=in_features,
             gated=silu_mul,
             panels=panels,
-            scales=scales if format in ("float16", "int8") else None,
+            scales=scales if format not in ("float32", "bfloat16") else None,
             bias=None if bias is None else _pack_bias(bias, len(panels), gated=silu_mul),
             library=library,
         )

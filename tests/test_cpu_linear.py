@@ -20,8 +20,8 @@ ROWS = (1, 2, 3, 7, 12, 13, 16, 31, 64, 110, 257)
 SHAPES = ((1, 1), (33, 70), (96, 64), (160, 200), (224, 129))
 
 # |error| over |row| |channel| (norms), of random operands. bfloat16 and int8: mostly their rounding of the weights.
-# float16: sums of 64 products in float16, half a unit in the last place a step.
-TOLERANCE = {"float32": 3e-7, "bfloat16": 4e-3, "float16": 2e-3, "int8": 6e-3}
+# int8_dynamic: of activations too. float16: sums of 64 products in float16, half a unit in the last place a step.
+TOLERANCE = {"float32": 3e-7, "bfloat16": 4e-3, "float16": 2e-3, "int8": 6e-3, "int8_dynamic": 1.2e-2}
 
 variants = pytest.mark.parametrize("variant", available_variants())
 formats = pytest.mark.parametrize("weight_format", FORMATS)
@@ -199,6 +199,26 @@ def test_zeros_and_no_rows(variant, weight_format):
     assert packed(torch.empty(0, 70)).shape == (0, 40)
     packed = PackedLinear.pack(random(40, 70), None, weight_format, library=load_library(variant))
     assert torch.equal(packed(torch.zeros(3, 70)), torch.zeros(3, 40))
+
+
+@variants
+def test_rounded_activations_are_the_same_everywhere(variant):
+    weight, x = random(70, 300), random(20, 300, seed=1)
+    y, portable = (
+        PackedLinear.pack(weight, None, "int8_dynamic", library=load_library(name))(x) for name in (variant, "portable")
+    )
+    torch.testing.assert_close(y, portable, rtol=0, atol=1e-6 * float(y.abs().max()))
+
+
+@variants
+def test_an_outlier_costs_digits_only_beside_it(variant):
+    weight, x = random(70, 300), random(20, 300, seed=1)
+    x[:, 140] = 1e4
+    weight[:, 128:256] = 0
+    y = PackedLinear.pack(weight, None, "int8_dynamic", library=load_library(variant))(x)
+    near = x.clone()
+    near[:, 128:256] = 0
+    assert errors(y, exact(x, weight), near, weight).max() < TOLERANCE["int8_dynamic"]
 
 
 @settings(max_examples=60, deadline=None)

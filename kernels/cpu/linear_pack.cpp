@@ -56,8 +56,14 @@ void put(float value, int8_t* to) {
   *to = value == value ? int8_t(std::lrint(std::min(std::max(value, -127.f), 127.f))) : int8_t(0);
 }
 
-// One panel: `rows` has its weight rows, null where it is padded.
-template <class Source, class Packed>
+void put(float value, uint8_t* to) {
+  int8_t whole;
+  put(value, &whole);
+  *to = uint8_t(whole + 128);
+}
+
+// One panel: `rows` has its weight rows, null where it is padded. kQuad inputs of an output lie side by side.
+template <int kQuad, class Source, class Packed>
 void pack_panel(const PackArgs& args, const Source* const* rows, Packed* to, float* scales) {
   float inverse[kWeightPanel];
   for (int lane = 0; lane < kWeightPanel; lane++) {
@@ -66,19 +72,25 @@ void pack_panel(const PackArgs& args, const Source* const* rows, Packed* to, flo
   }
   for (int64_t k = 0; k < args.in_features; k += kBlock) {
     const int steps = int(std::min<int64_t>(kBlock, args.in_features - k));
-    Packed turned[kBlock][kWeightPanel];
+    Packed turned[kBlock * kWeightPanel];
     for (int lane = 0; lane < kWeightPanel; lane++)
-      for (int i = 0; i < steps; i++)
-        put(rows[lane] == nullptr ? 0.f : to_float(rows[lane][k + i]) * inverse[lane], &turned[i][lane]);
-    std::memcpy(to + k * kWeightPanel, turned, size_t(steps) * sizeof turned[0]);
+      for (int i = 0; i < steps; i++) {
+        const float value = rows[lane] == nullptr ? 0.f : to_float(rows[lane][k + i]) * inverse[lane];
+        put(value, turned + (i / kQuad * kWeightPanel + lane) * kQuad + i % kQuad);
+      }
+    for (int i = steps; i % kQuad != 0; i++)
+      for (int lane = 0; lane < kWeightPanel; lane++)
+        put(0.f, turned + (i / kQuad * kWeightPanel + lane) * kQuad + i % kQuad);
+    std::memcpy(to + k * kWeightPanel, turned, size_t((steps + kQuad - 1) / kQuad * kQuad) * kWeightPanel * sizeof(Packed));
   }
 }
 
-template <class Source, class Packed>
+template <class Source, class Packed, int kQuad = 1>
 void pack(const PackArgs& args, const Team& team) {
   const Source* weight = static_cast<const Source*>(args.weight);
   const int64_t outputs = args.gated ? args.out_features / 2 : args.out_features;
   const int64_t panels = (outputs + kWeightPanel - 1) / kWeightPanel * (args.gated ? 2 : 1);
+  const int64_t inputs = (args.in_features + kQuad - 1) / kQuad * kQuad;
   int64_t first, last;
   team.share(panels, 1, &first, &last);
   for (int64_t panel = first; panel < last; panel++) {
@@ -87,8 +99,8 @@ void pack(const PackArgs& args, const Team& team) {
     const Source* rows[kWeightPanel];
     for (int lane = 0; lane < kWeightPanel; lane++)
       rows[lane] = base + lane < outputs ? weight + (offset + base + lane) * args.in_features : nullptr;
-    pack_panel(args, rows, static_cast<Packed*>(args.panels) + panel * args.in_features * kWeightPanel,
-               args.scales + panel * kWeightPanel);
+    pack_panel<kQuad>(args, rows, static_cast<Packed*>(args.panels) + panel * inputs * kWeightPanel,
+                      args.scales + panel * kWeightPanel);
   }
 }
 
@@ -99,6 +111,7 @@ void pack_from(const PackArgs& args, const Team& team) {
     case kBFloat16: return pack<Source, BFloat16>(args, team);
     case kFloat16: return pack<Source, Float16>(args, team);
     case kInt8: return pack<Source, int8_t>(args, team);
+    case kInt8Dynamic: return pack<Source, uint8_t, 4>(args, team);
   }
 }
 

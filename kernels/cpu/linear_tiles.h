@@ -8,12 +8,10 @@
 
 namespace preread {
 
-// Inputs are worked off in chunks of kChunk 32-bit lanes: the panels' chunk stays in the L1 cache while the tiles of
-// rows pass over it, and half precision sums are no longer than that.
-constexpr int kChunk = 64;
-
+// Inputs are worked off in chunks of `kChunk` 32-bit lanes of activations, whose meaning is that of the operation: the
+// panels' chunk stays in the L1 cache while the tiles of rows pass over it, and short sums are no longer than that.
 struct TileArgs {
-  const uint32_t* a;  // [rows][kChunk] lanes of the activations: see the operation
+  const uint32_t* a;  // [rows][kChunk] lanes
   const void* b;      // first strip (one vector of outputs) of the chunk; a step of the inputs is kWeightPanel elements on
   int64_t strip;      // elements from a strip to the next
   int64_t steps;      // at most kChunk
@@ -23,8 +21,8 @@ struct TileArgs {
   float* c;           // sums [rows][c_stride]
   int64_t c_stride;
   bool first;          // c is written, not added to
-  const float* scale;  // [rows] and
-  const int32_t* start;  // [rows]: of operations on whole numbers
+  const float* scales;    // [rows]: of whole numbers, what the sums of this chunk are multiplied with
+  const int32_t* starts;  // [rows]: and what they start from
 };
 
 #if defined(__AVX512F__)
@@ -37,6 +35,9 @@ constexpr int kTileRows = 6;  // 12 + 2 + 1 of 16
 struct Float32Op {
   typedef Vec Sum;
   typedef float Wide;  // what weights are widened to when several tiles use them
+  static constexpr int kChunk = 64;
+  static constexpr int kInputs = 1;  // of a lane
+  static constexpr int kSteps = 1;   // lanes of one step of the packed weights
   static constexpr int kSumLanes = kLanes;
   static constexpr int kDirectRows = 4;  // so many rows widen weights as they read them
   template <class W>
@@ -49,8 +50,8 @@ struct Float32Op {
     return set1(value);
   }
   static Vec multiply_add(Vec x, Vec w, Vec sum) { return fma(x, w, sum); }
-  // The sums of a chunk go on from those before, or are added to them: `end` of this row, c being null for the first.
-  static Vec begin(const float* c, bool first) { return first ? Vec{} : load(c); }
+  // The sums of a chunk go on from those before, or are added to them.
+  static Vec begin(const TileArgs& t, int, const float* c) { return t.first ? Vec{} : load(c); }
   template <bool kFirst>
   static void end(const TileArgs&, int, Vec sum, float* c) {
     store(c, sum);
@@ -66,6 +67,9 @@ constexpr int kHalfRows[] = {12, 12, 8, 6};
 struct Float16Op {
   typedef __m512h Sum;
   typedef Float16 Wide;
+  static constexpr int kChunk = 64;
+  static constexpr int kInputs = 1;
+  static constexpr int kSteps = 1;
   static constexpr int kSumLanes = 32;
   static constexpr int kDirectRows = 12;
   static __m512h weight(const Float16* from) { return _mm512_loadu_ph(from); }
@@ -74,7 +78,7 @@ struct Float16Op {
   }
   static __m512h activation(uint32_t lane) { return (__m512h)_mm512_set1_epi32(int32_t(lane)); }
   static __m512h multiply_add(__m512h x, __m512h w, __m512h sum) { return _mm512_fmadd_ph(x, w, sum); }
-  static __m512h begin(const float*, bool) { return _mm512_setzero_ph(); }
+  static __m512h begin(const TileArgs&, int, const float*) { return _mm512_setzero_ph(); }
   template <bool kFirst>
   static void end(const TileArgs&, int, __m512h sum, float* c) {
     alignas(64) Float16 halves[32];
@@ -83,6 +87,50 @@ struct Float16Op {
     const __m512 low = _mm512_cvtxph_ps(_mm256_load_ph(halves)), high = _mm512_cvtxph_ps(_mm256_load_ph(halves + 16));
     _mm512_storeu_ps(c, kFirst ? low : _mm512_add_ps(low, _mm512_loadu_ps(c)));
     _mm512_storeu_ps(c + 16, kFirst ? high : _mm512_add_ps(high, _mm512_loadu_ps(c + 16)));
+  }
+};
+#endif
+
+// Four inputs of one packed output: whole numbers with an offset of 128.
+struct Quad {
+  uint8_t weights[4];
+};
+
+// Inputs whose activations share a scale.
+constexpr int kScaleInputs = 128;
+
+#if defined(__AVX512VNNI__)
+// Whole numbers of 8 bits: lanes are four activations, signed. The weights' offset is taken off the sums at their start.
+struct Int8Op {
+  typedef __m512i Sum;
+  typedef Quad Wide;
+  static constexpr int kChunk = kScaleInputs / 4;
+  static constexpr int kInputs = 4;
+  static constexpr int kSteps = 1;
+  static constexpr int kSumLanes = 16;
+  static constexpr int kDirectRows = kTileRows;
+  static __m512i weight(const Quad* from) { return _mm512_loadu_si512(from); }
+  static __m512i activation(uint32_t lane) { return _mm512_set1_epi32(int32_t(lane)); }
+  static __m512i multiply_add(__m512i x, __m512i w, __m512i sum) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));  // GCC 12 copies and spills the sums of its builtin
+    return sum;
+  }
+  static __m512i begin(const TileArgs& t, int row, const float*) { return _mm512_set1_epi32(t.starts[row]); }
+  template <bool kFirst>
+  static void end(const TileArgs& t, int row, __m512i sum, float* c) {
+    store(c, fma((Vec)_mm512_cvtepi32_ps(sum), set1(t.scales[row]), kFirst ? Vec{} : load(c)));
+  }
+};
+#else
+// The same in float32, for processors without such instructions: sums of a chunk are below 2^24 and so exact.
+struct Int8Op : Float32Op {
+  static constexpr int kChunk = kScaleInputs;
+  static constexpr int kSteps = 4;
+  static constexpr int kDirectRows = 0;
+  static Vec begin(const TileArgs&, int, const float*) { return Vec{}; }
+  template <bool kFirst>
+  static void end(const TileArgs& t, int row, Vec sum, float* c) {
+    store(c, fma(sum, set1(t.scales[row]), kFirst ? Vec{} : load(c)));
   }
 };
 #endif
@@ -97,7 +145,7 @@ void tile(const TileArgs& t) {
 #pragma GCC unroll 32
   for (int r = 0; r < kRows; r++)
 #pragma GCC unroll 4
-    for (int s = 0; s < kStrips; s++) sums[r][s] = Op::begin(c + r * c_stride + s * Op::kSumLanes, first);
+    for (int s = 0; s < kStrips; s++) sums[r][s] = Op::begin(t, r, c + r * c_stride + s * Op::kSumLanes);
   const W* b = static_cast<const W*>(t.b);
   const uint32_t* a = t.a;
   const char* ahead = t.ahead;
@@ -108,7 +156,7 @@ void tile(const TileArgs& t) {
     for (int s = 0; s < kStrips; s++) w[s] = Op::weight(b + s * strip + i * kWeightPanel);
 #pragma GCC unroll 32
     for (int r = 0; r < kRows; r++) {
-      const auto x = Op::activation(a[r * kChunk + i]);
+      const auto x = Op::activation(a[r * Op::kChunk + i]);
 #pragma GCC unroll 4
       for (int s = 0; s < kStrips; s++) sums[r][s] = Op::multiply_add(x, w[s], sums[r][s]);
     }
