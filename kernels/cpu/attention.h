@@ -19,7 +19,7 @@ constexpr int kPanel = 16;
 #else
 constexpr int kPanel = 8;
 #endif
-constexpr int kFewLanes = 8;       // up to so many, lanes are dotted one by one instead of filling a panel
+constexpr int kFewLanes = 12;      // up to so many, lanes are dotted one by one instead of filling a panel
 constexpr int kPieceLanes = 384;  // panels that share one conversion of keys and values
 
 // What a plan is made of: the query rows, and groups of runs that the same sequences (members) read.
@@ -101,9 +101,15 @@ class AttendPlan {
   struct Group {
     int32_t rows, rows_end, tiles, tiles_end;
   };
+  struct Item {
+    Piece piece;
+    std::vector<double> costs;  // of its tiles
+  };
   void lay_out(const AttendPlanArgs& args);
   void add_tiles(int32_t first_run, const std::vector<int32_t>& shift_of_run);
   void rotate(const AttendPlanArgs& args);
+  std::vector<double> tile_costs(const Group& group, int32_t first, int32_t end, bool few) const;
+  std::vector<Item> make_items() const;
   void cut(int64_t num_threads);
   void number_parts(bool keep_all);
 

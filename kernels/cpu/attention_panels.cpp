@@ -124,10 +124,10 @@ struct Tile {
   bool has_floats;
   float *k, *v;         // [kKeyTile, dim]
   uint32_t *k2, *v2;    // [kKeyTile, dim], each float16 twice
-  float* k_limit;       // [dim], largest magnitude of any key
+  float* k_limit;       // [dim rounded up to 32], largest magnitude of any key
   float v_limit;
 
-  static int64_t bytes(int64_t dim) { return (dim * kKeyTile * 16 + dim * 4 + 63) / 64 * 64; }
+  static int64_t bytes(int64_t dim) { return (dim * kKeyTile * 16 + (dim + 31) / 32 * 32 * 4 + 63) / 64 * 64; }
   void place(char* memory, int64_t dim) {
     k2 = reinterpret_cast<uint32_t*>(memory);
     v2 = k2 + kKeyTile * dim;
@@ -362,12 +362,13 @@ void load_halves(const Float16* keys, int64_t value_offset, int64_t dim, Tile& t
     const __m512i limit = spread_columns(keys, tile.keys, dim, i, tile.k2);
     alignas(64) Float16 limits[32];
     _mm512_store_si512(limits, limit);
-    for (int64_t d = i; d < dim && d < i + 32; d++) tile.k_limit[d] = to_float(limits[d - i]);
+    store(tile.k_limit + i, load(limits));
+    store(tile.k_limit + i + kLanes, load(limits + kLanes));
     value_limit = _mm512_max_epu16(value_limit, spread_columns(keys + value_offset, tile.keys, dim, i, tile.v2));
   }
-  alignas(64) uint16_t limits[32];
-  _mm512_store_si512(limits, value_limit);
-  tile.v_limit = to_float(Float16{*std::max_element(limits, limits + 32)});
+  const __m512i low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(value_limit));
+  const __m512i high = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(value_limit, 1));
+  tile.v_limit = to_float(Float16{uint16_t(_mm512_reduce_max_epu32(_mm512_max_epu32(low, high)))});
 }
 
 // Make the float16 form of a panel's queries.
@@ -536,7 +537,7 @@ void attend_piece(const AttendArgs& args, const Piece& piece) {
   // the next tiles of one shift that any row sees
   const auto look_ahead = [&](TileKeys* found, const KeyTile** ranges) {
     int count = 0;
-    for (; next < piece.tiles_end && count < kBlock; next++) {
+    for (; next < piece.tiles_end && count < (num_panels > 1 ? kBlock : 1); next++) {
       const KeyTile& range = plan.tiles[next];
       if (!plan.sees(lowest, latest, range)) continue;
       if (count > 0 && range.shift != ranges[0]->shift) break;

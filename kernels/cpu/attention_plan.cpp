@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "attention.h"
 
@@ -127,53 +128,59 @@ void AttendPlan::rotate(const AttendPlanArgs& args) {
   });
 }
 
-// Make the pieces and deal them to the threads: each gets the same cost, and where a share ends inside a piece, the
-// piece is cut between two key tiles.
-void AttendPlan::cut(int64_t num_threads) {
-  struct Item {
-    Piece piece;
-    std::vector<double> costs;  // of its tiles
-  };
+// What each tile of a group costs the rows [first, end) of one kv head, or of all of them if they are few.
+std::vector<double> AttendPlan::tile_costs(const Group& group, int32_t first, int32_t end, bool few) const {
+  std::vector<double> costs(size_t(group.tiles_end - group.tiles), 0.0);
+  const int64_t lanes = (end - first) * group_size, width = few ? lanes : kPanel;
+  const double cost = few ? double(kv_heads) * few_cost(lanes, head_dim) : panel_cost(head_dim);
+  for (int64_t lane = 0; lane < lanes; lane += width) {
+    const auto position = [&](int64_t row) { return positions[rows[first + row]]; };
+    int32_t lowest = position(lane / group_size), latest = lowest;
+    for (int64_t row = lane / group_size; row * group_size < std::min(lane + width, lanes); row++) {
+      lowest = std::min(lowest, position(row));
+      latest = std::max(latest, position(row));
+    }
+    for (int32_t tile = group.tiles; tile < group.tiles_end; tile++)
+      if (sees(lowest, latest, tiles[tile])) costs[tile - group.tiles] += tiles[tile].count * cost;
+  }
+  return costs;
+}
+
+std::vector<AttendPlan::Item> AttendPlan::make_items() const {
   std::vector<Item> items;
-  double total = 0;
   for (const Group& group : groups) {
-    const int64_t lanes = (group.rows_end - group.rows) * group_size;
-    if (lanes == 0) continue;
-    const bool few = lanes <= kFewLanes;
-    const int32_t step = few ? group.rows_end - group.rows : int32_t(std::max<int64_t>(1, kPieceLanes / group_size));
+    const int32_t count = group.rows_end - group.rows;
+    const bool few = count * group_size <= kFewLanes;
+    const int32_t step = few ? std::max(count, 1) : int32_t(std::max<int64_t>(1, kPieceLanes / group_size));
     for (int32_t first = group.rows; first < group.rows_end; first += step) {
       const int32_t end = std::min(first + step, group.rows_end);
-      std::vector<double> costs(size_t(group.tiles_end - group.tiles), 0.0);
-      const int64_t panels = few ? 1 : ((end - first) * group_size + kPanel - 1) / kPanel;
-      for (int64_t panel = 0; panel < panels; panel++) {
-        const int32_t low = few ? first : int32_t(first + panel * kPanel / group_size);
-        const int32_t high = few ? end : int32_t(std::min<int64_t>(end, first + ((panel + 1) * kPanel - 1) / group_size + 1));
-        int32_t lowest = positions[rows[low]], highest = lowest;
-        for (int32_t row = low; row < high; row++) {
-          lowest = std::min(lowest, positions[rows[row]]);
-          highest = std::max(highest, positions[rows[row]]);
-        }
-        for (int32_t tile = group.tiles; tile < group.tiles_end; tile++)
-          if (sees(lowest, highest, tiles[tile]))
-            costs[tile - group.tiles] +=
-                tiles[tile].count * (few ? double(kv_heads) * few_cost(lanes, head_dim) : panel_cost(head_dim));
-      }
-      int32_t from = group.tiles, to = group.tiles_end;  // without what no row sees
-      while (from < to && costs[from - group.tiles] == 0) from++;
-      while (from < to && costs[to - 1 - group.tiles] == 0) to--;
+      std::vector<double> costs = tile_costs(group, first, end, few);
+      auto from = costs.begin(), to = costs.end();  // without what no row sees
+      while (from < to && *from == 0) from++;
+      while (from < to && to[-1] == 0) to--;
       if (from == to) continue;
-      costs = {costs.begin() + (from - group.tiles), costs.begin() + (to - group.tiles)};
-      double cost = 0;
-      for (const double one : costs) cost += one;
-      for (int32_t head = few ? -1 : 0; head < (few ? 0 : kv_heads); head++) {
-        items.push_back({{head, first, end, from, to, -1}, costs});
-        total += cost;
+      const int32_t tile = group.tiles + int32_t(from - costs.begin());
+      const Piece piece{-1, first, end, tile, tile + int32_t(to - from), -1};
+      items.push_back({piece, {from, to}});
+      if (few) continue;
+      items.back().piece.kv_head = 0;
+      for (int32_t head = 1; head < kv_heads; head++) {
+        items.push_back(items.back());
+        items.back().piece.kv_head = head;
       }
     }
   }
+  return items;
+}
+
+// Deal the work to the threads: each gets the same cost, and where a share ends inside an item, the item is cut
+// between two key tiles.
+void AttendPlan::cut(int64_t num_threads) {
+  const std::vector<Item> items = make_items();
+  double total = 0, done = 0;
+  for (const Item& item : items) total += std::accumulate(item.costs.begin(), item.costs.end(), 0.0);
   const int64_t wanted = std::clamp<int64_t>(int64_t(2 * total / kSmallestCut), 1, num_threads);
   shards.assign(1, 0);
-  double done = 0;
   for (const Item& item : items) {
     Piece piece = item.piece;
     for (int32_t tile = piece.tiles; tile < item.piece.tiles_end; tile++) {
