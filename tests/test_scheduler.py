@@ -160,6 +160,9 @@ class Simulation:
         ids = [r.id for r in [*scheduler.running, *scheduler.waiting]]
         assert ids == sorted(ids), "first come, first served; the newest yield, and come back first"
         assert all(r.state is RequestState.RUNNING and r.admission for r in scheduler.running)
+        last_runs = [r.held.runs[-1] for r in scheduler.running]
+        size = self.cache.block_size
+        assert all(len(run.blocks) == -(-run.num_tokens // size) for run in last_runs), "blocks that nobody needs"
         assert all(r.state is RequestState.WAITING and r.admission is None for r in scheduler.waiting)
 
     def run(self, requests: Sequence[Request], limit: int = 3000) -> None:
