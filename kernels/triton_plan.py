@@ -6,8 +6,10 @@ so that few rows still keep a whole device busy (split-KV). Each item leaves a p
 parts of a row are merged afterwards.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import accumulate, chain, pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -192,55 +194,13 @@ class StaticWork:
 class _Tile:
     """Query rows that one item attends with, and the stretch of entries that any of them sees."""
 
-    rows: Longs
-    slots: Longs  # of each row the index of the run in its sequence, where runs are kept apart
+    rows: list[int]
+    slots: list[int]  # of each row the index of the run in its sequence, where runs are kept apart
     lanes: int
     first: int
     stop: int
     shift: int
-    num_angles: int
-
-
-@dataclass(eq=False, slots=True)
-class _Layout:
-    """Entries of all groups, and the tiles over them."""
-
-    plan: AttentionPlan
-    tiling: Tiling
-    num_entries: int = 0
-    entries: list[Ints] = field(default_factory=list)
-    tiles: list[_Tile] = field(default_factory=list)
-
-    def add(self, group: RunGroup, *, per_run: bool) -> None:
-        """Lay out the blocks of a group and cut the rows of its members into tiles."""
-        entries = np.concatenate([_run_entries(run, self.plan.block_size) for run in group.runs])
-        sequences = self.plan.sequences
-        rows = np.concatenate([_as_array(self.plan.rows[member]) for member in group.members])
-        positions = np.concatenate([_as_array(sequences[member].query_positions) for member in group.members])
-        slots = np.zeros_like(rows)
-        if per_run:
-            counts = [len(self.plan.rows[member]) for member in group.members]
-            slots = np.repeat([sequences[member].runs.index(group.runs[0]) for member in group.members], counts)
-        lanes = self.tiling.lanes_for(len(rows))
-        step = lanes // self.tiling.heads_per_kv
-        for start in range(0, len(rows), step):
-            tile = slice(start, start + step)
-            first, stop = self._seen(entries, positions[tile])
-            if first < stop:
-                bounds = self.num_entries + first, self.num_entries + stop
-                angles = int(positions[tile].max()) - group.shift + 1
-                self.tiles.append(_Tile(rows[tile], slots[tile], lanes, *bounds, group.shift, angles))
-        self.entries.append(entries)
-        self.num_entries += len(entries)
-
-    def _seen(self, entries: Ints, positions: Longs) -> tuple[int, int]:
-        """Return the stretch of entries with keys that a query at one of the positions sees."""
-        starts = entries[:, 1]
-        stop = int(np.searchsorted(starts, positions.max(), side="right"))
-        if self.plan.sliding_window is None:
-            return 0, stop
-        first_seen = positions.min() - self.plan.sliding_window + 1
-        return int(np.searchsorted(starts + entries[:, 2], first_seen, side="right")), stop
+    highest: int  # position of a row
 
 
 def make_work(plan: AttentionPlan, tiling: Tiling, *, per_run: bool = False) -> HostWork:
@@ -254,49 +214,86 @@ def make_work(plan: AttentionPlan, tiling: Tiling, *, per_run: bool = False) -> 
     Returns:
         Items that cover every visible pair of row and key exactly once.
     """
-    layout = _Layout(plan, tiling)
-    for group in _single_runs(plan) if per_run else plan.groups:
-        layout.add(group, per_run=per_run)
-    tiles, blocks = layout.tiles, tiling.blocks_per_item([tile.stop - tile.first for tile in layout.tiles])
+    groups = _single_runs(plan) if per_run else plan.groups
+    entries, bounds = _entries(groups, plan.block_size)
+    tiles = list(_tiles(plan, tiling, groups, entries, bounds, per_run=per_run))
+    blocks = tiling.blocks_per_item([tile.stop - tile.first for tile in tiles])
     items: dict[int, list[tuple[int, ...]]] = {}
-    rows, slots, num_parts = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
+    rows: list[int] = []
+    slots: list[int] = []
     for tile in tiles:
         for first in range(tile.first, tile.stop, blocks):
             num_entries = min(blocks, tile.stop - first)
-            items.setdefault(tile.lanes, []).append((first, num_entries, num_parts, len(tile.rows), tile.shift))
-            rows.append(tile.rows)
-            slots.append(tile.slots)
-            num_parts += len(tile.rows)
-    num_rows = sum(map(len, plan.rows))
-    all_rows, all_slots = np.concatenate(rows), np.concatenate(slots)
-    max_runs = plan.max_runs if per_run else 0
+            items.setdefault(tile.lanes, []).append((first, num_entries, len(rows), len(tile.rows), tile.shift))
+            rows += tile.rows
+            slots += tile.slots
+    num_rows, max_runs = sum(map(len, plan.rows)), plan.max_runs if per_run else 0
+    owners, of_run = np.array(rows, dtype=np.int64), np.array(slots, dtype=np.int64)
     return HostWork(
         items={lanes: _longest_first(listed) for lanes, listed in sorted(items.items())},
-        rows=np.stack((all_rows, _parts(all_rows, all_slots)), axis=1).astype(np.int32),
-        entries=np.concatenate([np.empty((0, ENTRY_FIELDS), np.int32), *layout.entries]),
-        row_parts=_bounds(all_rows, num_rows),
-        run_parts=_bounds(all_rows * max_runs + all_slots, num_rows * max_runs) if per_run else np.empty(0, np.int32),
-        num_angles=max((tile.num_angles for tile in tiles), default=1),
+        rows=np.stack((owners, _parts(owners, of_run)), axis=1).astype(np.int32),
+        entries=entries,
+        row_parts=_bounds(owners, num_rows),
+        run_parts=_bounds(owners * max_runs + of_run, num_rows * max_runs) if per_run else np.empty(0, np.int32),
+        num_angles=max((tile.highest - tile.shift + 1 for tile in tiles), default=1),
     )
 
 
-def _single_runs(plan: AttentionPlan) -> Iterator[RunGroup]:
-    """Yield every run that a query may read as a group of its own."""
+def _single_runs(plan: AttentionPlan) -> list[RunGroup]:
+    """Return every run that a query may read as a group of its own."""
     members: dict[Run, list[int]] = {}
     for index, sequence in enumerate(plan.sequences):
         for run in sequence.runs:
             if run.num_tokens and plan.rows[index]:
                 members.setdefault(run, []).append(index)
-    for run, readers in members.items():
-        yield RunGroup((run,), tuple(readers), run.shift)
+    return [RunGroup((run,), tuple(readers), run.shift) for run, readers in members.items()]
 
 
-def _run_entries(run: Run, block_size: int) -> Ints:
-    """Return [blocks, ENTRY_FIELDS] of the blocks that a run uses."""
-    firsts = np.arange(0, run.num_tokens, block_size)
-    lengths = np.minimum(run.num_tokens - firsts, block_size)
-    blocks = np.array(run.block_ids[: len(firsts)])
-    return np.stack((blocks, run.start + firsts, lengths), axis=1).astype(np.int32)
+def _entries(groups: Sequence[RunGroup], block_size: int) -> tuple[Ints, list[int]]:
+    """Return [E, ENTRY_FIELDS] of the blocks that the groups use, and where each group's begin and the last end."""
+    runs = [run for group in groups for run in group.runs]
+    used = [-(-run.num_tokens // block_size) for run in runs]
+    ends = list(accumulate(used, initial=0))
+    blocks = chain.from_iterable(run.block_ids[:count] for run, count in zip(runs, used, strict=True))
+    firsts = (np.arange(ends[-1]) - np.repeat(np.array(ends[:-1], dtype=np.int64), used)) * block_size
+    starts = np.repeat(np.array([run.start for run in runs], dtype=np.int64), used) + firsts
+    lengths = np.repeat(np.array([run.num_tokens for run in runs], dtype=np.int64), used) - firsts
+    entries = np.stack((np.fromiter(blocks, np.int64, ends[-1]), starts, np.minimum(lengths, block_size)), axis=1)
+    last_runs = accumulate((len(group.runs) for group in groups), initial=0)
+    return entries.astype(np.int32), [ends[run] for run in last_runs]
+
+
+def _tiles(
+    plan: AttentionPlan,
+    tiling: Tiling,
+    groups: Sequence[RunGroup],
+    entries: Ints,
+    bounds: Sequence[int],
+    *,
+    per_run: bool,
+) -> Iterator[_Tile]:
+    """Yield the tiles of all groups that see anything."""
+    starts, ends = entries[:, 1].tolist(), (entries[:, 1] + entries[:, 2]).tolist()
+    for group, (begin, end) in zip(groups, pairwise(bounds), strict=True):
+        rows = [row for member in group.members for row in plan.rows[member]]
+        positions = [p for member in group.members for p in plan.sequences[member].query_positions]
+        slots = _run_slots(plan, group) if per_run else [0] * len(rows)
+        lanes = tiling.lanes_for(len(rows))
+        step = lanes // tiling.heads_per_kv
+        for low in range(0, len(rows), step):
+            tile = slice(low, low + step)
+            highest = max(positions[tile])
+            first, stop = begin, bisect_right(starts, highest, begin, end)
+            if plan.sliding_window is not None:
+                first = bisect_right(ends, min(positions[tile]) - plan.sliding_window + 1, begin, end)
+            if first < stop:
+                yield _Tile(rows[tile], slots[tile], lanes, first, stop, group.shift, highest)
+
+
+def _run_slots(plan: AttentionPlan, group: RunGroup) -> list[int]:
+    """Return for each row of a group of one run the index of that run in the row's sequence."""
+    indices = ((member, plan.sequences[member].runs.index(group.runs[0])) for member in group.members)
+    return [index for member, index in indices for _ in plan.rows[member]]
 
 
 def _longest_first(items: list[tuple[int, ...]]) -> Ints:
@@ -315,9 +312,3 @@ def _bounds(owners: Longs, num_owners: int) -> Ints:
     """Return [num_owners + 1]: how many of the owners are below each number."""
     counts = np.bincount(owners, minlength=num_owners)
     return np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
-
-
-def _as_array(numbers: Sequence[int]) -> Longs:
-    if isinstance(numbers, range):
-        return np.arange(numbers.start, numbers.stop, numbers.step, dtype=np.int64)
-    return np.array(numbers, dtype=np.int64)
