@@ -9,10 +9,12 @@ from typing import Any
 import triton
 import triton.language as tl
 
-__all__ = ["INTERPRETED", "attend_items", "merge_states", "reduce_parts", "store_kv"]
+__all__ = ["INTERPRETED", "attend_items", "merge_states", "reduce_parts", "sensible_configs", "store_kv"]
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
+# of scores and accumulator; up to so many ptxas spills at most 300 bytes, from 6,144 on 500 and more
+MAX_ELEMENTS_PER_WARP = 4608
 LN_2 = tl.constexpr(0.6931471805599453)
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -27,13 +29,12 @@ def _attend_configs() -> list[triton.Config]:
     return [triton.Config({"KEYS": keys}, num_warps=warps, num_stages=stages) for keys, warps, stages in choices]
 
 
-def _sensible_configs(configs: list[triton.Config], arguments: dict[str, Any], **constants: Any) -> list[triton.Config]:
-    """Leave out what cannot keep a tile's scores and accumulator in registers."""
+def sensible_configs(configs: list[triton.Config], arguments: dict[str, Any], **constants: Any) -> list[triton.Config]:
+    """Leave out what cannot keep a tile's scores and accumulator in registers; the least demanding stays."""
     tile = {**arguments, **constants}
-    wide = max(tile["DIM_PAD"], 64)
-    elements = [tile["LANES"] * (wide + config.kwargs["KEYS"]) // config.num_warps for config in configs]
-    limit = max(6144, min(elements))
-    return [config for config, per_warp in zip(configs, elements, strict=True) if per_warp <= limit]
+    per_warp = [tile["LANES"] * (tile["DIM_PAD"] + config.kwargs["KEYS"]) // config.num_warps for config in configs]
+    limit = max(MAX_ELEMENTS_PER_WARP, min(per_warp))
+    return [config for config, elements in zip(configs, per_warp, strict=True) if elements <= limit]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -71,7 +72,7 @@ def _rotated(
 @triton.autotune(  # type: ignore[untyped-decorator]
     configs=_attend_configs(),
     key=["GROUP", "DIM", "LANES", "BLOCK_SIZE", "longest"],
-    prune_configs_by={"early_config_prune": _sensible_configs},
+    prune_configs_by={"early_config_prune": sensible_configs},
     cache_results=True,
 )
 @triton.jit(do_not_specialize=["longest", "window"])  # type: ignore[untyped-decorator]

