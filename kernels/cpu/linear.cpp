@@ -8,7 +8,7 @@ namespace preread {
 namespace {
 
 constexpr int kBlockRows = 96;       // rows whose sums of one group of panels stay in the L1 cache
-constexpr int kRowsPerThread = 64;   // with at least so many for each, threads share out rows, else panels
+constexpr int kRowsPerThread = 32;   // with at least so many for each, threads share out rows, else panels
 constexpr int kMaxGroup = 4;         // panels worked on at once
 constexpr int kGroupLanes = kMaxGroup * kWeightPanel;
 
