@@ -14,6 +14,7 @@ from engine.backends import load_backend
 from engine.batch import build_batch
 from engine.calibration import calibrate
 from engine.config import EngineConfig, SamplingParams
+from engine.cuda_graphs import CudaGraphs
 from engine.drafts import Drafts
 from engine.errors import ConfigError, PromptTooLongError, ReuseNotCertifiedError
 from engine.eviction import policy_named
@@ -83,8 +84,12 @@ class Engine:
         backend = load_backend(config.backend, config.device)
         dtype = resolve_dtype(config, Path(folder), backend)
         models = load_models(Path(folder), config, dtype, backend)
-        kv_cache = allocate_kv_cache(config, models.full.config, dtype)
-        engine = cls(ModelRunner(models.full, kv_cache, lean=models.lean), Tokenizer(Path(folder)), config)
+        model = models.full
+        kv_cache = allocate_kv_cache(config, model.config, dtype)
+        limit = model.config.max_position_embeddings
+        graphs = CudaGraphs.for_model(model, kv_cache, max_rows=config.max_num_seqs, max_model_len=limit)
+        runner = ModelRunner(model, kv_cache, lean=models.lean, graphs=graphs)
+        engine = cls(runner, Tokenizer(Path(folder)), config)
         engine.calibrate(measure=False)
         return engine
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from engine.batch import Batch
+from engine.cuda_graphs import CudaGraphs
 from engine.models.model import Model
 from kernels.kv_cache import KVCache
 
@@ -18,20 +19,27 @@ class ModelRunner:
         kv_cache: read and written.
         lean: the same model with 8-bit weights, for rows whose KV is never published; None has every row computed by
             `model`.
-        lean_rows: up to how many rows a step of such rows is run by `lean`; None for any number.
+        graphs: replays steps of few rows on a GPU; None runs every step as it comes.
+
+    Attributes:
+        lean_rows: up to how many rows a step of private rows is run by `lean`; None for any number.
     """
 
     def __init__(
-        self, model: Model, kv_cache: KVCache, *, lean: Model | None = None, lean_rows: int | None = None
+        self, model: Model, kv_cache: KVCache, *, lean: Model | None = None, graphs: CudaGraphs | None = None
     ) -> None:
         self.model = model
         self.kv_cache = kv_cache
         self.lean = lean
-        self.lean_rows = lean_rows
+        self.lean_rows: int | None = None
+        self._graphs = graphs
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> Tensor:
         """Compute the batch's KV and return logits [R, vocab] float32 of its logit rows."""
+        replayed = None if self._graphs is None else self._graphs.run(batch)
+        if replayed is not None:
+            return replayed
         model = self._choose(batch)
         plan = model.plan(batch.sequences, self.kv_cache.block_size)
         return model.forward(
