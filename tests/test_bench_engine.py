@@ -462,6 +462,12 @@ def test_every_case_is_measured_or_said_not_to_be(report):
     assert report.setting.decode_weights == "float32"
 
 
+def test_without_cases_the_machine_is_not_measured(report):
+    printed = render(report.model_copy(update={"machine": None, "cases": []}))
+    assert "GFLOP/s" not in printed
+    assert "FAISS over" in printed
+
+
 def test_report_survives_json_and_is_shown(report):
     assert EngineReport.model_validate_json(report.model_dump_json()) == report
     printed = render(report)

@@ -120,23 +120,23 @@ def run(config: RagConfig, bench: EngineBenchConfig, progress: Progress) -> Engi
     cases = make_cases(bench.only or GROUPS)
     engine = Engine.from_pretrained(folder, _engine_config(config, bench, folder, cases))
     shape = ModelShape.of(engine.runner.model.config)
-    machine = measure_machine(shape, progress)
+    machine = measure_machine(shape, progress) if cases else None
     chosen, left_out = _choose(cases, engine, bench.tokens)
     own = OwnEngine(engine)
     prompts = Prompts(_vocabulary(engine), bench.seed)
     peers = _peer_setting(config, bench, folder, chosen, shape, progress)
     measured, interrupted, infos = _compare(own, chosen, prompts, bench, peers, progress)
     overhead, search = (None, None) if interrupted else _beside(own, prompts, bench, progress)
-    if not interrupted:  # once more: the machine's best is what counts
+    if machine is not None and not interrupted:  # once more: the machine's best is what counts
         machine = best_of(machine, measure_machine(shape, progress))
     results = [
         result_of(case, found, shape, storage_of(engine, case), machine, seed=bench.seed)
         for case, found in measured.items()
-        if found.own
+        if machine is not None and found.own
     ]
     return EngineReport(
         setting=_setting(engine, shape, config, bench),
-        environment=describe_environment(started, load=load, torch_threads=machine.threads),
+        environment=describe_environment(started, load=load, torch_threads=torch.get_num_threads()),
         interrupted=interrupted,
         problems=[],
         warnings=busy_warnings(load),

@@ -16,10 +16,10 @@ from rag.bench.progress import BenchEvent, Progress
 __all__ = ["best_of", "measure_machine"]
 
 ROWS = (1, 16, 32, 110, 128, 512, 1024, 2048)
-SAMPLES = 4
+SAMPLES = 5  # at most; the first one warms up
 SAMPLE_OPERATIONS = 8e9  # a sample runs as many layers as reach it
 SAMPLE_BYTES = 256 << 20  # of weights at most, unless one layer has more
-SLOW_SECONDS = 0.5  # a kernel slower than this is sampled once
+ENOUGH_SECONDS = 0.4  # no further sample after so long
 BUFFERS = tuple(n << 20 for n in (64, 128, 256, 512, 1024))
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a weight; the other formats have 8 bits
 _DTYPES = {"int8_dynamic": EIGHT_BIT}  # names of formats that differ from those of the report
@@ -89,7 +89,7 @@ def _kernels() -> Iterator[_Kernel]:
 
 def _torch_kernel(dtype: torch.dtype) -> _Kernel:
     def prepare(weight: Tensor) -> Callable[[Tensor], Tensor]:
-        converted = weight.to(dtype)
+        converted = weight.to(dtype, copy=True)
         return lambda x: F.linear(x, converted)
 
     name = str(dtype).removeprefix("torch.")
@@ -119,9 +119,8 @@ def _rates(kernel: _Kernel, shape: ModelShape) -> Iterator[GemmRate]:
     per_layer = shape.layer_parameters
     most = max(1, min(shape.layers, SAMPLE_BYTES // (per_layer * kernel.weight_bytes)))
     try:
-        weights = [
-            [kernel.prepare(0.02 * torch.randn(out, inner)) for out, inner in shape.matrices] for _ in range(most)
-        ]
+        random = [0.02 * torch.randn(out, inner) for out, inner in shape.matrices]
+        weights = [[kernel.prepare(weight) for weight in random] for _ in range(most)]  # equal, but each in its place
         for rows in kernel.rows:
             layers = max(1, min(most, round(SAMPLE_OPERATIONS / (2 * rows * per_layer))))
             inputs = [kernel.cast(torch.randn(rows, inner)) for _, inner in shape.matrices]
@@ -139,16 +138,17 @@ def _rates(kernel: _Kernel, shape: ModelShape) -> Iterator[GemmRate]:
 
 def _best_seconds(weights: list[list[Callable[[Tensor], Tensor]]], inputs: list[Tensor], layers: int) -> float:
     """Time the linear layers of `layers` layers, going round through the weights; return the best sample."""
-    best, position = float("inf"), 0
-    for _ in range(SAMPLES + 1):  # the first one warms up and counts where it is slow
+    best, position, deadline = float("inf"), 0, perf_counter() + ENOUGH_SECONDS
+    for _ in range(SAMPLES):
         chosen = [weights[(position + n) % len(weights)] for n in range(layers)]
         position += layers
         began = perf_counter()
         for layer in chosen:
             for linear, rows in zip(layer, inputs, strict=True):
                 linear(rows)
-        best = min(best, perf_counter() - began)
-        if best > SLOW_SECONDS:
+        ended = perf_counter()
+        best = min(best, ended - began)
+        if ended > deadline:
             break
     return best
 
@@ -158,7 +158,7 @@ def _bandwidth(size: int) -> Bandwidth:
     columns = 4096
     matrix, vector = torch.ones(size // (4 * columns), columns), torch.ones(columns)
     best = float("inf")
-    for _ in range(SAMPLES + 1):
+    for _ in range(SAMPLES):
         began = perf_counter()
         torch.mv(matrix, vector)
         best = min(best, perf_counter() - began)

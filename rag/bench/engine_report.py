@@ -242,6 +242,7 @@ class EngineReport(_Part):
         problems: self-checks that failed; the figures are void where there is one.
         warnings: what a reader of the figures has to know.
         seconds: the measurement took, with the machine's and the peers' own.
+        machine: null where no case was wanted.
         sharing: the decode step over a shared prefix over the one without sharing; null where not measured.
     """
 
@@ -252,7 +253,7 @@ class EngineReport(_Part):
     problems: list[str]
     warnings: list[str]
     seconds: float
-    machine: Machine
+    machine: Machine | None
     cases: list[CaseResult]
     sharing: Interval | None
     overhead: Overhead | None

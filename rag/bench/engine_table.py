@@ -19,8 +19,9 @@ def render(report: EngineReport, *, width: int = 160) -> str:
     for name, text in (*_figures(report), *_peers(report), *_setting(report)):
         facts.add_row(name, text)
     with console.capture() as captured:
-        console.print(_machine(report.machine))
-        console.print(f"read bandwidth: {_bandwidth(report.machine)}\n")
+        if report.machine is not None:
+            console.print(_machine(report.machine))
+            console.print(f"read bandwidth: {_bandwidth(report.machine)}\n")
         if report.cases:
             console.print(_cases(report))
             console.print(_legend(report) + "\n")
