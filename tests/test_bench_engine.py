@@ -14,7 +14,7 @@ from engine import Engine, EngineConfig, Prompt, SamplingParams, Segment, Segmen
 from engine.models.config import ModelConfig
 from rag.bench import engine as bench_engine
 from rag.bench import engine_beside, engine_cases, engine_machine
-from rag.bench.engine import EngineBenchConfig, run
+from rag.bench.engine import EngineBenchConfig, run, storage_of
 from rag.bench.engine_beside import measure_overhead, measure_search
 from rag.bench.engine_cases import Case, Prompts, make_cases, passages_of
 from rag.bench.engine_floor import ModelShape, Storage, floor_of, visible_pairs
@@ -273,6 +273,17 @@ def test_blocks_needed_are_enough_and_not_many_more(folder):
     own.decode([tokens(48, n) + tokens(16, n + 9) for n in range(3)], 48, steps=4)
     assert own.engine.stats().evicted_blocks == 0
     assert own.engine.stats().preemptions == 0
+
+
+def test_storage_follows_the_weights_that_a_case_is_computed_with(folder):
+    plain = small_engine(folder)
+    assert storage_of(plain, Case(DECODE, 16, 48)) == Storage(("float32",), 4, 4)
+    plain.runner.lean, plain.runner.lean_rows = plain.runner.model, 8
+    lean, full = Storage(("float32", "int8"), 4, 1), Storage(("float32",), 4, 4)
+    assert storage_of(plain, Case(DECODE, 16, 48, batch=8)) == lean
+    assert storage_of(plain, Case(DECODE, 16, 48, batch=9)) == full
+    assert storage_of(plain, Case(WARM, 8, 48)) == lean
+    assert storage_of(plain, Case(PREFILL, 8)) == full, "what is published is never computed with 8-bit weights alone"
 
 
 # --- turns

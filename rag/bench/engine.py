@@ -16,7 +16,7 @@ from engine.kernel_meter import busy_counter
 from engine.models.config import ModelConfig
 from rag.bench.engine_beside import measure_overhead, measure_search
 from rag.bench.engine_cases import GROUPS, TAIL, Case, Prompts, make_cases, passages_of
-from rag.bench.engine_floor import ModelShape, Storage
+from rag.bench.engine_floor import EIGHT_BIT, ModelShape, Storage
 from rag.bench.engine_machine import best_of, measure_machine
 from rag.bench.engine_measure import PEER_TOKENS, CaseRunner, Measured, result_of, sharing_of
 from rag.bench.engine_own import OwnEngine, blocks_needed, fitting
@@ -119,6 +119,7 @@ def run(config: RagConfig, bench: EngineBenchConfig, progress: Progress) -> Engi
     progress(BenchEvent("load", 0, None))
     cases = make_cases(bench.only or GROUPS)
     engine = Engine.from_pretrained(folder, _engine_config(config, bench, folder, cases))
+    engine.calibrate()  # as a server does before its first question
     shape = ModelShape.of(engine.runner.model.config)
     machine = measure_machine(shape, progress) if cases else None
     chosen, left_out = _choose(cases, engine, bench.tokens)
@@ -154,13 +155,13 @@ def run(config: RagConfig, bench: EngineBenchConfig, progress: Progress) -> Engi
 
 def storage_of(engine: Engine, case: Case) -> Storage:
     """Tell in what the engine computes a case: rows whose KV stays private may have weights of their own."""
-    runner = engine.runner
+    runner, eight_bit = engine.runner, engine.config.dtype == "int8"
     kv_bytes = float(runner.kv_cache.dtype.itemsize)
     rows = case.batch if case.decodes else case.new
     private = case.decodes or case.cached > 0
     lean = private and runner.lean is not None and (runner.lean_rows is None or rows <= runner.lean_rows)
-    dtype = _dtype(engine)
-    return Storage((dtype, "int8") if lean else (dtype,), kv_bytes, 1.0 if lean else kv_bytes)
+    mode = EIGHT_BIT if eight_bit else _kv_dtype(engine)
+    return Storage((mode, "int8") if lean else (mode,), kv_bytes, 1.0 if lean or eight_bit else kv_bytes)
 
 
 def _server(
@@ -274,9 +275,11 @@ def _setting(engine: Engine, shape: ModelShape, config: RagConfig, bench: Engine
     one = storage_of(engine, Case(CaseKind.DECODE, TAIL))
     return EngineSetting(
         model=config.model,
-        dtype=_dtype(engine),
+        dtype="int8" if engine.config.dtype == "int8" else _kv_dtype(engine),
+        kv_dtype=_kv_dtype(engine),
         weights=engine.config.weights,
         decode_weights=one.modes[-1],
+        lean_rows=engine.runner.lean_rows,
         backend=engine.runner.model.backend.name,
         device=engine.config.device,
         block_size=engine.config.block_size,
@@ -292,7 +295,7 @@ def _setting(engine: Engine, shape: ModelShape, config: RagConfig, bench: Engine
     )
 
 
-def _dtype(engine: Engine) -> str:
+def _kv_dtype(engine: Engine) -> str:
     return str(engine.runner.kv_cache.dtype).removeprefix("torch.")
 
 

@@ -209,16 +209,20 @@ class EngineSetting(_Part):
     """What was measured.
 
     Attributes:
-        dtype: KV compute mode.
+        dtype: KV compute mode; `int8` is products of 8-bit weights and activations.
+        kv_dtype: of the stored keys and values.
         weights: what was asked for of the weights' format.
-        decode_weights: format of the weights that decode rows read.
+        decode_weights: format of the weights that a batch-1 decode step reads.
+        lean_rows: up to how many private rows a step has 8-bit weights; null is any number, where it has them at all.
         tokens: decode steps timed a repeat.
     """
 
     model: str
     dtype: str
+    kv_dtype: str
     weights: str
     decode_weights: str
+    lean_rows: int | None
     backend: str
     device: str
     block_size: int

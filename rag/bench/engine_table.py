@@ -145,10 +145,11 @@ def _peers(report: EngineReport) -> Iterator[tuple[str, str]]:
 
 def _setting(report: EngineReport) -> Iterator[tuple[str, str]]:
     setting, environment = report.setting, report.environment
+    upto = "" if setting.lean_rows is None else f" up to {setting.lean_rows} rows"
     engine = (
-        f"{setting.model}, {setting.dtype}, weights {setting.weights} (decode: {setting.decode_weights}), backend "
-        f"{setting.backend}, block size {setting.block_size}, {setting.kv_blocks} KV blocks, steps of "
-        f"{setting.max_num_batched_tokens} tokens"
+        f"{setting.model}, {setting.dtype}, KV {setting.kv_dtype}, weights {setting.weights} (decode: "
+        f"{setting.decode_weights}{upto}), backend {setting.backend}, block size {setting.block_size}, "
+        f"{setting.kv_blocks} KV blocks, steps of {setting.max_num_batched_tokens} tokens"
     )
     model = (
         f"{2e-6 * setting.linear_parameters:.1f} MFLOP a token in linear layers, "

@@ -62,7 +62,7 @@ class FidelityBenchConfig:
     questions: int = 12
     k: int = 2
     max_tokens: int = 48
-    dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
+    dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16", "int8")
     weights: tuple[str, ...] = ("full", "int8")
     seed: int = 0
     work_dir: Path | None = None
@@ -230,4 +230,5 @@ def _configured(folder: Path, base: EngineConfig) -> tuple[str, str]:
     """Return the compute mode and the weights of an answer's tokens that the settings give on this machine."""
     runner = Engine.from_pretrained(folder, base).runner
     lean = runner.lean is not None and (runner.lean_rows is None or runner.lean_rows >= 1)
-    return str(runner.kv_cache.dtype).removeprefix("torch."), "int8" if lean else "full"
+    dtype = str(runner.kv_cache.dtype).removeprefix("torch.") if base.dtype == "auto" else base.dtype
+    return dtype, "int8" if lean else "full"

@@ -40,7 +40,7 @@ class _Recorder(ModelRunner):
     """A runner that keeps the logits of one request, and puts a dictated token in front where there is one."""
 
     def __init__(self, runner: ModelRunner) -> None:
-        super().__init__(runner.model, runner.kv_cache, lean=runner.lean, lean_rows=runner.lean_rows)
+        vars(self).update(vars(runner))  # the same runner in all else
         self.logits: list[Tensor] = []
         self.lean_steps = 0
         self.dictated: Sequence[int] = ()

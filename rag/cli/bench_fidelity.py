@@ -19,7 +19,7 @@ def fidelity(  # noqa: PLR0917 - typer declares options as parameters
     corpus: Annotated[str, typer.Option(help="python-topics or python-stdlib.")] = "python-topics",
     k: Annotated[int, typer.Option("-k", "--top-k", help="Passages a question.")] = 2,
     max_tokens: Annotated[int, typer.Option(help="Length of an answer at most.")] = 48,
-    dtype: Annotated[str, typer.Option(help="Compute modes, with commas.")] = "float32,bfloat16,float16",
+    dtype: Annotated[str, typer.Option(help="Compute modes, with commas.")] = "float32,bfloat16,float16,int8",
     weights: Annotated[str, typer.Option(help="Weights of the answers' rows, with commas.")] = "full,int8",
     seed: Annotated[int, typer.Option(help="Of the questions and the intervals.")] = 0,
     output: Annotated[
