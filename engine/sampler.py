@@ -27,16 +27,24 @@ class Sampler:
         """Choose a token from logits [vocab] float32."""
         if self._params.temperature < GREEDY_BELOW:
             return int(logits.argmax())
-        order = logits.div(self._params.temperature).sort(descending=True)
-        scores = order.values
+        scores = self._cut_off(logits / self._params.temperature)
+        # over the vocabulary in its own order: the last bits of two scores must not swap their random numbers
+        chosen = torch.multinomial(scores.softmax(-1).cpu(), 1, generator=self._generator)
+        return int(chosen)
+
+    def _cut_off(self, scores: Tensor) -> Tensor:
+        """Leave top-k, and of those the fewest that reach top-p; the others' scores become -inf."""
+        if not self._params.top_k and self._params.top_p == 1:
+            return scores
+        order = scores.sort(descending=True)
+        kept = order.values
         if self._params.top_k:
-            scores[self._params.top_k :] = -torch.inf
-        probabilities = scores.softmax(-1).cpu()
+            kept[self._params.top_k :] = -torch.inf
         if self._params.top_p < 1:
+            probabilities = kept.softmax(-1)
             before = probabilities.cumsum(-1) - probabilities
-            probabilities[before >= self._params.top_p] = 0
-        chosen = torch.multinomial(probabilities, 1, generator=self._generator)
-        return int(order.indices[int(chosen)])
+            kept[before >= self._params.top_p] = -torch.inf
+        return torch.empty_like(scores).scatter_(-1, order.indices, kept)
 
 
 def sample_rows(logits: Tensor, samplers: Sequence[Sampler], drafts: Sequence[Sequence[int]] = ()) -> list[list[int]]:
