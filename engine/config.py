@@ -8,7 +8,7 @@ from engine.eviction import policy_named
 
 __all__ = ["DTYPES", "WEIGHTS", "EngineConfig", "SamplingParams"]
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 WEIGHTS = ("auto", "full", "int8")
 
 
@@ -17,7 +17,8 @@ class EngineConfig:
     """How an engine runs its model.
 
     Attributes:
-        dtype: KV compute mode: `float32`, `bfloat16`, `float16`, or `auto` (the fastest one on this machine).
+        dtype: KV compute mode: `float32`, `bfloat16`, `float16`, or `auto` (the fastest of these on this machine); or
+            `int8`, the C++ kernels' products of 8-bit weights and 8-bit activations, faster still and less faithful.
         weights: how rows whose KV is never published (answers and their questions) are computed: `full` in the
             compute mode like all others, `int8` with 8-bit weights, `auto` with 8-bit weights in steps where that is
             faster (by a profile measured once) unless `dtype` asks for float32.

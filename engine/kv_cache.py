@@ -29,12 +29,21 @@ def check_device(device: str) -> None:
 
 
 def resolve_dtype(config: EngineConfig, folder: Path, backend: Backend) -> torch.dtype:
-    """Return the compute mode that `auto` means for a model on this machine.
+    """Return the element type of KV, and of the computation where that is not `int8`.
 
-    bfloat16 on a GPU and where the CPU multiplies it in tiles (AMX); float16 where the C++ kernels multiply it at twice
-    the rate of float32 (AVX512-FP16; bfloat16 dot products without AMX have half of that rate). Elsewhere float32,
-    unless the weights would then take more than a quarter of the memory.
+    What `auto` means: bfloat16 on a GPU and where the CPU multiplies it in tiles (AMX); float16 where the C++ kernels
+    multiply it at twice the rate of float32 (AVX512-FP16; without AMX, bfloat16 dot products have half of that rate).
+    Elsewhere float32, unless the weights would then take more than a quarter of the memory.
+
+    Raises:
+        ConfigError: `int8` without the kernels that compute it.
     """
+    if config.dtype == "int8":
+        if backend.name != "cpu":
+            raise ConfigError(
+                f"dtype 'int8' needs the C++ kernels of backend 'cpu', not {backend.name!r}; see `rag doctor`"
+            )
+        return torch.float16 if multiplies_float16(backend) else torch.float32
     if config.dtype != "auto":
         return _DTYPES[config.dtype]
     if config.device != "cpu" or torch.cpu.get_capabilities().get("amx_bf16", False):

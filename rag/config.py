@@ -40,7 +40,7 @@ class _Group(BaseModel):
 class EngineSettings(_Group):
     """What `EngineConfig` takes; the defaults are its own."""
 
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
     weights: Literal["auto", "full", "int8"] = "auto"
     device: str = "cpu"
     backend: str = "auto"

@@ -56,7 +56,7 @@ def load_models(folder: Path, config: EngineConfig, dtype: torch.dtype, backend:
     if in_tiles:
         full: Model = Decoder.from_folder(folder, dtype=dtype, backend=backend)
     else:
-        full = PackedDecoder.pack(source, _FORMATS[dtype])
+        full = PackedDecoder.pack(source, "int8_dynamic" if config.dtype == "int8" else _FORMATS[dtype])
     return LoadedModels(full, PackedDecoder.pack(source, "int8") if _wants_int8(config) else None)
 
 

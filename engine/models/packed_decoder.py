@@ -41,10 +41,13 @@ class PackedDecoder(Model):
         def pack(linear: Linear, *, silu_mul: bool = False) -> PackedLinear:
             return PackedLinear.pack(linear.weight, linear.bias, weight_format, silu_mul=silu_mul, library=library)
 
+        # few rows reach the head, so nothing is gained by rounding what they are multiplied with
+        head_format: WeightFormat = "int8" if weight_format == "int8_dynamic" else weight_format
+
         stack = CpuDecoder(
             [_pack_layer(layer, pack) for layer in source.layers],
             source.norm.weight.float(),
-            pack(source.head),
+            PackedLinear.pack(source.head.weight, source.head.bias, head_format, library=library),
             num_heads=config.num_heads,
             num_kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,

@@ -1,10 +1,14 @@
 #include "decoder.h"
 
-#include <algorithm>
 #include <cstring>
 
 namespace preread {
 namespace {
+
+// With at least so many rows for each, threads work on rows of their own between two attentions.
+constexpr int64_t kOwnRows = 32;
+// So many of them at a time, so that what one operation leaves is still in the L2 cache when the next reads it.
+constexpr int64_t kBlockRows = 96;
 
 // Memory between the operations of a layer; all of it float32, row-major.
 struct Buffers {
@@ -24,90 +28,161 @@ Buffers provide(const DecoderWeights& weights, int64_t rows, const Team& team) {
   return {memory, memory + sizes[0], memory + sizes[0] + sizes[1], memory + sizes[0] + sizes[1] + sizes[2]};
 }
 
-// Normalise each head of q and k in place.
-void norm_heads(const DecoderWeights& weights, const LayerWeights& layer, float* qkv, int64_t rows, const Team& team) {
-  const int64_t stride = layer.qkv.out_features, dim = weights.head_dim;
-  if (layer.q_norm != nullptr)
-    rms_norm({qkv, qkv, layer.q_norm, stride, stride, rows, weights.num_heads, dim, weights.eps}, team);
-  float* k = qkv + weights.num_heads * dim;
-  if (layer.k_norm != nullptr)
-    rms_norm({k, k, layer.k_norm, stride, stride, rows, weights.num_kv_heads, dim, weights.eps}, team);
-  if (layer.q_norm != nullptr || layer.k_norm != nullptr) team.barrier();
+// Consecutive rows of a step, and who works on them: one thread on its own, or the whole team with a barrier after
+// each operation.
+struct Rows {
+  int64_t first, count;
+  Team team;
+
+  void barrier() const {
+    if (team.size > 1) team.barrier();
+  }
+};
+
+// Call `work` for the rows [0, count) of a step, all at once or in this thread's own blocks.
+template <class Work>
+void for_rows(int64_t count, const Team& team, Work&& work) {
+  if (count < kOwnRows * team.size) {
+    work(Rows{0, count, team});
+    return;
+  }
+  int64_t first, last;
+  team.share(count, 1, &first, &last);
+  const int64_t blocks = (last - first + kBlockRows - 1) / kBlockRows;
+  for (int64_t i = 0; i < blocks; i++) {
+    const int64_t low = first + (last - first) * i / blocks, high = first + (last - first) * (i + 1) / blocks;
+    work(Rows{low, high - low, Team{0, 1, nullptr}});
+  }
 }
 
-void write_kv(const DecoderWeights& weights, const DecoderStep& step, int64_t layer, const float* qkv,
-              const Team& team) {
-  const AttendPlan& plan = *step.plans[layer];
-  const int64_t stride = weights.layers[layer].qkv.out_features, dim = weights.head_dim;
-  const float* k = qkv + weights.num_heads * dim;
-  RopeWriteArgs args = {};
-  args.k = k;
-  args.v = k + weights.num_kv_heads * dim;
-  args.cos = plan.cos(0);
-  args.sin = plan.sin(0);
-  args.slots = step.slots;
-  args.cache = step.cache;
-  args.k_stride = args.v_stride = stride;
-  args.rows = step.rows;
-  args.kv_heads = weights.num_kv_heads;
-  args.head_dim = dim;
-  args.rotary_dim = plan.rotary_dim;
-  args.block_size = plan.block_size;
-  args.num_layers = plan.num_layers;
-  args.layer = layer;
-  args.interleaved = plan.interleaved;
-  args.dtype = plan.dtype;
-  rope_write_kv(args, team);
-}
+class Pass {
+ public:
+  Pass(const DecoderWeights& weights, const DecoderStep& step, const Team& team)
+      : weights_(weights),
+        step_(step),
+        team_(team),
+        hidden_size_(weights.hidden_size),
+        attended_size_(weights.num_heads * weights.head_dim),
+        buffers_(provide(weights, step.rows, team)) {}
 
-// Move the rows whose logits are wanted to the front: only they go on after the last layer's attention.
-void keep_logit_rows(const DecoderStep& step, float* values, int64_t width) {
-  for (int64_t i = 0; i < step.num_logits; i++)
-    std::memmove(values + i * width, values + step.logit_rows[i] * width, width * sizeof(float));
-}
+  void run() {
+    for (int64_t index = 0; index < weights_.num_layers; index++) {
+      const LayerWeights& layer = weights_.layers[index];
+      for_rows(step_.rows, team_, [&](const Rows& rows) { project(layer, index, rows); });
+      team_.barrier();
+      const int64_t qkv_size = layer.qkv.out_features;
+      attend({step_.plans[index], buffers_.qkv, buffers_.attended, step_.cache, nullptr, qkv_size, attended_size_, index, 0},
+             team_);
+      team_.barrier();
+      int64_t count = step_.rows;
+      if (index == weights_.num_layers - 1) {
+        keep_logit_rows();
+        count = step_.num_logits;
+      }
+      for_rows(count, team_, [&](const Rows& rows) { finish(layer, rows); });
+      // without a barrier where threads keep to rows of their own, which are the same in the next layer
+      if (count < kOwnRows * team_.size) team_.barrier();
+    }
+    team_.barrier();
+    for_rows(step_.num_logits, team_, [&](const Rows& rows) { norm(weights_.norm, rows); });
+    team_.barrier();
+    linear(weights_.head, buffers_.normed, hidden_size_, step_.logits, weights_.head.out_features, step_.num_logits,
+           kStore, team_);
+  }
+
+ private:
+  float* hidden(const Rows& rows) const { return step_.hidden + rows.first * hidden_size_; }
+  float* normed(const Rows& rows) const { return buffers_.normed + rows.first * hidden_size_; }
+
+  void norm(const float* weight, const Rows& rows) const {
+    rms_norm({hidden(rows), normed(rows), weight, hidden_size_, hidden_size_, rows.count, 1, hidden_size_, weights_.eps},
+             rows.team);
+    rows.barrier();
+  }
+
+  // From hidden to q, and to k and v in the cache.
+  void project(const LayerWeights& layer, int64_t index, const Rows& rows) const {
+    const int64_t qkv_size = layer.qkv.out_features;
+    float* qkv = buffers_.qkv + rows.first * qkv_size;
+    norm(layer.input_norm, rows);
+    linear(layer.qkv, normed(rows), hidden_size_, qkv, qkv_size, rows.count, kStore, rows.team);
+    rows.barrier();
+    norm_heads(layer, qkv, rows);
+    write_kv(index, qkv, rows);
+  }
+
+  // Normalise each head of q and k in place.
+  void norm_heads(const LayerWeights& layer, float* qkv, const Rows& rows) const {
+    if (layer.q_norm == nullptr && layer.k_norm == nullptr) return;
+    const int64_t stride = layer.qkv.out_features, dim = weights_.head_dim;
+    float* k = qkv + attended_size_;
+    if (layer.q_norm != nullptr)
+      rms_norm({qkv, qkv, layer.q_norm, stride, stride, rows.count, weights_.num_heads, dim, weights_.eps}, rows.team);
+    if (layer.k_norm != nullptr)
+      rms_norm({k, k, layer.k_norm, stride, stride, rows.count, weights_.num_kv_heads, dim, weights_.eps}, rows.team);
+    rows.barrier();
+  }
+
+  void write_kv(int64_t index, const float* qkv, const Rows& rows) const {
+    const AttendPlan& plan = *step_.plans[index];
+    const float* k = qkv + attended_size_;
+    RopeWriteArgs args = {};
+    args.k = k;
+    args.v = k + weights_.num_kv_heads * weights_.head_dim;
+    args.cos = plan.cos(0) + rows.first * plan.half;
+    args.sin = plan.sin(0) + rows.first * plan.half;
+    args.slots = step_.slots + rows.first;
+    args.cache = step_.cache;
+    args.k_stride = args.v_stride = weights_.layers[index].qkv.out_features;
+    args.rows = rows.count;
+    args.kv_heads = weights_.num_kv_heads;
+    args.head_dim = weights_.head_dim;
+    args.rotary_dim = plan.rotary_dim;
+    args.block_size = plan.block_size;
+    args.num_layers = plan.num_layers;
+    args.layer = index;
+    args.interleaved = plan.interleaved;
+    args.dtype = plan.dtype;
+    rope_write_kv(args, rows.team);
+  }
+
+  // Add the attention's output and the MLP to hidden.
+  void finish(const LayerWeights& layer, const Rows& rows) const {
+    const int64_t inner_size = layer.down.in_features;
+    float* inner = buffers_.inner + rows.first * inner_size;
+    linear(layer.output, buffers_.attended + rows.first * attended_size_, attended_size_, hidden(rows), hidden_size_,
+           rows.count, kAdd, rows.team);
+    rows.barrier();
+    norm(layer.mlp_norm, rows);
+    linear(layer.gate_up, normed(rows), hidden_size_, inner, inner_size, rows.count, kSiluMul, rows.team);
+    rows.barrier();
+    linear(layer.down, inner, inner_size, hidden(rows), hidden_size_, rows.count, kAdd, rows.team);
+  }
+
+  // Move the rows whose logits are wanted to the front: only they go on after the last layer's attention.
+  void keep_logit_rows() const {
+    for (int64_t i = 0; i < step_.num_logits; i++) {
+      const int64_t row = step_.logit_rows[i];
+      if (team_.rank == 0)
+        std::memmove(step_.hidden + i * hidden_size_, step_.hidden + row * hidden_size_, hidden_size_ * sizeof(float));
+      if (team_.rank == team_.size - 1)
+        std::memmove(buffers_.attended + i * attended_size_, buffers_.attended + row * attended_size_,
+                     attended_size_ * sizeof(float));
+    }
+    team_.barrier();
+  }
+
+  const DecoderWeights& weights_;
+  const DecoderStep& step_;
+  const Team& team_;
+  const int64_t hidden_size_, attended_size_;
+  const Buffers buffers_;
+};
 
 }  // namespace
 
 void decode(const DecoderWeights& weights, const DecoderStep& step, const Team& team) {
-  const int64_t hidden_size = weights.hidden_size, attended_size = weights.num_heads * weights.head_dim;
-  const Buffers buffers = provide(weights, step.rows, team);
-  float* hidden = step.hidden;
-  int64_t rows = step.rows;
-  const auto norm = [&](const float* weight) {
-    rms_norm({hidden, buffers.normed, weight, hidden_size, hidden_size, rows, 1, hidden_size, weights.eps}, team);
-    team.barrier();
-  };
-  for (int64_t index = 0; index < weights.num_layers; index++) {
-    const LayerWeights& layer = weights.layers[index];
-    const int64_t qkv_size = layer.qkv.out_features;
-    norm(layer.input_norm);
-    linear(layer.qkv, buffers.normed, hidden_size, buffers.qkv, qkv_size, rows, kStore, team);
-    team.barrier();
-    norm_heads(weights, layer, buffers.qkv, rows, team);
-    write_kv(weights, step, index, buffers.qkv, team);
-    team.barrier();
-    AttendArgs attention = {step.plans[index], buffers.qkv, buffers.attended, step.cache, nullptr,
-                            qkv_size,          attended_size, index, 0};
-    attend(attention, team);
-    team.barrier();
-    if (index == weights.num_layers - 1) {
-      if (team.rank == 0) keep_logit_rows(step, hidden, hidden_size);
-      if (team.rank == team.size - 1) keep_logit_rows(step, buffers.attended, attended_size);
-      rows = step.num_logits;
-      team.barrier();
-      if (rows == 0) return;
-    }
-    linear(layer.output, buffers.attended, attended_size, hidden, hidden_size, rows, kAdd, team);
-    team.barrier();
-    norm(layer.mlp_norm);
-    const int64_t inner_size = layer.down.in_features;
-    linear(layer.gate_up, buffers.normed, hidden_size, buffers.inner, inner_size, rows, kSiluMul, team);
-    team.barrier();
-    linear(layer.down, buffers.inner, inner_size, hidden, hidden_size, rows, kAdd, team);
-    team.barrier();
-  }
-  norm(weights.norm);
-  linear(weights.head, buffers.normed, hidden_size, step.logits, weights.head.out_features, rows, kStore, team);
+  Pass(weights, step, team).run();
 }
 
 }  // namespace preread
