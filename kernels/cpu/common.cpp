@@ -6,6 +6,14 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <immintrin.h>
+#endif
+#if defined(__linux__)
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#else
+#include <thread>
 #endif
 
 namespace preread {
@@ -44,6 +52,39 @@ thread_local Scratch of_team[kScratchSlots];
 
 }  // namespace
 
+void Barrier::wait(int size) {
+  const uint32_t generation = generation_.load(std::memory_order_acquire);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < size) {
+    sleep(generation);
+    return;
+  }
+  arrived_.store(0, std::memory_order_relaxed);
+  generation_.store(generation + 1);  // before sleepers_ is read: a thread that is about to sleep sees one of the two
+#if defined(__linux__)
+  if (sleepers_.load() > 0) syscall(SYS_futex, &generation_, FUTEX_WAKE_PRIVATE, size, nullptr, nullptr, 0);
+#endif
+}
+
+void Barrier::sleep(uint32_t generation) {
+#if defined(__x86_64__)
+  constexpr uint64_t kSpinCycles = 150000;  // some 60 microseconds
+  for (const uint64_t start = __rdtsc(); __rdtsc() - start < kSpinCycles; _mm_pause())
+    if (generation_.load(std::memory_order_acquire) != generation) return;
+#else
+  for (int spins = 0; spins < 20000; spins++)
+    if (generation_.load(std::memory_order_acquire) != generation) return;
+#endif
+  sleepers_.fetch_add(1);
+  while (generation_.load() == generation) {
+#if defined(__linux__)
+    syscall(SYS_futex, &generation_, FUTEX_WAIT_PRIVATE, generation, nullptr, nullptr, 0);
+#else
+    std::this_thread::yield();
+#endif
+  }
+  sleepers_.fetch_sub(1);
+}
+
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
@@ -55,9 +96,9 @@ void* thread_scratch(ScratchSlot slot, size_t bytes) { return own[slot].grow(byt
 
 void* team_scratch(ScratchSlot slot, size_t bytes, const Team& team) {
   team.barrier();  // nobody reads the previous one any more
-  if (team.rank == 0) team.shared[slot] = of_team[slot].grow(bytes);
+  if (team.rank == 0) team.state->scratch[slot] = of_team[slot].grow(bytes);
   team.barrier();
-  return team.shared[slot];
+  return team.state->scratch[slot];
 }
 
 }  // namespace preread

@@ -3,6 +3,7 @@
 
 #include <omp.h>
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 
@@ -23,14 +24,35 @@ struct Float16 {
 // Kinds of scratch memory: each operation has its own, so that one inside another does not overwrite it.
 enum ScratchSlot { kScratchLinear = 0, kScratchAttention = 1, kScratchLayer = 2, kScratchOther = 3, kScratchSlots = 4 };
 
+// Where the threads of a team wait for each other. It spins for some ten microseconds, which is how far apart they
+// usually come, and then sleeps: where another process has taken a core, a spinning thread would keep the late one off
+// the other core for a whole time slice, and a sleeping one lets it in.
+class Barrier {
+ public:
+  void wait(int size);
+
+ private:
+  void sleep(uint32_t generation);
+
+  alignas(64) std::atomic<uint32_t> generation_{0};
+  alignas(64) std::atomic<int> arrived_{0};
+  std::atomic<int> sleepers_{0};
+};
+
+// What the threads of a team share.
+struct TeamState {
+  Barrier barrier;
+  void* scratch[kScratchSlots] = {};  // how rank 0 hands out memory
+};
+
 // One thread's view of the threads that run an operation together.
 struct Team {
   int rank;
   int size;
-  void** shared;  // [kScratchSlots], seen by all of them: how rank 0 hands out memory
+  TeamState* state;  // null where one thread is alone
 
   void barrier() const {
-#pragma omp barrier
+    if (size > 1) state->barrier.wait(size);
   }
 
   // This thread's share [first, last) of `count` items, in multiples of `grain`.
@@ -51,10 +73,10 @@ double now();
 template <class Work>
 void run_team(Work&& work) {
   const double start = now();
-  void* shared[kScratchSlots] = {};
+  TeamState state;
 #pragma omp parallel
   {
-    const Team team{omp_get_thread_num(), omp_get_num_threads(), shared};
+    const Team team{omp_get_thread_num(), omp_get_num_threads(), &state};
     work(team);
   }
   add_busy_seconds(now() - start);
