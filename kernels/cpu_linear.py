@@ -29,8 +29,10 @@ FORMATS: Final = tuple(_FORMATS)
 
 _EPILOGUES: Final[dict[str, int]] = {"store": 0, "add": 1, "silu_mul": 2}
 
-# outputs in a panel: kWeightPanel of cpu/linear.h
+# outputs in a panel, inputs that share a scale, and what their scales take: of cpu/linear.h
 _PANEL: Final = 32
+_GROUP_INPUTS: Final = 64
+_GROUP_HEAD: Final = 2
 
 _HUGE_PAGE: Final = 2 << 20
 _ARENA_BYTES: Final = 64 << 20
@@ -113,18 +115,20 @@ def _huge_pages(nbytes: int, library: CpuLibrary) -> Tensor:
 class PackedLinear:
     """A weight in the layout of the C++ kernels: y = x W' + b.
 
-    The compute mode follows from the format and the variant: "float16" and "int8" (weights only, one scale an output)
-    multiply in float16 where the processor can and add up chunks of 64 in float32, else all is float32; "bfloat16" is
-    widened to float32 (AVX512-BF16 multiplies at half the rate of float32); "float32" is float32. "int8_dynamic" also
-    rounds activations to 8 bits, 128 inputs of a row with a scale of their own, and adds up whole numbers (AVX512-VNNI;
-    slower, with the same result, elsewhere). Every row of the result is independent of the other rows.
+    The compute mode follows from the format and the variant: "float16" and "int8" (weights only, one scale for 64
+    inputs of an output) multiply in float16 where the processor can and add up chunks of 64 in float32, else all is
+    float32; "bfloat16" is widened to float32 (AVX512-BF16 multiplies at half the rate of float32); "float32" is
+    float32. "int8_dynamic" also rounds activations to 8 bits, 128 inputs of a row with a scale of their own, and adds
+    up whole numbers (AVX512-VNNI; slower, with the same result, elsewhere). Every row of the result is independent of
+    the other rows.
 
     Attributes:
         format: of the weights.
         out_features: rows of the weight (gate and up together if gated).
         in_features: columns of the weight.
         gated: whether the rows are [gate; up], for the epilogue "silu_mul".
-        panels: the packed weights, [panels of 32 outputs, in_features, 32]; see cpu/linear.h for "int8_dynamic".
+        panels: the packed weights, [panels of 32 outputs, in_features, 32]; those of "int8" have two more rows, of
+            scales, before every 64. See cpu/linear.h for "int8_dynamic".
         scales: of each packed output, float32; None for formats without.
         bias: of each packed output, float32, or None.
     """
@@ -164,8 +168,8 @@ class PackedLinear:
         library = library or load_library()
         out_features, in_features = weight.shape
         code, dtype = _FORMATS[format]
-        inputs = -(-in_features // 4) * 4 if format == "int8_dynamic" else in_features
-        panels = _arena.empty((_num_panels(out_features, gated=silu_mul), inputs, _PANEL), dtype, library)
+        panels_shape = _num_panels(out_features, gated=silu_mul), _panel_rows(in_features, format), _PANEL
+        panels = _arena.empty(panels_shape, dtype, library)
         scales = torch.empty(len(panels), _PANEL)
         weight = weight.detach().contiguous()
         args = _PackArgs(
@@ -185,7 +189,7 @@ class PackedLinear:
             in_features=in_features,
             gated=silu_mul,
             panels=panels,
-            scales=scales if format not in ("float32", "bfloat16") else None,
+            scales=scales if format in ("float16", "int8_dynamic") else None,
             bias=None if bias is None else _pack_bias(bias, len(panels), gated=silu_mul),
             library=library,
         )
@@ -245,6 +249,13 @@ class PackedLinear:
 
 def _num_panels(out_features: int, *, gated: bool) -> int:
     return 2 * -(-(out_features // 2) // _PANEL) if gated else -(-out_features // _PANEL)
+
+
+def _panel_rows(in_features: int, weight_format: WeightFormat) -> int:
+    """Return the rows of 32 that a panel has: of the inputs, and of scales."""
+    if weight_format == "int8_dynamic":
+        return -(-in_features // 4) * 4
+    return in_features + (-(-in_features // _GROUP_INPUTS) * _GROUP_HEAD if weight_format == "int8" else 0)
 
 
 def _pack_bias(bias: Tensor, panels: int, *, gated: bool) -> Tensor:

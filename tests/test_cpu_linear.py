@@ -21,7 +21,7 @@ SHAPES = ((1, 1), (33, 70), (96, 64), (160, 200), (224, 129))
 
 # |error| over |row| |channel| (norms), of random operands. bfloat16 and int8: mostly their rounding of the weights.
 # int8_dynamic: of activations too. float16: sums of 64 products in float16, half a unit in the last place a step.
-TOLERANCE = {"float32": 3e-7, "bfloat16": 4e-3, "float16": 2e-3, "int8": 6e-3, "int8_dynamic": 1.2e-2}
+TOLERANCE = {"float32": 3e-7, "bfloat16": 2.5e-3, "float16": 1.6e-3, "int8": 4.2e-3, "int8_dynamic": 7e-3}
 
 variants = pytest.mark.parametrize("variant", available_variants())
 formats = pytest.mark.parametrize("weight_format", FORMATS)
@@ -202,6 +202,34 @@ def test_zeros_and_no_rows(variant, weight_format):
 
 
 @variants
+@pytest.mark.parametrize("in_features", [17, 64, 150])
+def test_int8_rounds_groups_of_64_to_the_nearest_step(variant, in_features):
+    weight, x = random(70, in_features, scale=0.05), random(5, in_features, seed=1)
+    weight[3, :10] = 0
+    weight[4, :64] = 0
+    rounded = []
+    for group in weight.split(64, dim=1):
+        most = group.abs().amax(1, keepdim=True)
+        step = torch.where(most > 0, most / 127, 1.0).bfloat16().float()
+        rounded.append((group / step).round().clamp(-127, 127) * step)
+    y = PackedLinear.pack(weight, None, "int8", library=load_library(variant))(x)
+    tolerance = TOLERANCE["float16" if variant == "avx512fp16" else "float32"]
+    assert errors(y, exact(x, torch.cat(rounded, 1)), x, weight).max() < tolerance
+
+
+@variants
+@pytest.mark.parametrize("rows", [1, 40])
+def test_a_large_weight_costs_digits_only_in_its_group(variant, rows):
+    weight, x = random(70, 300), random(rows, 300, seed=1)
+    weight[:, 70] = 1e4
+    x[:, 64:128] = 0
+    y = PackedLinear.pack(weight, None, "int8", library=load_library(variant))(x)
+    near = weight.clone()
+    near[:, 64:128] = 0
+    assert errors(y, exact(x, weight), x, near).max() < TOLERANCE["int8"]
+
+
+@variants
 def test_rounded_activations_are_the_same_everywhere(variant):
     weight, x = random(70, 300), random(20, 300, seed=1)
     y, portable = (
@@ -233,12 +261,14 @@ def test_an_outlier_costs_digits_only_beside_it(variant):
 def test_any_shape(variant, weight_format, rows, out_features, in_features, seed):
     weight, x = random(out_features, in_features, seed=seed), random(rows, in_features, seed=seed + 1)
     y = PackedLinear.pack(weight, None, weight_format, library=load_library(variant))(x)
-    assert errors(y, exact(x, weight), x, weight).max() < TOLERANCE[weight_format]
+    # the errors of few inputs average out less
+    assert errors(y, exact(x, weight), x, weight).max() < TOLERANCE[weight_format] * (2 if in_features < 64 else 1)
 
 
 def test_bytes_and_structure():
     packed = PackedLinear.pack(random(70, 40), random(70), "int8")
-    assert packed.nbytes == 96 * 40 + 96 * 4 + 96 * 4
+    assert packed.nbytes == 96 * 40 + 96 * 2 + 96 * 4
+    assert PackedLinear.pack(random(70, 130), None, "int8").nbytes == 96 * 130 + 96 * 2 * 3
     struct = packed.struct
     assert (struct.format, struct.out_features, struct.in_features, struct.gated) == (3, 70, 40, 0)
     assert struct.panels == packed.panels.data_ptr()

@@ -239,19 +239,22 @@ struct Tail {
 // ---- the tiles of one chunk of one group of panels ----
 
 // A tile is two vectors of one panel.
-template <class Op, class W>
-void run_tile(Op, int64_t rows, int64_t panels, int64_t panel_step, TileArgs t) {
+template <class Op, class W, class Shape>
+void run_tile(Shape, int64_t rows, int64_t panels, int64_t panel_step, TileArgs t) {
   static const Tile* const table =
       tiles<Op, W, 2, std::is_same<W, typename Op::Wide>::value ? kTileRows : Op::kDirectRows>();
   const W* b = static_cast<const W*>(t.b);
   const char* ahead = t.ahead;
   float* c = t.c;
-  t.strip = Op::kSumLanes;
+  const BFloat16* groups = t.groups;
+  const int64_t group_panel = t.group_strip;
+  t.strip = t.group_strip = Op::kSumLanes;
   for (int64_t p = 0; p < panels; p++)
     for (int i = 0; i < kWeightPanel; i += 2 * Op::kSumLanes) {
       t.b = b + p * panel_step + i;
       t.ahead = ahead + p * t.ahead_strip;
       t.c = c + p * kWeightPanel + i;
+      t.groups = groups + p * group_panel + i;
       table[rows - 1](t);
     }
 }
@@ -260,8 +263,8 @@ void run_tile(Op, int64_t rows, int64_t panels, int64_t panel_step, TileArgs t) 
 // Or the one vector of each panel.
 template <class Op, class W>
 void run_tile(Float16Op, int64_t rows, int64_t panels, int64_t panel_step, TileArgs t) {
-  static const Tile* const tables[] = {tiles<Float16Op, W, 1, kHalfRows[0]>(), tiles<Float16Op, W, 2, kHalfRows[1]>(),
-                                       tiles<Float16Op, W, 3, kHalfRows[2]>(), tiles<Float16Op, W, 4, kHalfRows[3]>()};
+  static const Tile* const tables[] = {tiles<Op, W, 1, kHalfRows[0]>(), tiles<Op, W, 2, kHalfRows[1]>(),
+                                       tiles<Op, W, 3, kHalfRows[2]>(), tiles<Op, W, 4, kHalfRows[3]>()};
   t.strip = panel_step;
   tables[panels - 1][rows - 1](t);
 }
@@ -296,7 +299,7 @@ void run_tiles(int64_t row, int64_t rows, int64_t tiles, int64_t panels, int64_t
     t.scales = all.scales + first;
     t.starts = all.starts + first;
     if (tail != nullptr) tail->prefetch(row + first, count);
-    run_tile<Op, W>(Op(), count, panels, panel_step, t);
+    run_tile<Op, W>(typename Op::Shape(), count, panels, panel_step, t);
     if (tail != nullptr) tail->finish(t.c, scales + first, row + first, count);
     t.ahead += prefetches * t.ahead_step;
   }
@@ -305,16 +308,19 @@ void run_tiles(int64_t row, int64_t rows, int64_t tiles, int64_t panels, int64_t
 template <class Op, class W>
 void run_block(const Job& job, int64_t row, int64_t rows, const Activations& x, float* c, typename Op::Wide* wide) {
   using Wide = typename Op::Wide;
+  using Shape = typename Op::Shape;
   constexpr bool is_wide = std::is_same<W, Wide>::value;
-  constexpr int64_t kChunk = Op::kChunk, kChunkElements = kChunk / Op::kSteps * kWeightPanel;
+  constexpr int64_t kChunk = Op::kChunk, kHead = Op::kHasGroups ? kGroupHead / int64_t(sizeof(W)) : 0;
+  constexpr int64_t kChunkElements = kHead + kChunk / Op::kSteps * kWeightPanel;
   const Linear& weight = job.weight;
   const int64_t lanes = (weight.in_features + Op::kInputs - 1) / Op::kInputs;
-  const int64_t panel_step = (lanes + Op::kSteps - 1) / Op::kSteps * kWeightPanel;
-  const W* panels = static_cast<const W*>(weight.panels);
+  const int64_t panel_step =
+      (lanes + Op::kSteps - 1) / Op::kSteps * kWeightPanel + (lanes + kChunk - 1) / kChunk * kHead;
+  const W* panels = static_cast<const W*>(weight.panels) + kHead;
   int64_t count;
   for (int64_t p = job.first_panel; p < job.last_panel; p += count) {
-    count = group_panels(Op(), job.last_panel - p, rows, weight.gated != 0);
-    const int64_t tiles = (rows + tile_rows(Op(), count) - 1) / tile_rows(Op(), count);
+    count = group_panels(Shape(), job.last_panel - p, rows, weight.gated != 0);
+    const int64_t most = tile_rows(Shape(), count), tiles = (rows + most - 1) / most;
     const W* next_group = panels + (p + count < job.last_panel ? p + count : p) * panel_step;
     const Tail tail = {job, p, count};
     for (int64_t chunk = 0; chunk * kChunk < lanes; chunk++) {
@@ -329,6 +335,8 @@ void run_block(const Job& job, int64_t row, int64_t rows, const Activations& x, 
       t.c = c;
       t.c_stride = count * kWeightPanel;
       t.first = chunk == 0;
+      t.groups = reinterpret_cast<const BFloat16*>(b - kHead);
+      t.group_strip = panel_step * int64_t(sizeof(W)) / int64_t(sizeof(BFloat16));
       t.scales = x.chunk_scales + chunk * rows;
       t.starts = x.chunk_starts + chunk * rows;
       const Tail* const end = is_last ? &tail : nullptr;
@@ -397,14 +405,16 @@ void linear(const Linear& weight, const float* x, int64_t x_stride, float* y, in
   of_panels.share(panels, weight.gated ? 2 : 1, &job.first_panel, &job.last_panel);
 #if defined(__AVX512FP16__)
   using HalfOp = Float16Op;
+  using GroupedOp = GroupedFloat16Op;
 #else
   using HalfOp = Float32Op;
+  using GroupedOp = GroupedFloat32Op;
 #endif
   switch (weight.format) {
     case kFloat32: return run<Float32Op, float>(job);
     case kBFloat16: return run<Float32Op, BFloat16>(job);
     case kFloat16: return run<HalfOp, Float16>(job);
-    case kInt8: return run<HalfOp, int8_t>(job);
+    case kInt8: return run<GroupedOp, int8_t>(job);
     case kInt8Dynamic: return run<Int8Op, Quad>(job);
   }
 }

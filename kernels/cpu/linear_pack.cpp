@@ -19,12 +19,12 @@ struct PackArgs {
   const void* weight;  // [out_features, in_features]
   int64_t dtype;       // of the weight: kFloat32, kBFloat16 or kFloat16
   void* panels;
-  float* scales;  // [packed outputs]
+  float* scales;  // [packed outputs], of formats that have them
 };
 
-constexpr int kBlock = 64;  // inputs that are turned at once
+constexpr int kBlock = kGroupInputs;  // inputs that are turned at once
 
-// The scale of one output: what its packed weights are multiplied with.
+// The scale of one output, or of a group of its inputs: what its packed weights are multiplied with.
 float scale_of(int32_t format, float largest) {
   if (!(largest > 0) || !std::isfinite(largest)) return 1.f;
   if (format == kInt8 || format == kInt8Dynamic) return std::max(largest / 127.f, 1e-37f);
@@ -62,16 +62,32 @@ void put(float value, uint8_t* to) {
   *to = uint8_t(whole + 128);
 }
 
+// The scales of `steps` inputs from `k` on of one panel. Rounded to bfloat16 they are 1 / 512 too small at most, which
+// brings no weight further than half a step beyond 127.
+template <class Source>
+void group_scales(const PackArgs& args, const Source* const* rows, int64_t k, int steps, BFloat16* to, float* inverse) {
+  for (int lane = 0; lane < kWeightPanel; lane++) {
+    const float scale = rows[lane] == nullptr ? 1.f : scale_of(args.format, largest_of(rows[lane] + k, steps));
+    from_float(scale, to + lane);
+    inverse[lane] = 1.f / to_float(to[lane]);
+  }
+}
+
 // One panel: `rows` has its weight rows, null where it is padded. kQuad inputs of an output lie side by side.
 template <int kQuad, class Source, class Packed>
 void pack_panel(const PackArgs& args, const Source* const* rows, Packed* to, float* scales) {
+  constexpr bool kHasGroups = std::is_same<Packed, int8_t>::value;
   float inverse[kWeightPanel];
-  for (int lane = 0; lane < kWeightPanel; lane++) {
+  for (int lane = 0; lane < kWeightPanel && !kHasGroups; lane++) {
     scales[lane] = rows[lane] == nullptr ? 1.f : scale_of(args.format, largest_of(rows[lane], args.in_features));
     inverse[lane] = 1.f / scales[lane];
   }
   for (int64_t k = 0; k < args.in_features; k += kBlock) {
     const int steps = int(std::min<int64_t>(kBlock, args.in_features - k));
+    if constexpr (kHasGroups) {
+      group_scales(args, rows, k, steps, reinterpret_cast<BFloat16*>(to), inverse);
+      to += kGroupHead;
+    }
     Packed turned[kBlock * kWeightPanel];
     for (int lane = 0; lane < kWeightPanel; lane++)
       for (int i = 0; i < steps; i++) {
@@ -81,7 +97,9 @@ void pack_panel(const PackArgs& args, const Source* const* rows, Packed* to, flo
     for (int i = steps; i % kQuad != 0; i++)
       for (int lane = 0; lane < kWeightPanel; lane++)
         put(0.f, turned + (i / kQuad * kWeightPanel + lane) * kQuad + i % kQuad);
-    std::memcpy(to + k * kWeightPanel, turned, size_t((steps + kQuad - 1) / kQuad * kQuad) * kWeightPanel * sizeof(Packed));
+    const int64_t count = (steps + kQuad - 1) / kQuad * kQuad * kWeightPanel;
+    std::memcpy(to, turned, size_t(count) * sizeof(Packed));
+    to += count;
   }
 }
 
@@ -91,6 +109,8 @@ void pack(const PackArgs& args, const Team& team) {
   const int64_t outputs = args.gated ? args.out_features / 2 : args.out_features;
   const int64_t panels = (outputs + kWeightPanel - 1) / kWeightPanel * (args.gated ? 2 : 1);
   const int64_t inputs = (args.in_features + kQuad - 1) / kQuad * kQuad;
+  const int64_t groups = std::is_same<Packed, int8_t>::value ? (args.in_features + kGroupInputs - 1) / kGroupInputs : 0;
+  const int64_t panel_elements = inputs * kWeightPanel + groups * kGroupHead;
   int64_t first, last;
   team.share(panels, 1, &first, &last);
   for (int64_t panel = first; panel < last; panel++) {
@@ -99,7 +119,7 @@ void pack(const PackArgs& args, const Team& team) {
     const Source* rows[kWeightPanel];
     for (int lane = 0; lane < kWeightPanel; lane++)
       rows[lane] = base + lane < outputs ? weight + (offset + base + lane) * args.in_features : nullptr;
-    pack_panel<kQuad>(args, rows, static_cast<Packed*>(args.panels) + panel * inputs * kWeightPanel,
+    pack_panel<kQuad>(args, rows, static_cast<Packed*>(args.panels) + panel * panel_elements,
                       args.scales + panel * kWeightPanel);
   }
 }

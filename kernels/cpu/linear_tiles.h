@@ -21,6 +21,8 @@ struct TileArgs {
   float* c;           // sums [rows][c_stride]
   int64_t c_stride;
   bool first;          // c is written, not added to
+  const BFloat16* groups;  // of weights that have them: what the first strip's sums of this chunk are multiplied with
+  int64_t group_strip;     // elements from a strip's to the next
   const float* scales;    // [rows]: of whole numbers, what the sums of this chunk are multiplied with
   const int32_t* starts;  // [rows]: and what they start from
 };
@@ -33,13 +35,16 @@ constexpr int kTileRows = 6;  // 12 + 2 + 1 of 16
 
 // float32: lanes are the activations themselves.
 struct Float32Op {
+  typedef Float32Op Shape;  // what has the same tiles
   typedef Vec Sum;
+  struct Groups {};  // scales of one strip, once a tile
   typedef float Wide;  // what weights are widened to when several tiles use them
   static constexpr int kChunk = 64;
   static constexpr int kInputs = 1;  // of a lane
   static constexpr int kSteps = 1;   // lanes of one step of the packed weights
   static constexpr int kSumLanes = kLanes;
   static constexpr int kDirectRows = 4;  // so many rows widen weights as they read them
+  static constexpr bool kHasGroups = false;
   template <class W>
   static Vec weight(const W* from) {
     return load(from);
@@ -53,8 +58,24 @@ struct Float32Op {
   // The sums of a chunk go on from those before, or are added to them.
   static Vec begin(const TileArgs& t, int, const float* c) { return t.first ? Vec{} : load(c); }
   template <bool kFirst>
-  static void end(const TileArgs&, int, Vec sum, float* c) {
+  static void end(const TileArgs&, int, Vec sum, Groups, float* c) {
     store(c, sum);
+  }
+};
+
+// The same for weights that are whole numbers with a scale a chunk: sums of chunks are scaled.
+struct GroupedFloat32Op : Float32Op {
+  struct Groups {
+    Vec scales;
+    Groups() = default;
+    explicit Groups(const BFloat16* from) : scales(load(from)) {}
+  };
+  static constexpr bool kHasGroups = true;
+  static_assert(kChunk == kGroupInputs, "a chunk has one scale");
+  static Vec begin(const TileArgs&, int, const float*) { return Vec{}; }
+  template <bool kFirst>
+  static void end(const TileArgs&, int, Vec sum, const Groups& groups, float* c) {
+    store(c, fma(sum, groups.scales, kFirst ? Vec{} : load(c)));
   }
 };
 
@@ -65,13 +86,16 @@ constexpr int kHalfRows[] = {12, 12, 8, 6};
 // float16: lanes are pairs of the same half, so that a 32-bit broadcast (a load, no shuffle) feeds 32 of them. Sums over
 // a chunk are in float16, sums of chunks in float32. The scales of rows and outputs keep the former below 2^16.
 struct Float16Op {
+  typedef Float16Op Shape;
   typedef __m512h Sum;
+  struct Groups {};
   typedef Float16 Wide;
   static constexpr int kChunk = 64;
   static constexpr int kInputs = 1;
   static constexpr int kSteps = 1;
   static constexpr int kSumLanes = 32;
   static constexpr int kDirectRows = 12;
+  static constexpr bool kHasGroups = false;
   static __m512h weight(const Float16* from) { return _mm512_loadu_ph(from); }
   static __m512h weight(const int8_t* from) {
     return _mm512_cvtepi16_ph(_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
@@ -79,14 +103,36 @@ struct Float16Op {
   static __m512h activation(uint32_t lane) { return (__m512h)_mm512_set1_epi32(int32_t(lane)); }
   static __m512h multiply_add(__m512h x, __m512h w, __m512h sum) { return _mm512_fmadd_ph(x, w, sum); }
   static __m512h begin(const TileArgs&, int, const float*) { return _mm512_setzero_ph(); }
-  template <bool kFirst>
-  static void end(const TileArgs&, int, __m512h sum, float* c) {
+  static void widen_sum(__m512h sum, Vec* low, Vec* high) {
     alignas(64) Float16 halves[32];
     _mm512_store_ph(halves, sum);
     asm volatile("" ::: "memory");  // two loads that widen cost less than a shuffle of the upper half
-    const __m512 low = _mm512_cvtxph_ps(_mm256_load_ph(halves)), high = _mm512_cvtxph_ps(_mm256_load_ph(halves + 16));
-    _mm512_storeu_ps(c, kFirst ? low : _mm512_add_ps(low, _mm512_loadu_ps(c)));
-    _mm512_storeu_ps(c + 16, kFirst ? high : _mm512_add_ps(high, _mm512_loadu_ps(c + 16)));
+    *low = (Vec)_mm512_cvtxph_ps(_mm256_load_ph(halves));
+    *high = (Vec)_mm512_cvtxph_ps(_mm256_load_ph(halves + 16));
+  }
+  template <bool kFirst>
+  static void end(const TileArgs&, int, __m512h sum, Groups, float* c) {
+    Vec low, high;
+    widen_sum(sum, &low, &high);
+    store(c, kFirst ? low : low + load(c));
+    store(c + 16, kFirst ? high : high + load(c + 16));
+  }
+};
+
+struct GroupedFloat16Op : Float16Op {
+  struct Groups {
+    Vec low, high;
+    Groups() = default;
+    explicit Groups(const BFloat16* from) : low(load(from)), high(load(from + 16)) {}
+  };
+  static constexpr bool kHasGroups = true;
+  static_assert(kChunk == kGroupInputs, "a chunk has one scale");
+  template <bool kFirst>
+  static void end(const TileArgs&, int, __m512h sum, const Groups& groups, float* c) {
+    Vec low, high;
+    widen_sum(sum, &low, &high);
+    store(c, kFirst ? low * groups.low : fma(low, groups.low, load(c)));
+    store(c + 16, kFirst ? high * groups.high : fma(high, groups.high, load(c + 16)));
   }
 };
 #endif
@@ -102,13 +148,16 @@ constexpr int kScaleInputs = 128;
 #if defined(__AVX512VNNI__)
 // Whole numbers of 8 bits: lanes are four activations, signed. The weights' offset is taken off the sums at their start.
 struct Int8Op {
+  typedef Int8Op Shape;
   typedef __m512i Sum;
+  struct Groups {};
   typedef Quad Wide;
   static constexpr int kChunk = kScaleInputs / 4;
   static constexpr int kInputs = 4;
   static constexpr int kSteps = 1;
   static constexpr int kSumLanes = 16;
   static constexpr int kDirectRows = kTileRows;
+  static constexpr bool kHasGroups = false;
   static __m512i weight(const Quad* from) { return _mm512_loadu_si512(from); }
   static __m512i activation(uint32_t lane) { return _mm512_set1_epi32(int32_t(lane)); }
   static __m512i multiply_add(__m512i x, __m512i w, __m512i sum) {
@@ -117,7 +166,7 @@ struct Int8Op {
   }
   static __m512i begin(const TileArgs& t, int row, const float*) { return _mm512_set1_epi32(t.starts[row]); }
   template <bool kFirst>
-  static void end(const TileArgs& t, int row, __m512i sum, float* c) {
+  static void end(const TileArgs& t, int row, __m512i sum, Groups, float* c) {
     store(c, fma((Vec)_mm512_cvtepi32_ps(sum), set1(t.scales[row]), kFirst ? Vec{} : load(c)));
   }
 };
@@ -129,7 +178,7 @@ struct Int8Op : Float32Op {
   static constexpr int kDirectRows = 0;
   static Vec begin(const TileArgs&, int, const float*) { return Vec{}; }
   template <bool kFirst>
-  static void end(const TileArgs& t, int row, Vec sum, float* c) {
+  static void end(const TileArgs& t, int row, Vec sum, Groups, float* c) {
     store(c, fma(sum, set1(t.scales[row]), kFirst ? Vec{} : load(c)));
   }
 };
@@ -150,6 +199,11 @@ void tile(const TileArgs& t) {
   const uint32_t* a = t.a;
   const char* ahead = t.ahead;
   const int64_t strip = t.strip, ahead_strip = t.ahead_strip, ahead_step = t.ahead_step;
+  if constexpr (Op::kHasGroups) {
+#pragma GCC unroll 4
+    for (int s = 0; s < (Op::kSumLanes == kWeightPanel ? kStrips : 1); s++)
+      __builtin_prefetch(ahead + s * ahead_strip - kGroupHead);
+  }
   const auto step = [&](int i) __attribute__((always_inline)) {
     typename Op::Sum w[kStrips];
 #pragma GCC unroll 4
@@ -176,16 +230,23 @@ void tile(const TileArgs& t) {
     b += kUnroll * kWeightPanel;
   }
   for (; left > 0; left--, a++, b += kWeightPanel) step(0);
+  typename Op::Groups groups[kStrips];
+  if constexpr (Op::kHasGroups) {
+#pragma GCC unroll 4
+    for (int s = 0; s < kStrips; s++) groups[s] = typename Op::Groups(t.groups + s * t.group_strip);
+  }
   if (first) {
 #pragma GCC unroll 32
     for (int r = 0; r < kRows; r++)
 #pragma GCC unroll 4
-      for (int s = 0; s < kStrips; s++) Op::template end<true>(t, r, sums[r][s], c + r * c_stride + s * Op::kSumLanes);
+      for (int s = 0; s < kStrips; s++)
+        Op::template end<true>(t, r, sums[r][s], groups[s], c + r * c_stride + s * Op::kSumLanes);
   } else {
 #pragma GCC unroll 32
     for (int r = 0; r < kRows; r++)
 #pragma GCC unroll 4
-      for (int s = 0; s < kStrips; s++) Op::template end<false>(t, r, sums[r][s], c + r * c_stride + s * Op::kSumLanes);
+      for (int s = 0; s < kStrips; s++)
+        Op::template end<false>(t, r, sums[r][s], groups[s], c + r * c_stride + s * Op::kSumLanes);
   }
 }
 
