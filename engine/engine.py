@@ -244,12 +244,13 @@ class Engine:
         return [next(sampled) if item.samples else [] for item in work]
 
     def _record(self, work: Sequence[ScheduledWork], seconds: float) -> None:
-        """Tell the budget what a step took."""
-        decodes = [item for item in work if item.decodes]
-        draft_rows = sum(len(item.draft) for item in decodes)
-        prefill_tokens = sum(item.num_tokens for item in work) - len(decodes) - draft_rows
-        self.scheduler.step_budget.record(len(decodes), prefill_tokens, seconds, draft_rows=draft_rows)
+        """Tell the budget what a step without drafts took."""
+        draft_rows = sum(len(item.draft) for item in work)
         self.totals.drafted_tokens += draft_rows
+        if not draft_rows:
+            decode_rows = sum(item.decodes for item in work)
+            prefill_tokens = sum(item.num_tokens for item in work) - decode_rows
+            self.scheduler.step_budget.record(decode_rows, prefill_tokens, seconds)
 
     def _commit(self, work: Sequence[ScheduledWork], sampled: Sequence[Sequence[int]]) -> None:
         """Record progress, publish what is computed, hand out tokens."""

@@ -93,9 +93,7 @@ class Scheduler:
             budget -= self._schedule_one(self.running[-1], budget, work)
         assert work or not self.has_work, "requests wait, and none can ever run"
         if all(item.decodes for item in work):
-            work = [
-                self._with_draft(item, budget // len(work), self.step_budget.draft_cost(len(work))) for item in work
-            ]
+            work = [self._with_draft(item, budget // len(work), len(work)) for item in work]
         return work
 
     def finish(self, request: Request) -> None:
@@ -169,11 +167,11 @@ class Scheduler:
         work.append(ScheduledWork(request, positions, n, samples=n == remaining and request.max_tokens > 0))
         return n
 
-    def _with_draft(self, item: ScheduledWork, limit: int, cost: float) -> ScheduledWork:
+    def _with_draft(self, item: ScheduledWork, limit: int, decode_rows: int) -> ScheduledWork:
         """Put a draft behind a request's newest token where that pays and free blocks allow it."""
         request = item.request
         limit = min(limit, request.max_tokens - len(request.output_tokens) - 1)  # the step samples one more itself
-        draft = self.drafts.propose(request, limit, cost)
+        draft = self.drafts.propose(request, limit, decode_rows)
         draft = draft[: self.cache.extend_for_draft(request, len(draft))]
         newest = item.positions[0].start
         return replace(

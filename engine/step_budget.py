@@ -4,13 +4,11 @@ Knows counts and seconds: neither requests nor clocks.
 """
 
 from collections import deque
-from math import inf
 from statistics import median
 
 __all__ = ["StepBudget"]
 
 REMEMBERED_STEPS = 8  # of each kind; the median of so few follows a change soon, and one stray step does not move it
-UNKNOWN_DRAFT_COST = 0.1
 
 
 class StepBudget:
@@ -31,17 +29,13 @@ class StepBudget:
         self._max_slowdown = max_slowdown
         self._decode_seconds: dict[int, deque[float]] = {}  # by the rows' bit length: 1, 2-3, 4-7, ...
         self._token_seconds: deque[float] = deque(maxlen=REMEMBERED_STEPS)
-        self._draft_seconds: deque[float] = deque(maxlen=REMEMBERED_STEPS)
 
     def tokens(self, decode_rows: int) -> int:
         """Return how many tokens a step with so many decode rows may compute, those rows included."""
         return min(self._max_tokens, decode_rows + self._prefill_tokens(decode_rows))
 
-    def record(self, decode_rows: int, prefill_tokens: int, seconds: float, *, draft_rows: int = 0) -> None:
-        """Learn from a step that has run; drafts and prefill work are never in the same one."""
-        if draft_rows:
-            self._draft_seconds.append(max(seconds - (self.decode_seconds(decode_rows) or 0.0), 0.0) / draft_rows)
-            return
+    def record(self, decode_rows: int, prefill_tokens: int, seconds: float) -> None:
+        """Learn from a step without drafts that has run."""
         if prefill_tokens == 0:
             self._recent(decode_rows).append(seconds)
             return
@@ -60,18 +54,6 @@ class StepBudget:
         size = rows.bit_length()
         nearest = min(self._decode_seconds, key=lambda known: (known > size, abs(known - size)), default=None)
         return None if nearest is None else median(self._decode_seconds[nearest])
-
-    def draft_cost(self, decode_rows: int) -> float:
-        """Estimate by how much, as a part of its time, a step grows with one draft row for each of its decode rows.
-
-        Infinite until such a step without drafts has been measured.
-        """
-        if decode_rows.bit_length() not in self._decode_seconds:
-            return inf
-        if not self._draft_seconds:
-            return UNKNOWN_DRAFT_COST * decode_rows
-        decoding = median(self._decode_seconds[decode_rows.bit_length()])
-        return decode_rows * median(self._draft_seconds) / decoding if decoding > 0 else inf
 
     def _prefill_tokens(self, decode_rows: int) -> int:
         if decode_rows == 0:

@@ -99,9 +99,9 @@ def request_of(tokens: list[int], answer: list[int]) -> Request:
 def test_drafts_of_several_requests_are_apart_and_can_be_forgotten() -> None:
     drafts = Drafts(4)
     one, other = request_of(PASSAGE, PASSAGE[:6]), request_of(PASSAGE[::-1], PASSAGE[::-1][:6])
-    assert drafts.propose(one, 9, 0.0) == tuple(PASSAGE[6:10])
-    assert drafts.propose(other, 9, 0.0) == tuple(PASSAGE[::-1][6:10])
-    assert drafts.propose(one, 2, 0.0) == tuple(PASSAGE[6:8])
+    assert drafts.propose(one, 9, 1) == tuple(PASSAGE[6:10])
+    assert drafts.propose(other, 9, 1) == tuple(PASSAGE[::-1][6:10])
+    assert drafts.propose(one, 2, 1) == tuple(PASSAGE[6:8])
     for request in (one, other, one):
         drafts.forget(request)
     assert not drafts._drafters
@@ -109,4 +109,4 @@ def test_drafts_of_several_requests_are_apart_and_can_be_forgotten() -> None:
 
 @pytest.mark.parametrize(("most", "limit"), [(0, 9), (9, 0), (9, -1)])
 def test_no_room_no_draft(most: int, limit: int) -> None:
-    assert Drafts(most).propose(request_of(PASSAGE, PASSAGE[:6]), limit, 0.0) == ()
+    assert Drafts(most).propose(request_of(PASSAGE, PASSAGE[:6]), limit, 1) == ()

@@ -74,7 +74,7 @@ class Guesses(Drafts):
         super().__init__(0)
         self.random = random.Random(seed)
 
-    def propose(self, request: Request, limit: int, cost: float) -> tuple[int, ...]:
+    def propose(self, request: Request, limit: int, decode_rows: int) -> tuple[int, ...]:
         tokens, draft = request.tokens, list[int]()
         for _ in range(self.random.randint(0, max(limit, 0))):
             right = self.random.random() < 0.8

@@ -89,22 +89,6 @@ def test_the_nearest_number_of_rows_stands_for_one_that_was_not_seen() -> None:
     assert budget_after([]).decode_seconds(1) is None
 
 
-def test_a_draft_costs_nothing_known_before_a_step_without() -> None:
-    budget = budget_after([(1, 0)])
-    assert budget.draft_cost(1) < 1, "a guess, so that drafts are tried"
-    assert budget.draft_cost(4) == float("inf")
-    assert budget_after([]).draft_cost(1) == float("inf")
-
-
-def test_what_a_draft_costs_is_measured() -> None:
-    budget = budget_after([(4, 0), (1, 0), (2, 0)])
-    for rows, drafts in ((1, 4), (4, 16), (1, 8)):
-        budget.record(rows, 0, machine(rows, 0) + 0.4 * drafts, draft_rows=drafts)
-    assert budget.draft_cost(1) == pytest.approx(0.4 / machine(1, 0))
-    assert budget.draft_cost(4) == pytest.approx(4 * 0.4 / machine(4, 0)), "one for each of the four"
-    assert budget.decode_seconds(1) == machine(1, 0), "steps with drafts do not count as steps without"
-
-
 @given(
     st.lists(st.tuples(st.integers(0, 20), st.integers(0, 64), st.floats(0, 1e6)), max_size=40),
     st.integers(0, 20),
