@@ -15,7 +15,7 @@ from engine.engine import Engine
 from engine.kernel_meter import busy_counter
 from engine.models.config import ModelConfig
 from rag.bench.engine_beside import measure_overhead, measure_search
-from rag.bench.engine_cases import GROUPS, TAIL, Case, Prompts, make_cases, passages_of
+from rag.bench.engine_cases import BATCHES, CONTEXTS, GROUPS, TAIL, Case, Prompts, make_cases, passages_of
 from rag.bench.engine_floor import EIGHT_BIT, ModelShape, Storage
 from rag.bench.engine_machine import best_of, measure_machine
 from rag.bench.engine_measure import PEER_TOKENS, CaseRunner, Measured, result_of, sharing_of
@@ -61,6 +61,8 @@ class EngineBenchConfig:
         gguf: for peers that read one; None is the one that the model was made of.
         dtype: compute mode; None is the configured one.
         weights: of rows whose KV is never published; None is the configured one.
+        batches: sequences of the decode cases; none means those of the report.
+        contexts: tokens before each of them; none means those of the report.
         repeats: of every case.
         tokens: decode steps timed a repeat.
         kv_gib: memory for KV; None is what the cases need, up to a third of the machine's.
@@ -76,6 +78,8 @@ class EngineBenchConfig:
     gguf: Path | None = None
     dtype: str | None = None
     weights: str | None = None
+    batches: tuple[int, ...] = ()
+    contexts: tuple[int, ...] = ()
     repeats: int = 5
     tokens: int = 16
     kv_gib: float | None = None
@@ -85,6 +89,9 @@ class EngineBenchConfig:
         for name in ("repeats", "tokens"):
             if getattr(self, name) < 1:
                 raise InvalidRequestError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name, least in (("batches", 1), ("contexts", TAIL + 1)):
+            if any(value < least for value in getattr(self, name)):
+                raise InvalidRequestError(f"{name} has {min(getattr(self, name))}; each must be at least {least}")
         if self.kv_gib is not None and not self.kv_gib > 0:
             raise InvalidRequestError(f"kv-gib is {self.kv_gib}; it must be above 0")
         for part in self.only:
@@ -117,7 +124,7 @@ def run(config: RagConfig, bench: EngineBenchConfig, progress: Progress) -> Engi
     folder = ModelHub(config.models_dir).resolve(config.model)
     server, skipped = _server(config, bench, progress)
     progress(BenchEvent("load", 0, None))
-    cases = make_cases(bench.only or GROUPS)
+    cases = make_cases(bench.only or GROUPS, batches=bench.batches or BATCHES, contexts=bench.contexts or CONTEXTS)
     engine = Engine.from_pretrained(folder, _engine_config(config, bench, folder, cases))
     engine.calibrate()  # as a server does before its first question
     shape = ModelShape.of(engine.runner.model.config)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rag.bench.engine_report import CaseKind
 
-__all__ = ["GROUPS", "TAIL", "Case", "Prompts", "make_cases", "passages_of"]
+__all__ = ["BATCHES", "CONTEXTS", "GROUPS", "TAIL", "Case", "Prompts", "make_cases", "passages_of"]
 
 TAIL = 16  # tokens of a decoding prompt that are its own: the rest is a cached passage, as in an answer
 

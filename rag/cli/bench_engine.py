@@ -37,6 +37,10 @@ def engine(  # noqa: PLR0917 - typer declares options as parameters
     gguf: Annotated[Path | None, typer.Option(help="For the peers that read one. Default: the model's own.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Compute mode of the engine.")] = None,
     weights: Annotated[str | None, typer.Option(help="Weights of rows whose KV is not published.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Sequences of the decode cases. Repeatable.")] = None,
+    ctx: Annotated[
+        list[int] | None, typer.Option("--context", help="Tokens before each sequence's next. Repeatable.")
+    ] = None,
     repeats: Annotated[int, typer.Option(help="Measurements of each case.")] = 5,
     tokens: Annotated[int, typer.Option(help="Decode steps timed a repeat.")] = 16,
     kv_gib: Annotated[float | None, typer.Option(help="Memory for KV. Default: what the cases need.")] = None,
@@ -66,6 +70,8 @@ def engine(  # noqa: PLR0917 - typer declares options as parameters
         gguf=gguf,
         dtype=dtype,
         weights=weights,
+        batches=tuple(batch or ()),
+        contexts=tuple(ctx or ()),
         repeats=repeats,
         tokens=tokens,
         kv_gib=kv_gib,
