@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml constraints.txt setup.py $(wildcard kernels/cpu/*.cpp k
 	@rm -f $(VENV)/.installed-* && touch $@
 
 # compile the C++ kernels again, in place
-kernels:
+kernels: setup
 	@$(BIN)/python setup.py --quiet build_ext --inplace
 
 models: setup

@@ -43,10 +43,23 @@ class BuildKernels(build_ext):
         super().finalize_options()
         self.parallel = self.parallel or os.cpu_count()
 
+    def run(self) -> None:
+        """Build; a variant that fails leaves no older library behind, which would be called with other structures."""
+        in_place = self.inplace
+        super().run()
+        for ext in self.extensions:
+            built = Path(self.build_lib) / self.get_ext_filename(self.get_ext_fullname(ext.name))
+            fresh = built.is_file() and all(
+                built.stat().st_mtime >= Path(s).stat().st_mtime for s in (*ext.sources, *ext.depends)
+            )
+            if not fresh:
+                built.unlink(missing_ok=True)
+                if in_place:
+                    self.inplace = True
+                    Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
+
     def build_extension(self, ext: Extension) -> None:
-        """Build one variant, in an object folder of its own; one that fails leaves no older library behind."""
-        if self.inplace:
-            Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
+        """Build one variant, in an object folder of its own."""
         own = copy.copy(self)
         own.build_temp = str(Path(self.build_temp) / ext.name)
         super(BuildKernels, own).build_extension(ext)
@@ -61,7 +74,7 @@ def kernel_libraries() -> list[Extension]:
         Extension(
             f"kernels._cpu_{name}",
             sources,
-            depends=headers,
+            depends=[*headers, "setup.py"],
             language="c++",
             extra_compile_args=[*COMMON, *VARIANTS[name]],
             optional=True,

@@ -18,10 +18,11 @@ __all__ = ["calibrate"]
 UNMEASURED_LEAN_ROWS = 8
 STEP_ROWS = (16, 24, 32, 48, 64, 96)
 REPEATS = 5
+BUDGET_SECONDS = 1.0  # nothing else runs meanwhile
 
 
 def calibrate(runner: ModelRunner, *, measure: bool) -> bool:
-    """Set how many rows the lean model serves, from the profile on disk or by measuring it now (under a second).
+    """Set how many rows the lean model serves, from the profile on disk or by measuring it now (about a second).
 
     Args:
         runner: with a lean model; without one there is nothing to set.
@@ -45,18 +46,33 @@ def _key(runner: ModelRunner) -> str:
     return profile_key(
         model=asdict(runner.model.config),
         dtype=str(runner.kv_cache.dtype),
-        models=[type(runner.model).__name__, type(runner.lean).__name__],
+        models=[_describe(runner.model), _describe(runner.lean)],
         kernels=getattr(getattr(runner.model.backend, "library", None), "variant", runner.model.backend.name),
         threads=torch.get_num_threads(),
     )
 
 
+def _describe(model: Model | None) -> list[str]:
+    """Name what the time of a model's products depends on."""
+    stack = getattr(model, "stack", None)
+    formats = [] if stack is None else [linear.format for linear in stack.layers[0].linears]
+    return [type(model).__name__, *formats]
+
+
 def _measure(full: Model, lean: Model, kv_cache: KVCache) -> int:
-    """Return the largest measured number of rows up to which the lean model is never the slower one."""
+    """Return the largest measured number of rows up to which the lean model is never the slower one.
+
+    A model whose steps are long is measured for fewer sizes: its larger steps stay with the full one.
+    """
     fits = UNMEASURED_LEAN_ROWS
+    deadline = perf_counter() + BUDGET_SECONDS
     for rows in STEP_ROWS:
+        if perf_counter() > deadline:
+            break
         seconds: dict[Model, list[float]] = {full: [], lean: []}
-        for _ in range(REPEATS):
+        for repeat in range(REPEATS):
+            if repeat and perf_counter() > deadline:
+                break
             for model, measured in seconds.items():
                 measured.append(_step_seconds(model, rows, kv_cache))
         if median(seconds[lean]) >= median(seconds[full]):

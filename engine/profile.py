@@ -15,7 +15,7 @@ __all__ = ["Profile", "default_profiles_dir", "load_profile", "profile_key", "sa
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2  # rises with what the kernels compute, too: other kernels, other crossovers
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,10 @@ def load_profile(key: str) -> Profile | None:
     """Return the profile of this key, or None when it has not been measured or cannot be read."""
     path = _path(key)
     try:
-        return Profile(**json.loads(path.read_text(encoding="utf-8")))
+        profile = Profile(**json.loads(path.read_text(encoding="utf-8")))
+        if not isinstance(profile.lean_rows, int):
+            raise TypeError(f"lean_rows is {profile.lean_rows!r}")
+        return profile
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:

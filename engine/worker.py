@@ -182,7 +182,7 @@ class EngineWorker:
             except Empty:
                 checked = True
                 self._check()
-                self.engine.calibrate()
+                self._calibrate()
         while not self._commands.empty():
             self._commands.get()()
 
@@ -192,6 +192,13 @@ class EngineWorker:
             self.engine.check_invariants()
         except AssertionError:
             logger.exception("an engine invariant does not hold; please report this")
+
+    def _calibrate(self) -> None:
+        """Measure what is only about speed; the engine works without."""
+        try:
+            self.engine.calibrate()
+        except Exception:
+            logger.exception("8-bit weights could not be measured; careful values stay in place")
 
     def _step(self) -> None:
         try:

@@ -446,7 +446,7 @@ def report(tmp_path_factory):
         }.items():  # fmt: skip
             patch.setattr(engine_cases, name, value)
         patch.setattr(
-            bench_engine, "make_cases", lambda groups: make_cases(groups, batches=(1, 3, 400), contexts=(48, 9000))
+            bench_engine, "make_cases", lambda groups, **_: make_cases(groups, batches=(1, 3, 400), contexts=(48, 9000))
         )
         made = run(config, bench, lambda event: None)
     assert not config.data_dir.exists(), "the user's own data directory was used"

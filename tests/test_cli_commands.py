@@ -232,6 +232,14 @@ def test_the_version_is_shown(rag: Rag) -> None:
     assert rag("--version").out.startswith("preread ")
 
 
+# slow enough to be interrupted in the middle of an answer
+SLOW_ENGINE = {
+    "PREREAD_ENGINE__DTYPE": "float32",
+    "PREREAD_ENGINE__BACKEND": "torch",
+    "PREREAD_ENGINE__MAX_DRAFT_TOKENS": "0",
+}
+
+
 def test_ctrl_c_ends_with_130_and_loses_nothing(tmp_path: Path, model: Path) -> None:
     root = Path(__file__).parents[1]
     code = (
@@ -251,7 +259,7 @@ def test_ctrl_c_ends_with_130_and_loses_nothing(tmp_path: Path, model: Path) -> 
             stderr=subprocess.PIPE,
             text=True,
             cwd=root,
-            env={**os.environ, "PREREAD_ANSWER__STOP_REPETITION": "false", "PREREAD_ENGINE__DTYPE": "float32"},
+            env={**os.environ, "PREREAD_ANSWER__STOP_REPETITION": "false", **SLOW_ENGINE},
         )
 
     ingest = start("ingest", tmp_path / "text.txt")

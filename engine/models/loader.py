@@ -51,13 +51,19 @@ def load_models(folder: Path, config: EngineConfig, dtype: torch.dtype, backend:
 
     from engine.models.packed_decoder import PackedDecoder
 
+    in_tiles = config.dtype != "int8" and dtype is torch.bfloat16 and _multiplies_in_tiles()
+    if in_tiles and not _wants_int8(config):
+        return LoadedModels(Decoder.from_folder(folder, dtype=dtype, backend=backend), None)
     source = Decoder.from_folder(folder, dtype=None, backend=backend)
-    in_tiles = dtype is torch.bfloat16 and torch.cpu.get_capabilities().get("amx_bf16", False)
     if in_tiles:
         full: Model = Decoder.from_folder(folder, dtype=dtype, backend=backend)
     else:
         full = PackedDecoder.pack(source, "int8_dynamic" if config.dtype == "int8" else _FORMATS[dtype])
     return LoadedModels(full, PackedDecoder.pack(source, "int8") if _wants_int8(config) else None)
+
+
+def _multiplies_in_tiles() -> bool:
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 
 def _wants_int8(config: EngineConfig) -> bool:

@@ -24,8 +24,8 @@ struct Float16 {
 // Kinds of scratch memory: each operation has its own, so that one inside another does not overwrite it.
 enum ScratchSlot { kScratchLinear = 0, kScratchAttention = 1, kScratchLayer = 2, kScratchOther = 3, kScratchSlots = 4 };
 
-// Where the threads of a team wait for each other. It spins for some ten microseconds, which is how far apart they
-// usually come, and then sleeps: where another process has taken a core, a spinning thread would keep the late one off
+// Where the threads of a team wait for each other. It spins for some 60 microseconds, which is more than they
+// usually come apart, and then sleeps: where another process has taken a core, a spinning thread would keep the late one off
 // the other core for a whole time slice, and a sleeping one lets it in.
 class Barrier {
  public:
