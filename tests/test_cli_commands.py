@@ -232,20 +232,16 @@ def test_the_version_is_shown(rag: Rag) -> None:
     assert rag("--version").out.startswith("preread ")
 
 
-# slow enough to be interrupted in the middle of an answer
-SLOW_ENGINE = {
-    "PREREAD_ENGINE__DTYPE": "float32",
-    "PREREAD_ENGINE__BACKEND": "torch",
-    "PREREAD_ENGINE__MAX_DRAFT_TOKENS": "0",
-}
-
-
 def test_ctrl_c_ends_with_130_and_loses_nothing(tmp_path: Path, model: Path) -> None:
     root = Path(__file__).parents[1]
     code = (
         "from rag.components import Components\n"
         "from retriever.hash_embedder import HashEmbedder\n"
         "Components._make_embedder = lambda self: HashEmbedder()\n"
+        "import time\n"
+        "from engine.engine import Engine\n"
+        "step = Engine.step\n"  # slow enough to be interrupted in the middle of an answer
+        "Engine.step = lambda self: (time.sleep(0.02), step(self))\n"
         "from rag.cli.main import main\n"
         "main()\n"
     )
@@ -259,7 +255,7 @@ def test_ctrl_c_ends_with_130_and_loses_nothing(tmp_path: Path, model: Path) -> 
             stderr=subprocess.PIPE,
             text=True,
             cwd=root,
-            env={**os.environ, "PREREAD_ANSWER__STOP_REPETITION": "false", **SLOW_ENGINE},
+            env={**os.environ, "PREREAD_ANSWER__STOP_REPETITION": "false", "PREREAD_ENGINE__DTYPE": "float32"},
         )
 
     ingest = start("ingest", tmp_path / "text.txt")
