@@ -135,6 +135,34 @@ class Writer(Reader):
         values = (collection.id, json.dumps(list(ids)))
         return self._connection.execute(f"DELETE FROM documents WHERE {condition}", values).rowcount  # noqa: S608
 
+    def claim_keys(self, claims: Iterable[tuple[bytes, int, int | None]]) -> None:
+        """Write down which keys of derived data are needed: (key, collection id, passage id or None).
+
+        What is deleted, or of another collection, needs nothing.
+        """
+        statement = """
+            INSERT OR IGNORE INTO derived_keys (key, collection_id, passage_id) SELECT ?1, ?2, ?3
+            WHERE CASE WHEN ?3 IS NULL THEN EXISTS (SELECT 1 FROM collections WHERE id = ?2)
+                  ELSE EXISTS (SELECT 1 FROM passages WHERE id = ?3 AND collection_id = ?2) END
+        """
+        self._connection.executemany(statement, claims)
+
+    def forget_dead_keys(self, keys: Iterable[bytes]) -> None:
+        """Take keys out of the queue of those whose data must be removed."""
+        self._connection.executemany("DELETE FROM dead_keys WHERE key = ?", ((key,) for key in keys))
+
+    def ask_for_erasure(self, keys: Iterable[bytes]) -> None:
+        """Ask of those of the keys that are in the queue that no copy of their data is left."""
+        self._connection.executemany("UPDATE dead_keys SET erase = 1 WHERE key = ?", ((key,) for key in keys))
+
+    def count_retrievals(self, counts: Mapping[int, int]) -> None:
+        """Add to how often passages were found for a question, by id; those that are deleted are left out."""
+        statement = """
+            INSERT INTO retrievals (passage_id, count) SELECT ?1, ?2 WHERE EXISTS (SELECT 1 FROM passages WHERE id = ?1)
+            ON CONFLICT (passage_id) DO UPDATE SET count = count + excluded.count
+        """
+        self._connection.executemany(statement, counts.items())
+
 
 def _token_blob(token_ids: Sequence[int]) -> bytes:
     return np.asarray(token_ids, "<i4").tobytes()

@@ -179,6 +179,44 @@ class Reader:
             data += blob
         return np.array(found, np.int64), np.frombuffer(data, "<f4").reshape(len(found), -1 if found else 0)
 
+    def live_keys(self, keys: Iterable[bytes]) -> set[bytes]:
+        """Return those of the keys of derived data that a passage or a collection needs."""
+        statement = "SELECT 1 FROM derived_keys WHERE key = ?"
+        return {key for key in keys if self._connection.execute(statement, (key,)).fetchone()}
+
+    def keys_of(self, collection: Collection, document_id: str) -> set[bytes]:
+        """Return the keys of data derived from a document's passages."""
+        statement = """
+            SELECT k.key FROM documents d JOIN passages p ON p.document_key = d.key
+            JOIN derived_keys k ON k.passage_id = p.id WHERE d.collection_id = ? AND d.id = ?
+        """
+        return {key for (key,) in self._connection.execute(statement, (collection.id, document_id))}
+
+    def dead_keys(self) -> list[tuple[bytes, bool]]:
+        """Return the keys that nothing needs any more, and whether every copy of their data must go."""
+        rows = self._connection.execute("SELECT key, erase FROM dead_keys")
+        return [(key, bool(erase)) for key, erase in rows]
+
+    def twins(self, collection: Collection, document_id: str) -> dict[int, Passage]:
+        """Return, by id, for passages of a document one of another document that has the same tokens."""
+        pairs = """
+            SELECT p.id, min(o.id) FROM documents d JOIN passages p ON p.document_key = d.key
+            JOIN passages o ON o.collection_id = d.collection_id AND o.token_ids = p.token_ids
+                AND o.document_key <> d.key
+            WHERE d.collection_id = ? AND d.id = ? GROUP BY p.id
+        """
+        found = dict(self._connection.execute(pairs, (collection.id, document_id)))
+        others = self.passages_by_id(collection, found.values())
+        return {passage_id: others[other] for passage_id, other in found.items()}
+
+    def retrievals(self, collection: Collection) -> dict[int, int]:
+        """Return how often each passage was found for a question, by id; those that never were are left out."""
+        statement = """
+            SELECT r.passage_id, r.count FROM retrievals r JOIN passages p ON p.id = r.passage_id
+            WHERE p.collection_id = ?
+        """
+        return dict(self._connection.execute(statement, (collection.id,)))
+
     def generation(self, collection: Collection) -> int:
         """Return the collection's generation in this snapshot, which is 0 for one that is deleted."""
         row = self._connection.execute("SELECT generation FROM collections WHERE id = ?", (collection.id,)).fetchone()

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from retriever.config import CollectionSettings, RetrieverConfig
+from retriever.derived import DerivedKeys, Erasure
 from retriever.document import Document, Hit, Passage, PassageDraft, PassageEncoder, Source
 from retriever.drafts import encode
 from retriever.embedder import TextEmbedder, Vectors
@@ -22,6 +23,7 @@ from retriever.errors import (
 from retriever.index_spec import IndexSpec
 from retriever.indexes import Indexes
 from retriever.ingest import IngestEvent, Ingestion, IngestReport, check_embedder
+from retriever.popularity import Popularity
 from retriever.records import Collection, Reader
 from retriever.store import Store
 from retriever.upkeep import check_collection
@@ -44,6 +46,10 @@ class Library:
 
     A search sees one committed state of its collection: a document that is deleted, or replaced, is so at once.
     Made by `open`.
+
+    Attributes:
+        derived: keys of data that others derive from passages.
+        popularity: which passages are found often.
     """
 
     def __init__(self, store: Store, indexes: Indexes, config: RetrieverConfig, embedder: TextEmbedder | None) -> None:
@@ -51,6 +57,8 @@ class Library:
         self._indexes = indexes
         self._config = config
         self._embedder = embedder
+        self.derived = DerivedKeys(store)
+        self.popularity = Popularity(store)
 
     @classmethod
     def open(
@@ -230,13 +238,31 @@ class Library:
         Raises:
             UnknownDocumentError: the collection has none of this id.
         """
+        return self._delete(collection, document_id, erase=False).document
+
+    def erase_document(self, collection: str, document_id: str) -> Erasure:
+        """Delete a document and ask that no copy of data derived from its passages is left, not even in free space.
+
+        Returns what there was of it, so that others can erase theirs.
+
+        Raises:
+            UnknownDocumentError: the collection has none of this id.
+        """
+        return self._delete(collection, document_id, erase=True)
+
+    def _delete(self, collection: str, document_id: str, *, erase: bool) -> Erasure:
         with self._store.write() as writer:
             row = writer.collection(collection)
             document = writer.document(row, document_id)
+            passages = tuple(writer.passages(row, document_id))
+            erasure = Erasure(row.id, document, passages, writer.twins(row, document_id) if erase else {})
+            keys = writer.keys_of(row, document_id)
             writer.delete_documents(row, [document_id])
             writer.next_generation(row)
+            if erase:
+                writer.ask_for_erasure(keys)
         self._maintain(collection)
-        return document
+        return erasure
 
     def passages(self, collection: str, document_id: str | None = None) -> list[Passage]:
         """Return the passages of a document, or of the whole collection, in order.
