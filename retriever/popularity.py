@@ -1,6 +1,8 @@
 """Which passages of a collection are worth preparing first: those that are found often, then those in its midst."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable
+from threading import Lock
 
 import numpy as np
 
@@ -14,17 +16,28 @@ class Popularity:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._counts: Counter[int] = Counter()
+        self._lock = Lock()
 
-    def count(self, retrievals: Mapping[int, int]) -> None:
-        """Add to how often passages, by id, were among those of a question."""
-        with self._store.write() as writer:
-            writer.count_retrievals(retrievals)
+    def note(self, passage_ids: Iterable[int]) -> None:
+        """Count that these passages were found for a question; written down by `flush`, so that nobody waits for it."""
+        with self._lock:
+            self._counts.update(passage_ids)
+
+    def flush(self) -> None:
+        """Write the counts down."""
+        with self._lock:
+            counts, self._counts = self._counts, Counter()
+        if counts:
+            with self._store.write() as writer:
+                writer.count_retrievals(counts)
 
     def ranking(self, collection: str) -> list[int]:
         """Return the ids of a collection's passages: by falling number of retrievals, then by centrality.
 
         Central is a passage whose vector is close to the mean of all vectors: it is near to more questions.
         """
+        self.flush()
         with self._store.read() as reader:
             row = reader.collection(collection)
             counts = reader.retrievals(row)

@@ -82,6 +82,7 @@ class Library:
 
     def close(self) -> None:
         """Save the indexes and close the database; the library cannot be used afterwards."""
+        self.popularity.flush()
         self._indexes.close()
         self._store.close()
 

@@ -166,11 +166,20 @@ def test_passages_found_often_come_first_and_then_central_ones(library: Library)
     ranking = library.popularity.ranking("c")
     assert sorted(ranking) == sorted(passages.values())
     assert ranking[-1] == passages["u:4"], "far from all the others"
-    library.popularity.count({passages["u:4"]: 1, 12345: 1})
-    library.popularity.count({passages["u:4"]: 1, passages["u:3"]: 1})
+    library.popularity.note([passages["u:4"], 12345])
+    library.popularity.note([passages["u:4"], passages["u:3"]])
     assert library.popularity.ranking("c")[:2] == [passages["u:4"], passages["u:3"]]
     library.create_collection("empty")
     assert library.popularity.ranking("empty") == []
+
+
+def test_counted_retrievals_survive_the_end_of_the_process(tmp_path: Path) -> None:
+    with Library.open(tmp_path, embedder=CountingEmbedder()) as library:
+        one, two = (put(library, uri, text).id for uri, text in (("u:1", TEXT), ("u:2", "Bats sleep by day.")))
+        last = library.popularity.ranking("c")[-1]
+        library.popularity.note([last])
+    with Library.open(tmp_path) as library:
+        assert library.popularity.ranking("c") == [last, {one: two, two: one}[last]]
 
 
 def test_a_library_of_the_first_version_is_taken_up(tmp_path: Path) -> None:
