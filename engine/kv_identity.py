@@ -102,7 +102,7 @@ def _hash_weights(folder: Path) -> str:
         known = _recall(paths[0].parent, found)
         if known is not None:
             return known
-        digests = [blake3(max_threads=blake3.AUTO).update_mmap(path).digest() for path in paths]
+        digests = [_hash_file(path) for path in paths]
         unchanged = found == [_stamp(path) for path in paths]
     except OSError as error:
         raise ModelFileError(f"the weights in {folder} cannot be read ({error}); pull the model again") from error
@@ -110,6 +110,10 @@ def _hash_weights(folder: Path) -> str:
     if unchanged:
         _remember(paths[0].parent, found, weights)
     return weights
+
+
+def _hash_file(path: Path) -> bytes:
+    return blake3(max_threads=blake3.AUTO).update_mmap(path).digest()
 
 
 def _stamp(path: Path) -> list[int | str]:
