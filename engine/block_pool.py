@@ -24,6 +24,11 @@ class BlockPool:
         """How many blocks nobody holds."""
         return len(self._free)
 
+    @property
+    def free_blocks(self) -> list[int]:
+        """The blocks that nobody holds."""
+        return list(self._free)
+
     def count(self, block: int) -> int:
         """Return how many hold the block."""
         return self._counts[block]

@@ -3,12 +3,12 @@
 Knows token ids and segments, not documents. One thread owns it; see `worker.py`.
 """
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import count
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from engine.backends import load_backend
 from engine.batch import build_batch
@@ -16,8 +16,9 @@ from engine.calibration import calibrate
 from engine.config import EngineConfig, SamplingParams
 from engine.cuda_graphs import CudaGraphs
 from engine.drafts import Drafts
-from engine.errors import ConfigError, PromptTooLongError, ReuseNotCertifiedError
+from engine.errors import ModelFileError
 from engine.eviction import policy_named
+from engine.intake import Intake
 from engine.kv_cache import allocate_kv_cache, check_device, resolve_dtype
 from engine.model_runner import ModelRunner
 from engine.models.loader import load_models
@@ -25,15 +26,19 @@ from engine.output import Event, Generation, OutputStream
 from engine.prefix_cache import PrefixCache
 from engine.prompt import Prompt, Reuse, Segment
 from engine.request import FinishReason, Request, RequestState
-from engine.sampler import Sampler, sample_rows
+from engine.sampler import ForcedSampler, Sampler, sample_rows
 from engine.scheduler import ScheduledWork, Scheduler
 from engine.stats import EngineStats, Totals
 from engine.step_budget import StepBudget
 from engine.tokenizer import Tokenizer
 
-__all__ = ["Engine", "PromptLike"]
+if TYPE_CHECKING:
+    from engine.certificate import Certificates
+    from engine.kv_identity import KVIdentity
+    from engine.kv_store import KVStore
+    from engine.kv_tier import DiskTier
 
-logger = logging.getLogger(__name__)
+__all__ = ["Engine", "PromptLike"]
 
 PromptLike = Prompt | Sequence[int]
 MIN_PREFILL_BLOCKS = 2  # a prefill beside running answers advances by at least so much in a step
@@ -46,13 +51,28 @@ class Engine:
         runner: the model and its KV cache.
         tokenizer: turns sampled tokens into text.
         config: see `EngineConfig`.
+        folder: where the model came from; needed for what is kept on disk and for certificates.
+        store: keeps canonical KV on disk.
+        certificates: what chunk reuse is allowed by.
     """
 
-    def __init__(self, runner: ModelRunner, tokenizer: Tokenizer, config: EngineConfig) -> None:
+    def __init__(
+        self,
+        runner: ModelRunner,
+        tokenizer: Tokenizer,
+        config: EngineConfig,
+        *,
+        folder: Path | None = None,
+        store: "KVStore | None" = None,
+        certificates: "Certificates | None" = None,
+    ) -> None:
         self.config = config
         self.tokenizer = tokenizer
         self.runner = runner
-        self.cache = PrefixCache(runner.kv_cache.num_blocks, config.block_size, policy=policy_named(config.eviction))
+        self.folder = folder
+        self.tier = self._make_tier(store)
+        policy = policy_named(config.eviction)
+        self.cache = PrefixCache(runner.kv_cache.num_blocks, config.block_size, policy=policy, tier=self.tier)
         budget = StepBudget(config.max_num_batched_tokens, MIN_PREFILL_BLOCKS * config.block_size, config.max_slowdown)
         self.scheduler = Scheduler(
             self.cache,
@@ -61,18 +81,26 @@ class Engine:
             max_num_seqs=config.max_num_seqs,
             max_num_waiting=config.max_num_waiting,
         )
-        limit = runner.model.config.max_position_embeddings
-        self.max_model_len = min(config.max_model_len or limit, limit)
         self.totals = Totals()
-        self._ids = count()
+        self._intake = Intake(self.cache, self.tier, config, runner.model.config, lambda: self.identity, certificates)
+        self.max_model_len = self._intake.max_model_len
         self._streams: dict[Request, OutputStream] = {}
         self._samplers: dict[Request, Sampler] = {}
-        self._warned_auto = False
+        self._unread = set[Request]()  # run for others; nobody takes their events
         self._calibrated = False
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, config: EngineConfig | None = None) -> "Engine":
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        config: EngineConfig | None = None,
+        *,
+        store: "KVStore | None" = None,
+        certificates: "Certificates | None" = None,
+    ) -> "Engine":
         """Load a model folder (safetensors, config.json, tokenizer.json).
+
+        The engine closes the store with itself.
 
         Raises:
             ModelFileError: a folder that misses files or holds damaged ones.
@@ -89,11 +117,24 @@ class Engine:
         limit = model.config.max_position_embeddings
         graphs = CudaGraphs.for_model(model, kv_cache, max_rows=config.max_num_seqs, max_model_len=limit)
         runner = ModelRunner(model, kv_cache, lean=models.lean, graphs=graphs)
-        engine = cls(runner, Tokenizer(Path(folder)), config)
+        tokenizer = Tokenizer(Path(folder))
+        engine = cls(runner, tokenizer, config, folder=Path(folder), store=store, certificates=certificates)
         engine.calibrate(measure=False)
         return engine
 
-    def submit(
+    @cached_property
+    def identity(self) -> "KVIdentity":
+        """What the KV that it computes depends on, besides namespace and tokens."""
+        from engine.kv_identity import KVIdentity
+
+        if self.folder is None:
+            raise ModelFileError("an engine that was not made from a model folder has no identity; use from_pretrained")
+        kv_dtype = str(self.runner.kv_cache.dtype).removeprefix("torch.")
+        dtype = self.config.dtype if self.config.dtype == "int8" else kv_dtype
+        model = self.runner.model.config
+        return KVIdentity.of(self.folder, model, dtype=dtype, kv_dtype=kv_dtype, block_size=self.config.block_size)
+
+    def submit(  # noqa: PLR0913 - all that a request can be asked for
         self,
         prompt: PromptLike,
         sampling: SamplingParams | None = None,
@@ -102,6 +143,10 @@ class Engine:
         namespace: str = "",
         principal: str = "",
         conversation: str | None = None,
+        groups: Sequence[int] = (),
+        uncertified_repair: int | None = None,
+        background: bool = False,
+        forced: Sequence[int] | None = None,
     ) -> Request:
         """Queue a prompt; a plain token list is one text segment.
 
@@ -112,29 +157,45 @@ class Engine:
             namespace: whose passages it shares (a collection).
             principal: who asks; part of a conversation's identity.
             conversation: keeps this request's own KV for the conversation's next turn.
+            groups: sizes of consecutive passages that may change places, for the sake of the cache; together all
+                passages. None keeps their order.
+            uncertified_repair: chunk reuse without a certificate, with so many repaired tokens a shifted passage: to
+                measure what reuse does, not to answer with.
+            background: advance only while no other request does.
+            forced: the answer to give, whatever the model says of it; `Generation.logprobs` is what it says.
 
         Raises:
             PromptTooLongError: prompt and answer exceed the model's context or the block pool.
-            ConfigError: a token id that the model does not have.
-            ReuseNotCertifiedError: `Reuse.CHUNK`, which has no certificate.
+            ConfigError: a token id that the model does not have, or arguments that contradict each other.
+            ReuseNotCertifiedError: `Reuse.CHUNK` without a certificate that covers the prompt.
             QueueFullError: too many requests wait.
         """
         prompt = prompt if isinstance(prompt, Prompt) else Prompt.from_tokens(prompt)
         sampling = sampling or SamplingParams()
-        max_tokens = self._check_length(prompt, sampling.max_tokens)
-        self._check_vocabulary(prompt)
-        request = Request(
-            next(self._ids),
+        if forced is not None:
+            sampling = SamplingParams(max_tokens=len(forced), ignore_eos=True)
+        wanted = Request(
+            0,
             prompt,
-            max_tokens,
-            reuse=self._resolve(reuse),
+            sampling.max_tokens,
+            reuse=reuse,
             namespace=namespace,
             owner=None if conversation is None else (principal, conversation),
+            groups=tuple(groups),
+            forced=None if forced is None else tuple(forced),
+            background=background,
         )
-        stream, sampler = OutputStream(request, sampling, self.tokenizer), Sampler(sampling)
-        self.scheduler.add(request)  # last of what can fail: a queued request without its stream would break every step
+        request = self._intake.make(wanted, uncertified_repair=uncertified_repair)
+        stream = OutputStream(request, sampling, self.tokenizer)
+        sampler = Sampler(sampling) if forced is None else ForcedSampler(tuple(forced))
+        before = [other for other in request.prerequisites if other not in self._streams]
+        self.scheduler.add(request, before)  # last of what can fail: a request without its stream would break a step
+        for other in before:
+            self._streams[other] = OutputStream(other, sampling, self.tokenizer)
+            self._samplers[other] = Sampler(sampling)
+        self._unread.update(before)
         self._streams[request], self._samplers[request] = stream, sampler
-        self.totals.requests += 1
+        self.totals.requests += 1 + len(before)
         return request
 
     def step(self) -> None:
@@ -176,11 +237,34 @@ class Engine:
         return results
 
     def precompute(self, template: Segment, passages: Sequence[Segment], namespace: str = "") -> int:
-        """Compute and publish the canonical KV of each `[template, passage]` that is not cached; return how many."""
-        distinct = {passage.tokens: passage for passage in passages}.values()
-        missing = [p for p in distinct if not self.cache.is_cached(namespace, [template, p])]
+        """Compute and publish the canonical KV of each `[template, passage]` that is missing; return how many."""
+        missing = [passages[i] for i in self.missing(template, passages, namespace)]
         self.generate([Prompt([template, p]) for p in missing], SamplingParams(max_tokens=0), namespace=namespace)
         return len(missing)
+
+    def missing(self, template: Segment, passages: Sequence[Segment], namespace: str = "") -> list[int]:
+        """Return the indexes of passages whose canonical KV is not on disk; in the cache, for an engine without store.
+
+        Of equal passages only the first counts.
+        """
+        return self._intake.missing(template, passages, namespace)
+
+    def purge(self, namespace: str, passages: Sequence[tuple[int, ...]]) -> bool:
+        """Remove all KV of these passages' tokens from the device, and what was computed after them.
+
+        What a store has of them is purged there. Blocks that nobody holds are overwritten with zeros.
+
+        Returns:
+            Whether nothing is left; False while a request that reads one of them runs: purge again when it has ended.
+        """
+        complete = self.cache.purge(namespace, passages)
+        self.runner.kv_cache.data[self.cache.pool.free_blocks] = 0
+        return complete
+
+    def close(self) -> None:
+        """Write what is still to be kept, and close the store."""
+        if self.tier is not None:
+            self.tier.close()
 
     def cancel(self, request: Request) -> None:
         """End a request now, wherever it is, and free its blocks; nothing happens when it has ended already."""
@@ -282,44 +366,20 @@ class Engine:
 
     def _finish(self, request: Request, reason: FinishReason) -> None:
         self.scheduler.finish(request)
-        generation = self._streams[request].finish(reason)
-        del self._samplers[request]
+        self._intake.forget(request)
+        sampler = self._samplers.pop(request)
+        logprobs = sampler.logprobs if isinstance(sampler, ForcedSampler) else None
+        generation = self._streams[request].finish(reason, logprobs)
+        if request in self._unread:
+            self._unread.remove(request)
+            del self._streams[request]
         self.totals.finished += 1
         self.totals.prompt_tokens += generation.num_prompt_tokens
         self.totals.cached_tokens += generation.cache.cached_tokens
 
-    def _resolve(self, reuse: Reuse) -> Reuse:
-        """Give `AUTO` its meaning; only an explicit `CHUNK` is refused without a certificate."""
-        if reuse is Reuse.CHUNK:
-            raise ReuseNotCertifiedError(
-                "chunk reuse has no certificate for this model and template; use reuse 'exact' or 'auto'"
-            )
-        if reuse is Reuse.AUTO and not self._warned_auto:
-            self._warned_auto = True
-            logger.warning("reuse 'auto' runs as 'exact': chunk reuse has no certificate for this model and template")
-        return Reuse.EXACT
+    def _make_tier(self, store: "KVStore | None") -> "DiskTier | None":
+        if store is None:
+            return None
+        from engine.kv_tier import DiskTier
 
-    def _check_length(self, prompt: Prompt, max_tokens: int) -> int:
-        """Return how many tokens may be sampled: what was asked for, or what the context leaves."""
-        room = self.max_model_len - prompt.num_tokens
-        if room < min(max_tokens, 1):
-            raise PromptTooLongError(
-                f"the prompt has {prompt.num_tokens} tokens and the model reads at most {self.max_model_len} with its "
-                "answer; use fewer or shorter passages, or a model with a longer context"
-            )
-        max_tokens = min(max_tokens, room)
-        needed = prompt.num_blocks(self.config.block_size, extra_tokens=max_tokens)
-        if needed > self.cache.pool.num_blocks:
-            raise PromptTooLongError(
-                f"prompt and answer need {needed} KV blocks and the pool has {self.cache.pool.num_blocks}; "
-                "raise kv_cache_bytes, or ask for fewer tokens"
-            )
-        return max_tokens
-
-    def _check_vocabulary(self, prompt: Prompt) -> None:
-        vocab_size = self.runner.model.config.vocab_size
-        if not 0 <= min(prompt.tokens) <= max(prompt.tokens) < vocab_size:
-            raise ConfigError(
-                f"token ids from {min(prompt.tokens)} to {max(prompt.tokens)} are not all of the model's "
-                f"{vocab_size}; encode the text with the model's own tokenizer"
-            )
+        return DiskTier(store, self.runner.kv_cache, self.identity)

@@ -4,13 +4,13 @@ Reads the tree and changes nothing.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from engine.prompt import Reuse, Segment, SegmentKind, block_keys
 from engine.radix_tree import Node, Owner, RadixTree
 
-__all__ = ["Outcome", "Placed", "Placement", "place"]
+__all__ = ["Outcome", "Placed", "Placement", "is_known", "place", "shared_end"]
 
 
 class Outcome(StrEnum):
@@ -34,6 +34,7 @@ class Placement:
         hit_tokens: the tokens in those blocks.
         shift: prompt position minus the position at which those blocks were computed.
         outcome: the rung; `computed` where any token outside a repaired head is computed.
+        from_disk: whether the blocks were filled from the disk for this request.
     """
 
     start: int
@@ -43,6 +44,7 @@ class Placement:
     hit_tokens: int = 0
     shift: int = 0
     outcome: Outcome = Outcome.COMPUTED
+    from_disk: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,13 @@ class Placed:
 
 
 def place(
-    segments: Sequence[Segment], tree: RadixTree, *, reuse: Reuse, owner: Owner = None, repair: int = 0
+    segments: Sequence[Segment],
+    tree: RadixTree,
+    *,
+    reuse: Reuse,
+    owner: Owner = None,
+    repair: int = 0,
+    private_tails: RadixTree | None = None,
 ) -> Placed:
     """Climb the ladder: the longest exact path, then (chunk reuse) canonical KV at another position.
 
@@ -66,6 +74,7 @@ def place(
         reuse: EXACT or CHUNK.
         owner: the conversation whose private nodes may be matched.
         repair: tokens at a shifted passage's head to compute in context; whole blocks.
+        private_tails: what the owner's conversation has of tails over these very segments, where they are approximate.
     """
     assert repair % tree.block_size == 0, f"repair {repair} is not a multiple of block size {tree.block_size}"
     placements, nodes = _place_path(segments, tree, owner)
@@ -75,6 +84,9 @@ def place(
             if segment.kind is SegmentKind.PASSAGE and placements[i].outcome is Outcome.COMPUTED:
                 placements[i], used = _place_shifted(placements[i], template, segment, tree, repair)
                 nodes += used
+        if private_tails is not None and shared_end(segments, placements, reuse) < placements[-1].start:
+            placements[-1], used = _place_tail(placements[-1], segments[-1], private_tails)
+            nodes += used
     return Placed(tuple(_leave_last_token(placements, tree.block_size)), tuple(nodes))
 
 
@@ -123,6 +135,46 @@ def _place_shifted(
         outcome=Outcome.SHIFTED,
     )
     return shifted, match.nodes
+
+
+def is_known(tree: RadixTree, path: Sequence[Segment]) -> bool:
+    """Tell whether the tree has the whole of these sealed segments, one after the other from the root."""
+    keys = [key for segment in path for key in block_keys(segment.tokens, tree.block_size, sealed=True)]
+    return len(tree.match(keys).blocks) == len(keys)
+
+
+def shared_end(
+    segments: Sequence[Segment], placements: Sequence[Placement], reuse: Reuse, end: int | None = None
+) -> int:
+    """Find the position up to which a request's KV, once computed, may be shared or owned as exact.
+
+    It ends before the first shifted run. Chunk reuse also leaves out a passage that it computes after the first one
+    (too short to be worth shifting, say): a new order of known passages writes nothing.
+
+    Args:
+        segments: of the prompt; there may be fewer placements or more.
+        placements: one a segment.
+        reuse: EXACT or CHUNK.
+        end: what to return when nothing is in the way; the end of the last placement if None.
+    """
+    passages = 0
+    for segment, placement in zip(segments, placements, strict=False):
+        passages += segment.kind is SegmentKind.PASSAGE
+        is_later = segment.kind is SegmentKind.PASSAGE and passages > 1
+        if placement.shift or (reuse is Reuse.CHUNK and is_later and placement.outcome is Outcome.COMPUTED):
+            return placement.start
+    return placements[-1].start + placements[-1].num_tokens if end is None else end
+
+
+def _place_tail(placement: Placement, tail: Segment, tree: RadixTree) -> tuple[Placement, tuple[Node, ...]]:
+    """A conversation's own KV over approximate context, which serves nobody else and nothing else."""
+    if tail.sealed:
+        return placement, ()
+    keys = block_keys(tail.tokens, tree.block_size, sealed=False)
+    match = tree.match(keys)
+    hit = len(match.blocks) * tree.block_size
+    outcome = Outcome.PATH if hit == len(tail.tokens) else Outcome.COMPUTED
+    return replace(placement, blocks=match.blocks, hit_tokens=hit, outcome=outcome), match.nodes
 
 
 def _leave_last_token(placements: list[Placement], block_size: int) -> list[Placement]:

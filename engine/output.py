@@ -1,13 +1,17 @@
 """What a request gives back: text as it comes, then one `Generation`."""
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from engine.config import SamplingParams
 from engine.request import FinishReason, Request
 from engine.stats import CacheReport, Timings, cache_report
 from engine.tokenizer import Detokenizer, StopStrings, Tokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Event", "Generation", "OutputStream", "TokenDelta"]
 
@@ -32,6 +36,7 @@ class Generation:
         cache: how each segment got its KV.
         timings: arrival, first scheduled, first token, finished.
         num_preemptions: how often it had to give its blocks back.
+        logprobs: of a forced answer [tokens, vocab] float32, before each token; else None.
     """
 
     token_ids: tuple[int, ...]
@@ -41,6 +46,7 @@ class Generation:
     cache: CacheReport
     timings: Timings
     num_preemptions: int = 0
+    logprobs: "Tensor | None" = field(default=None, repr=False, compare=False)
 
 
 Event = TokenDelta | Generation
@@ -79,7 +85,7 @@ class OutputStream:
             return FinishReason.STOP
         return FinishReason.LENGTH if at_limit else None
 
-    def finish(self, reason: FinishReason) -> Generation:
+    def finish(self, reason: FinishReason, logprobs: "Tensor | None" = None) -> Generation:
         """Emit what was held back, then the generation."""
         rest, _ = self._stop_strings.push(self._detokenizer.flush())
         rest += self._stop_strings.flush()
@@ -91,9 +97,10 @@ class OutputStream:
             text="".join(self._text),
             finish_reason=reason,
             num_prompt_tokens=self._request.prompt.num_tokens,
-            cache=cache_report(self._request.prompt, self._request.first_admission),
+            cache=cache_report(self._request),
             timings=self.timings,
             num_preemptions=self._request.num_preemptions,
+            logprobs=logprobs,
         )
         self.events.append(generation)
         return generation

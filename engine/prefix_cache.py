@@ -5,17 +5,40 @@ publishes must have been computed.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import NamedTuple
 
 from engine.block_pool import BlockPool
+from engine.block_table import build_admission, check_admission, uncached
 from engine.eviction import Policy, lru, plan_eviction
-from engine.ladder import Placed, Placement, place
-from engine.prompt import Reuse, Segment, SegmentKind, block_keys
-from engine.radix_tree import Node, PathPart, RadixTree
-from engine.request import Admission, Request, TableRun
+from engine.ladder import Placed, is_known, place, shared_end
+from engine.ordering import order_passages
+from engine.promotion import Promotion
+from engine.prompt import Prompt, Reuse, Segment, SegmentKind, block_keys
+from engine.radix_tree import Node, Owner, PathPart, RadixTree
+from engine.request import Admission, Request
+from engine.tier import Tier
 
 __all__ = ["PrefixCache"]
 
 WORTH_WAITING_BLOCKS = 2  # computing fewer twice takes less time than a step's fixed part
+
+
+class _Context(NamedTuple):
+    """What a conversation's approximate KV was computed over: it serves that conversation over the same runs alone."""
+
+    namespace: str
+    owner: Owner
+    runs: tuple[tuple[int, ...], ...]
+    repair: int
+
+
+class _Loaded(NamedTuple):
+    """Which segments came from the tier, and the nodes that pushed others out for their first retrieval."""
+
+    segments: set[int]
+    crowding: list[Node]
 
 
 class PrefixCache:
@@ -25,55 +48,79 @@ class PrefixCache:
         num_blocks: size of the pool.
         block_size: tokens a block.
         policy: which leaf goes first when room is needed.
-        repair: tokens at a shifted passage's head that chunk reuse computes in context; whole blocks.
+        tier: where canonical KV is kept besides the pool.
     """
 
-    def __init__(self, num_blocks: int, block_size: int, *, policy: Policy = lru, repair: int = 0) -> None:
+    def __init__(self, num_blocks: int, block_size: int, *, policy: Policy = lru, tier: Tier | None = None) -> None:
         self.block_size = block_size
         self.pool = BlockPool(num_blocks)
         self.num_evicted_blocks = 0
         self._trees: dict[str, RadixTree] = {}
-        self._policy = policy
-        self._repair = repair
+        self._conversations: dict[_Context, RadixTree] = {}  # over approximate context: tails only
+        self._policy: Policy = lambda node: float("-inf") if node.on_probation else policy(node)
         self._clock = 0
         self._live: dict[Request, Admission] = {}
+        self._promotion = None if tier is None else Promotion(tier)
 
     @property
     def num_cached_blocks(self) -> int:
         """How many blocks the trees hold."""
-        return sum(len(node.blocks) for tree in self._trees.values() for node in tree.nodes())
+        return sum(len(node.blocks) for tree in self._all_trees() for node in tree.nodes())
 
     def tree(self, namespace: str) -> RadixTree:
         """Return the namespace's tree, an empty one at first."""
         return self._trees.setdefault(namespace, RadixTree(self.block_size))
 
+    def arrange(self, request: Request) -> None:
+        """Put the passages that may change places in the order in which the tree serves most of them."""
+        if not request.groups or request.first_admission:
+            return
+        *_, first = (i for i, segment in enumerate(request.prompt.segments[:2]) if segment.kind is SegmentKind.PASSAGE)
+        segments = request.prompt.segments
+        passages = segments[first : first + sum(request.groups)]
+        template = segments[0] if first else None
+        order = order_passages(passages, request.groups, template, self.tree(request.namespace))
+        moved = [passages[i] for i in order]
+        request.prompt = Prompt([*segments[:first], *moved, *segments[first + len(moved) :]])
+
     def admit(self, request: Request) -> Admission | None:
-        """Pin what is cached, make room, allocate the rest; or change nothing and return None: not now."""
+        """Pin what is cached, make room, allocate the rest; or return None: not now.
+
+        What the request needs of the tier is brought into the tree first, and stays there when room is short after all.
+        """
         assert request not in self._live, f"request {request.id} is admitted already"
         segments = request.segments
+        loaded = self._load(request, segments)
         placed = self._place(request, segments)
         pinned = [block for placement in placed.placements for block in placement.blocks]
         self.pool.hold(pinned)
-        total = sum(-(-len(segment.tokens) // self.block_size) for segment in segments)
-        if not self._make_room(total - len(pinned)):
+        if not self._make_room(self._num_blocks(segments) - len(pinned)):
             self.pool.drop(pinned)
             return None
-        admission = self._build(placed.placements, sealed_end=segments[-1].sealed)
+        placements = [
+            replace(placement, from_disk=placement.hit_tokens > 0 and i in loaded.segments)
+            for i, placement in enumerate(placed.placements)
+        ]
+        admission = build_admission(placements, self.block_size, self.pool.allocate, sealed_end=segments[-1].sealed)
         self._touch(placed.nodes)
         for node in dict.fromkeys(placed.nodes):  # a template is on the path of every shifted passage
             node.uses += 1
+            node.on_probation = False
+        for node in loaded.crowding:
+            node.on_probation = True
         self._live[request] = admission
         return admission
 
     def is_being_computed(self, request: Request) -> bool:
         """Tell whether a live request is about to publish blocks that this one would otherwise compute too."""
         segments = request.segments
-        coming = max((self._common_end(request, segments, other) for other in self._live), default=0)
+        others = (other for other in self._live if not other.background)  # those may not advance for long
+        coming = max((self._common_end(request, segments, other) for other in others), default=0)
         if coming < WORTH_WAITING_BLOCKS * self.block_size:
             return False
         missing = 0
         for placement in self._place(request, segments).placements:
-            for start, end in _uncached(placement, self.block_size):
+            for start, end in uncached(placement, self.block_size):
                 missing += max(min(end, coming) - start, 0)
         return missing >= WORTH_WAITING_BLOCKS * self.block_size
 
@@ -114,13 +161,19 @@ class PrefixCache:
         a conversation, and its answer, belong to the conversation alone. Any other tail is never published.
         """
         admission = request.held
-        end = self._publishable_end(request, admission, admission.computed_end)
-        if end <= admission.published_to or not admission.may_publish:
+        if not admission.may_publish:
             return
-        adopted, nodes = self.tree(request.namespace).insert(self._path(request, admission, end))
-        self.pool.hold(adopted)
-        admission.published_to = end
-        self._touch(nodes)
+        end = self._publishable_end(request, admission, admission.computed_end)
+        if end > admission.published_to:
+            tree = self.tree(request.namespace)
+            adopted, nodes = tree.insert(self._path(request, admission, end))
+            self.pool.hold(adopted)
+            admission.published_to = end
+            self._touch(nodes)
+            if self._promotion is not None and adopted:
+                self._promotion.save(request, tree, adopted)
+        elif request.owner is not None and request.reuse is Reuse.CHUNK:
+            self._publish_approximate(request, admission)
 
     def release(self, request: Request) -> None:
         """Drop every block that the request holds."""
@@ -128,24 +181,44 @@ class PrefixCache:
 
     def is_cached(self, namespace: str, segments: Sequence[Segment]) -> bool:
         """Tell whether the whole of these sealed segments is in the tree."""
-        keys = [key for s in segments for key in block_keys(s.tokens, self.block_size, sealed=True)]
-        return len(self.tree(namespace).match(keys).blocks) == len(keys)
+        return is_known(self.tree(namespace), segments)
 
     def drop_namespace(self, namespace: str) -> int:
         """Forget everything cached for a namespace and return the blocks freed.
 
-        Running requests keep their blocks and publish none: what was forgotten must not come back, and two of them
-        may hold one block of which each would make a node.
+        Requests of it that run keep their blocks and publish none: what was forgotten must not come back, and two of
+        them may hold one block of which each would make a node.
         """
         for request, admission in self._live.items():
             if request.namespace == namespace:
                 admission.may_publish = False
-        tree = self._trees.pop(namespace, None)
-        return 0 if tree is None else sum(self.pool.drop(node.blocks) for node in tree.nodes())
+        contexts = [context for context in self._conversations if context.namespace == namespace]
+        dropped = [self._conversations.pop(context) for context in contexts]
+        dropped += [tree] if (tree := self._trees.pop(namespace, None)) else []
+        return sum(self.pool.drop(node.blocks) for tree in dropped for node in tree.nodes())
+
+    def purge(self, namespace: str, passages: Sequence[tuple[int, ...]]) -> bool:
+        """Forget every block of these passages, with all that was computed after them.
+
+        Returns:
+            Whether no running request has one of them in its prompt; those keep their blocks, and publish none.
+        """
+        gone = set(passages)
+        running = False
+        for request, admission in self._live.items():
+            if request.namespace == namespace and gone.intersection(s.tokens for s in request.prompt.segments):
+                admission.may_publish, running = False, True
+        heads = {tuple(tokens[: self.block_size]) for tokens in gone}
+        removed = self.tree(namespace).remove_subtrees(heads)
+        for context in [c for c in self._conversations if c.namespace == namespace and gone.intersection(c.runs)]:
+            removed += self._conversations.pop(context).nodes()
+        for node in removed:
+            self.pool.drop(node.blocks)
+        return not running
 
     def clear(self) -> int:
         """Forget everything cached and return the blocks freed; running requests keep theirs."""
-        return sum(self.drop_namespace(namespace) for namespace in list(self._trees))
+        return sum(self.drop_namespace(namespace) for namespace in list(self._trees))  # conversations' are among them
 
     def check_invariants(self) -> None:
         """Assert what DESIGN section 3 promises of pool, trees and admissions."""
@@ -154,30 +227,101 @@ class PrefixCache:
             for block in blocks:
                 holders[block] = holders.get(block, 0) + 1
         self.pool.check(holders)
-        in_trees = [block for tree in self._trees.values() for node in tree.nodes() for block in node.blocks]
+        in_trees = [block for tree in self._all_trees() for node in tree.nodes() for block in node.blocks]
         assert len(in_trees) == len(set(in_trees)), "a block is in two nodes"
-        for tree in self._trees.values():
+        for tree in self._all_trees():
             tree.check()
         for request, admission in self._live.items():
-            _check_admission(request, admission)
+            check_admission(admission, f"request {request.id}")
 
     def _held_blocks(self) -> Iterator[list[int]]:
         for admission in self._live.values():
             yield admission.blocks
-        for tree in self._trees.values():
+        for tree in self._all_trees():
             for node in tree.nodes():
                 yield node.blocks
 
+    def _all_trees(self) -> Iterator[RadixTree]:
+        return chain(self._trees.values(), self._conversations.values())
+
+    def _num_blocks(self, segments: Sequence[Segment]) -> int:
+        return sum(-(-len(segment.tokens) // self.block_size) for segment in segments)
+
     def _place(self, request: Request, segments: Sequence[Segment]) -> Placed:
-        reuse = Reuse.CHUNK if request.reuse is Reuse.CHUNK else Reuse.EXACT
-        return place(segments, self.tree(request.namespace), reuse=reuse, owner=request.owner, repair=self._repair)
+        tree = self.tree(request.namespace)
+        if request.reuse is not Reuse.CHUNK:
+            return place(segments, tree, reuse=Reuse.EXACT, owner=request.owner)
+        private = self._conversations.get(_context(request, segments)) if request.owner is not None else None
+        return place(
+            segments, tree, reuse=Reuse.CHUNK, owner=request.owner, repair=request.repair, private_tails=private
+        )
+
+    def _load(self, request: Request, segments: Sequence[Segment]) -> "_Loaded":
+        """Bring into the tree what the request can use of the tier."""
+        loaded = _Loaded(set(), [])
+        tree = self.tree(request.namespace)
+        wanted = self._promotion.wanted(request, segments, tree) if self._promotion is not None else []
+        if not wanted:
+            return loaded
+        held = [block for placement in self._place(request, segments).placements for block in placement.blocks]
+        self.pool.hold(held)
+        heads = len(wanted) * (request.repair // self.block_size)  # loaded, and replaced by repaired ones
+        if self._has_room(self._num_blocks(segments) - len(held) + heads):
+            for i in wanted:
+                path = [segments[0], segments[i]] if i else [segments[0]]
+                blocks = self._load_one(request, path, tree, loaded)
+                if not blocks:
+                    break
+                held += blocks
+                loaded.segments.add(i)
+        self.pool.drop(held)
+        return loaded
+
+    def _load_one(self, request: Request, path: list[Segment], tree: RadixTree, loaded: "_Loaded") -> list[int]:
+        """Load one run and put it into the tree; return its blocks, held once more, or none."""
+        assert self._promotion is not None, "nothing to load from"
+        evicted = self.num_evicted_blocks
+        is_first = self._promotion.is_first_retrieval(request, path)
+        if not self._make_room(self._num_blocks(path[-1:])):
+            return []
+        blocks = self.pool.allocate(self._num_blocks(path[-1:]))
+        found = self._promotion.load(request, path, tree, blocks)
+        if found is None:
+            self.pool.drop(blocks)
+            return []
+        adopted, nodes = found
+        self.pool.hold(adopted)
+        if is_first and len(path) > 1 and self.num_evicted_blocks > evicted:
+            loaded.crowding.extend(nodes)
+        return blocks
+
+    def _publish_approximate(self, request: Request, admission: Admission) -> None:
+        """Keep a conversation's tail over approximate context, for that conversation over the same runs."""
+        *before, tail = request.segments
+        start = sum(len(segment.tokens) for segment in before)
+        count = max(admission.computed_end - start, 0) // self.block_size
+        exact = shared_end(request.prompt.segments, admission.placements, request.reuse) >= start
+        if exact or tail.sealed or not count or start + count * self.block_size <= admission.published_to:
+            return
+        run = next(run for run in admission.runs if run.start == start)
+        keys = block_keys(tail.tokens[: count * self.block_size], self.block_size, sealed=False)
+        tree = self._conversations.setdefault(_context(request, request.segments), RadixTree(self.block_size))
+        adopted, nodes = tree.insert([PathPart(keys, run.blocks[:count])])
+        self.pool.hold(adopted)
+        admission.published_to = start + count * self.block_size
+        self._touch(nodes)
+
+    def _has_room(self, n: int) -> bool:
+        """Tell whether n blocks are free or can be freed."""
+        short = n - self.pool.num_free
+        return short <= 0 or plan_eviction(self._all_trees(), self.pool, self._policy, short) is not None
 
     def _make_room(self, n: int) -> bool:
         """Evict until n blocks are free; evict nothing when that cannot be reached."""
         short = n - self.pool.num_free
         if short <= 0:
             return True
-        cuts = plan_eviction(self._trees.values(), self.pool, self._policy, short)
+        cuts = plan_eviction(self._all_trees(), self.pool, self._policy, short)
         if cuts is None:
             return False
         for cut in cuts:
@@ -185,39 +329,6 @@ class PrefixCache:
             assert freed == cut.num_blocks, f"evicting {cut.num_blocks} blocks freed {freed}"
             self.num_evicted_blocks += freed
         return True
-
-    def _build(self, placements: Sequence[Placement], *, sealed_end: bool) -> Admission:
-        """Lay out the block table; every segment begins at the start of a block of its own."""
-        runs: list[TableRun] = []
-        spans: list[tuple[int, int]] = []
-        for placement in placements:
-            runs += self._runs_of(placement)
-            for start, end in _uncached(placement, self.block_size):
-                if spans and spans[-1][1] == start:
-                    spans[-1] = (spans[-1][0], end)
-                else:
-                    spans.append((start, end))
-        if sealed_end:
-            runs.append(TableRun(placements[-1].start + placements[-1].num_tokens, 0, []))
-        return Admission(runs, spans, tuple(placements))
-
-    def _runs_of(self, placement: Placement) -> list[TableRun]:
-        """The runs of one segment: repaired head, reused blocks, then what is computed after them."""
-        size, end = self.block_size, placement.start + placement.num_tokens
-        head = min(placement.first_block * size, placement.num_tokens)
-        reused = TableRun(placement.start + head, placement.hit_tokens, list(placement.blocks), placement.shift)
-        runs = []
-        if head:
-            runs.append(TableRun(placement.start, head, self.pool.allocate(placement.first_block)))
-        if placement.shift == 0 and not head:
-            reused.blocks += self.pool.allocate(-(-placement.num_tokens // size) - len(reused.blocks))
-            reused.num_tokens = placement.num_tokens
-            return [reused]
-        if reused.num_tokens:
-            runs.append(reused)
-        if reused.end < end:
-            runs.append(TableRun(reused.end, end - reused.end, self.pool.allocate(-(-(end - reused.end) // size))))
-        return runs
 
     def _touch(self, nodes: Sequence[Node]) -> None:
         self._clock += 1
@@ -245,20 +356,19 @@ class PrefixCache:
 
     def _publishable_end(self, request: Request, admission: Admission, computed: int) -> int:
         """Find the position up to which blocks may be offered when `computed` are, without building any key."""
-        start = 0
-        shifted = (p for p in admission.placements if p.shift)
-        exact_end = min(computed, next((p.start for p in shifted), computed))
-        for segment in request.prompt.segments:
-            end = start + len(segment.tokens)
+        segments, start = request.prompt.segments, 0
+        end = min(computed, shared_end(segments, admission.placements, request.reuse, computed))
+        for segment in segments:
+            segment_end = start + len(segment.tokens)
             if segment.sealed:
-                if end > exact_end:
+                if segment_end > end:
                     return start
-                start = end
+                start = segment_end
             elif segment.kind is SegmentKind.TEXT and request.owner is None:
-                return start + (min(exact_end, end) - start) // self.block_size * self.block_size
+                return start + (min(end, segment_end) - start) // self.block_size * self.block_size
         if request.owner is None:
             return start
-        return start + (exact_end - start) // self.block_size * self.block_size
+        return start + max(end - start, 0) // self.block_size * self.block_size
 
     def _path(self, request: Request, admission: Admission, end: int) -> list[PathPart]:
         """The path from the root to a prompt position that `_publishable_end` found."""
@@ -274,22 +384,6 @@ class PrefixCache:
         return parts
 
 
-def _uncached(placement: Placement, block_size: int) -> list[tuple[int, int]]:
-    """The intervals of a segment that its placement leaves to compute."""
-    start, end = placement.start, placement.start + placement.num_tokens
-    reused_start = min(start + placement.first_block * block_size, end)
-    reused_end = reused_start + placement.hit_tokens
-    return [(low, high) for low, high in ((start, reused_start), (reused_end, end)) if low < high]
-
-
-def _check_admission(request: Request, admission: Admission) -> None:
-    """Assert that table and spans are ordered, whole and not ahead of what is computed."""
-    position = 0
-    for run in admission.runs:
-        assert run.start == position, f"request {request.id}: a run starts at {run.start}, not {position}"
-        position = run.end
-    for (start, end), (following, _) in zip(admission.spans, admission.spans[1:], strict=False):
-        assert start < end < following, f"request {request.id}: spans {admission.spans} are not ordered"
-    assert admission.published_to <= admission.computed_end, (
-        f"request {request.id}: published to {admission.published_to}, computed to {admission.computed_end}"
-    )
+def _context(request: Request, segments: Sequence[Segment]) -> _Context:
+    runs = tuple(segment.tokens for segment in segments if segment.sealed)
+    return _Context(request.namespace, request.owner, runs, request.repair)

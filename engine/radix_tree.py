@@ -3,7 +3,7 @@
 Knows keys (token tuples), block ids and owners: neither requests nor reference counts.
 """
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Container, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 __all__ = ["BlockKey", "Match", "Node", "Owner", "PathPart", "RadixTree"]
@@ -23,6 +23,9 @@ class Node:
         whole: evicted as one (a template, a passage), not trimmed from its tail (text, conversation).
         last_used: the cache's clock when a request last matched or published it.
         uses: how many requests matched it.
+        start: how many tokens are before it on its path.
+        on_disk: whether the same KV is on disk too, so that losing it costs a read, not a computation.
+        on_probation: loaded from disk for its first retrieval at the cost of others; it goes before them.
     """
 
     keys: list[BlockKey]
@@ -32,6 +35,9 @@ class Node:
     whole: bool = False
     last_used: int = 0
     uses: int = 0
+    start: int = 0
+    on_disk: bool = False
+    on_probation: bool = False
     children: dict[tuple[Owner, BlockKey], "Node"] = field(default_factory=dict)
 
     @property
@@ -111,6 +117,21 @@ class RadixTree:
             del node.blocks[-n:], node.keys[-n:]
         return cut
 
+    def remove_subtrees(self, first_keys: Container[BlockKey]) -> list[Node]:
+        """Cut out every node that begins with one of these keys, and all below; return the nodes removed."""
+        removed: list[Node] = []
+        for node in list(self.nodes()):
+            if node.parent is not None and node.keys[0] in first_keys:
+                del node.parent.children[node.owner, node.keys[0]]
+                below = [node]
+                for child in below:  # grows as it is walked
+                    below += child.children.values()
+                for child in below:
+                    child.parent = None
+                    child.children = {}
+                removed += below
+        return removed
+
     def nodes(self) -> Iterator[Node]:
         """Yield every node but the root, parents before children."""
         stack = list(self.root.children.values())
@@ -176,7 +197,8 @@ class RadixTree:
             node.keys += keys
             node.blocks += blocks
             return node
-        child = Node(keys, blocks, node, owner=part.owner, whole=part.whole)
+        start = node.start + node.num_tokens
+        child = Node(keys, blocks, node, owner=part.owner, whole=part.whole, start=start)
         node.children[part.owner, keys[0]] = child
         return child
 
@@ -186,7 +208,9 @@ class RadixTree:
         upper = Node(
             node.keys[:n], node.blocks[:n], node.parent,
             owner=node.owner, whole=node.whole, last_used=node.last_used, uses=node.uses,
+            start=node.start, on_disk=node.on_disk, on_probation=node.on_probation,
         )  # fmt: skip
+        node.start += upper.num_tokens
         node.parent.children[node.owner, upper.keys[0]] = upper
         node.keys, node.blocks, node.parent = node.keys[n:], node.blocks[n:], upper
         upper.children[node.owner, node.keys[0]] = node

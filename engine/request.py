@@ -118,6 +118,12 @@ class Request:
         max_tokens: how many tokens to sample at most; 0 computes (and publishes) the prompt only.
         namespace: the tree it reads and publishes to.
         owner: the conversation (with its principal) whose private nodes it may use, or None.
+        reuse: EXACT or CHUNK.
+        repair: tokens at a shifted passage's head that chunk reuse computes in context; whole blocks.
+        groups: sizes of consecutive passages of the prompt that may change places until it is first admitted.
+        forced: the answer that it has to give, whatever the model says; None lets it answer.
+        background: runs only while no other request does.
+        prerequisites: requests that compute the canonical KV of its passages; it is admitted after them.
         output_tokens: sampled so far; kept when it is preempted.
         admission: the blocks it holds while it runs.
         first_admission: the placements of its first admission, which the cache report tells of.
@@ -129,11 +135,21 @@ class Request:
     reuse: Reuse = Reuse.EXACT
     namespace: str = ""
     owner: Owner = None
+    repair: int = 0
+    groups: tuple[int, ...] = ()
+    forced: tuple[int, ...] | None = None
+    background: bool = False
+    prerequisites: "tuple[Request, ...]" = ()
     output_tokens: list[int] = field(default_factory=list)
     state: RequestState = RequestState.WAITING
     admission: Admission | None = None
     first_admission: tuple[Placement, ...] = ()
     num_preemptions: int = 0
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every request that it waits for has ended."""
+        return all(other.state is RequestState.FINISHED for other in self.prerequisites)
 
     @property
     def num_tokens(self) -> int:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from engine.config import SamplingParams
 
-__all__ = ["Sampler", "sample_rows"]
+__all__ = ["ForcedSampler", "Sampler", "sample_rows"]
 
 GREEDY_BELOW = 1e-5  # dividing logits by less overflows float32
 
@@ -45,6 +45,29 @@ class Sampler:
             before = probabilities.cumsum(-1) - probabilities
             kept[before >= self._params.top_p] = -torch.inf
         return torch.empty_like(scores).scatter_(-1, order.indices, kept)
+
+
+class ForcedSampler(Sampler):
+    """Gives a dictated answer, and keeps what the model thought of each token of it (teacher forcing).
+
+    Args:
+        tokens: the answer.
+    """
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        super().__init__(SamplingParams())
+        self._tokens = tokens
+        self._logprobs: list[Tensor] = []
+
+    def sample(self, logits: Tensor) -> int:
+        """Return the answer's next token."""
+        self._logprobs.append(logits.log_softmax(-1).cpu())
+        return self._tokens[len(self._logprobs) - 1]
+
+    @property
+    def logprobs(self) -> Tensor:
+        """Log-probabilities [tokens, vocab] float32 before each of the tokens given so far."""
+        return torch.stack(self._logprobs) if self._logprobs else torch.empty(0, 0)
 
 
 def sample_rows(logits: Tensor, samplers: Sequence[Sampler], drafts: Sequence[Sequence[int]] = ()) -> list[list[int]]:

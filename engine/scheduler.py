@@ -4,6 +4,7 @@ Knows requests and the prefix cache; tensors, sampling and text are elsewhere.
 """
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from engine.drafts import Drafts
@@ -62,6 +63,7 @@ class Scheduler:
         self.step_budget = step_budget
         self.drafts = drafts
         self.waiting: deque[Request] = deque()
+        self.background: deque[Request] = deque()
         self.running: list[Request] = []
         self.num_preemptions = 0
         self._max_num_seqs = max_num_seqs
@@ -70,27 +72,34 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         """Whether any request waits or runs."""
-        return bool(self.waiting or self.running)
+        return bool(self.waiting or self.running or self.background)
 
-    def add(self, request: Request) -> None:
-        """Queue a request.
+    def add(self, request: Request, before: Sequence[Request] = ()) -> None:
+        """Queue a request behind those that compute what it needs, which wait nowhere yet.
 
         Raises:
             QueueFullError: as many requests wait as may.
         """
-        if len(self.waiting) >= self._max_num_waiting:
-            raise QueueFullError(f"{len(self.waiting)} requests are waiting already; try again in a moment")
-        self.waiting.append(request)
+        queue = self.background if request.background else self.waiting
+        if len(queue) >= self._max_num_waiting:
+            raise QueueFullError(f"{len(queue)} requests are waiting already; try again in a moment")
+        queue += [*before, request]
 
     def schedule(self) -> list[ScheduledWork]:
-        """Choose the next step's work: decodes first, then prefills under way, then new requests."""
+        """Choose the next step's work: decodes first, then prefills under way, then new requests.
+
+        Background requests advance in steps in which no other does.
+        """
         preempted = self._make_room_for_running()
-        budget = self.step_budget.tokens(sum(r.held.num_remaining_tokens == 1 for r in self.running))
+        running = [request for request in self.running if not request.background]
+        budget = self.step_budget.tokens(sum(r.held.num_remaining_tokens == 1 for r in running))
         work: list[ScheduledWork] = []
-        for request in sorted(self.running, key=lambda r: r.held.num_remaining_tokens > 1):
+        for request in sorted(running, key=lambda r: r.held.num_remaining_tokens > 1):
             budget -= self._schedule_one(request, budget, work)
-        while budget > 0 and not (preempted and self.running) and self._admit_next():
+        while budget > 0 and not (preempted and running) and self._admit_next():
             budget -= self._schedule_one(self.running[-1], budget, work)
+        if not work:
+            self._schedule_background(budget, work)
         assert work or not self.has_work, "requests wait, and none can ever run"
         if all(item.decodes for item in work):
             work = [self._with_draft(item, budget // len(work), len(work)) for item in work]
@@ -102,9 +111,21 @@ class Scheduler:
             self.running.remove(request)
             self._release(request)
         elif request.state is RequestState.WAITING:
-            self.waiting.remove(request)
+            self._queue(request).remove(request)
         request.state = RequestState.FINISHED
         self.drafts.forget(request)
+
+    def _queue(self, request: Request) -> deque[Request]:
+        return self.background if request.background else self.waiting
+
+    def _schedule_background(self, budget: int, work: list[ScheduledWork]) -> None:
+        """Fill a step with what runs and waits in the background."""
+        for request in self.running:
+            budget -= self._schedule_one(request, budget, work)
+        while budget > 0 and self.background and len(self.running) < self._max_num_seqs:
+            if not self._admit(self.background):
+                return
+            budget -= self._schedule_one(self.running[-1], budget, work)
 
     def _make_room_for_running(self) -> bool:
         """Give every running request room for its next token; the newest ones yield when blocks run out.
@@ -117,7 +138,7 @@ class Scheduler:
             self.cache.trim(request)  # before anybody has to yield for want of a block
         for request in list(self.running):
             while request.state is RequestState.RUNNING and not self.cache.extend(request):
-                self._preempt(self.running[-1])
+                self._preempt(self._background_running() or self.running[-1])
                 preempted = True
         return preempted
 
@@ -128,7 +149,11 @@ class Scheduler:
         request.state = RequestState.WAITING
         request.num_preemptions += 1
         self.num_preemptions += 1
-        self.waiting.appendleft(request)
+        self._queue(request).appendleft(request)
+
+    def _background_running(self) -> Request | None:
+        """The newest running request that others come before."""
+        return next((request for request in reversed(self.running) if request.background), None)
 
     def _release(self, request: Request) -> None:
         self.cache.release(request)
@@ -142,15 +167,26 @@ class Scheduler:
         one, so this very step computes what it waits for and publishes it; and whatever else ends the other (cancelled,
         preempted, failed) takes away the reason to wait.
         """
-        if not self.waiting or len(self.running) >= self._max_num_seqs:
+        if not self.waiting or not self.waiting[0].is_ready:
             return False
         request = self.waiting[0]
+        self.cache.arrange(request)
         if self.cache.is_being_computed(request):
             return False
+        while len(self.running) >= self._max_num_seqs or not self._admit(self.waiting):
+            yielding = self._background_running()
+            if yielding is None:
+                return False
+            self._preempt(yielding)
+        return True
+
+    def _admit(self, queue: deque[Request]) -> bool:
+        """Admit the first of a queue if there is room for it."""
+        request = queue[0]
         admission = self.cache.admit(request)
         if admission is None:
             return False
-        self.waiting.popleft()
+        queue.popleft()
         request.admission = admission
         request.first_admission = request.first_admission or admission.placements
         request.state = RequestState.RUNNING
@@ -171,7 +207,11 @@ class Scheduler:
         """Put a draft behind a request's newest token where that pays and free blocks allow it."""
         request = item.request
         limit = min(limit, request.max_tokens - len(request.output_tokens) - 1)  # the step samples one more itself
-        draft = self.drafts.propose(request, limit, decode_rows)
+        if request.forced is None:
+            draft = self.drafts.propose(request, limit, decode_rows)
+        else:
+            done = len(request.output_tokens)
+            draft = request.forced[done : done + limit]
         draft = draft[: self.cache.extend_for_draft(request, len(draft))]
         newest = item.positions[0].start
         return replace(

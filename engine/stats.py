@@ -1,10 +1,10 @@
 """What the engine counts, and what it reports of one request's use of the cache."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from engine.ladder import Outcome, Placement
-from engine.prompt import Prompt, SegmentKind
+from engine.ladder import Outcome
+from engine.prompt import SegmentKind
+from engine.request import Request
 
 __all__ = ["CacheReport", "EngineStats", "SegmentReport", "Timings", "Totals", "cache_report"]
 
@@ -76,17 +76,24 @@ class EngineStats:
     totals: Totals
 
 
-def cache_report(prompt: Prompt, placements: Sequence[Placement]) -> CacheReport:
-    """Tell of each segment how it got its KV; empty for a request that was never admitted."""
-    reports = [
-        SegmentReport(
-            segment.kind,
-            segment.name,
-            placement.num_tokens,
-            placement.hit_tokens,
-            placement.outcome,
-            "device" if placement.hit_tokens else None,
-        )
-        for segment, placement in zip(prompt.segments, placements, strict=False)
-    ]
-    return CacheReport(tuple(reports), {"device": sum(report.hit_tokens for report in reports), "disk": 0})
+def cache_report(request: Request) -> CacheReport:
+    """Tell of each segment how it got its KV; empty for a request that was never admitted.
+
+    A passage (or the template) that was computed beforehand because this request needs it counts as computed.
+    """
+    computed = {
+        segment.tokens
+        for other in request.prerequisites
+        for segment, placement in zip(other.prompt.segments, other.first_admission, strict=False)
+        if placement.hit_tokens < placement.num_tokens
+    }
+    reports = []
+    for segment, placement in zip(request.prompt.segments, request.first_admission, strict=False):
+        fresh = segment.sealed and segment.tokens in computed
+        hit_tokens = 0 if fresh else placement.hit_tokens
+        outcome = Outcome.COMPUTED if fresh else placement.outcome
+        tier = ("disk" if placement.from_disk else "device") if hit_tokens else None
+        report = SegmentReport(segment.kind, segment.name, placement.num_tokens, hit_tokens, outcome, tier)
+        reports.append(report)
+    hits = {tier: sum(report.hit_tokens for report in reports if report.tier == tier) for tier in ("device", "disk")}
+    return CacheReport(tuple(reports), hits)

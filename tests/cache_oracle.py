@@ -48,7 +48,7 @@ class CacheOracle:
 
     def __init__(self, num_blocks: int, size: int, repair: int) -> None:
         self.size, self.repair = size, repair
-        self.cache = PrefixCache(num_blocks, size, repair=repair)
+        self.cache = PrefixCache(num_blocks, size)
         self.slots: dict[tuple[int, int], Slot] = {}
         self.known: set[tuple[str, Entry]] = set()
         self.offered: dict[Request, list[Entry]] = {}
@@ -62,7 +62,8 @@ class CacheOracle:
         before, evicted, free = self.snapshot(), cache.num_evicted_blocks, cache.pool.num_free
         reuse = Reuse.CHUNK if request.reuse is Reuse.CHUNK else Reuse.EXACT
         tree = cache.tree(request.namespace)
-        placed = place(request.segments, tree, reuse=reuse, owner=request.owner, repair=self.repair)
+        place(request.segments, tree, reuse=reuse, owner=request.owner, repair=self.repair)
+        placed = cache._place(request, request.segments)
         assert self.snapshot() == before, "placing is not read-only"
         pinned = [block for placement in placed.placements for block in placement.blocks]
         needed = request.prompt.num_blocks(self.size, extra_tokens=len(request.output_tokens)) - len(pinned)
@@ -136,7 +137,8 @@ class CacheOracle:
     def drop_namespace(self, namespace: str, live: list[Request]) -> None:
         """Drop; what running requests hold of it stays theirs, and does not come back."""
         self.dropped |= {request for request in live if request.namespace == namespace}
-        unheld = sum(self.cache.pool.count(block) == 1 for block in self.dump(namespace).values())
+        dropped = [*self.dump(namespace).values(), *self.private_blocks(namespace)]
+        unheld = sum(self.cache.pool.count(block) == 1 for block in dropped)
         free = self.cache.pool.num_free
         assert self.cache.drop_namespace(namespace) == unheld == self.cache.pool.num_free - free
         assert not self.dump(namespace)
@@ -147,7 +149,7 @@ class CacheOracle:
     def check_books(self, live: list[Request]) -> None:
         self.cache.check_invariants()
         held = {block for request in live for block in request.held.blocks}
-        held |= {block for entries in self.dumps().values() for block in entries.values()}
+        held |= self.blocks_in_trees()
         assert self.cache.pool.num_free + len(held) == self.cache.pool.num_blocks
 
     def check_trees(self) -> None:
@@ -161,6 +163,13 @@ class CacheOracle:
                     assert slot is not None, f"block {block} was published before it was computed"
                     assert slot[:4] == (start + offset, path[: start + offset + 1], True, namespace)
                     assert slot.audience in (SHARED, owners[-1]), f"{slot} is published to {owners[-1]}"
+
+        for context, tree in self.cache._conversations.items():
+            for node in tree.nodes():
+                for block, key in zip(node.blocks, node.keys, strict=True):
+                    slots = [self.slots.get((block, offset)) for offset in range(len(key))]
+                    assert all(slot is not None and slot.audience == context.owner for slot in slots)
+                    assert all(slot.history[: len(sum(context.runs, ()))] == sum(context.runs, ()) for slot in slots)
 
     def check_known(self) -> None:
         seen = {name: self.visible(name) for name in NAMESPACES}
@@ -181,6 +190,15 @@ class CacheOracle:
             stack += [(child, owners, keys) for child in node.children.values()]
         return found
 
+    def private_blocks(self, namespace: str) -> list[int]:
+        """Every block of conversations over approximate context."""
+        trees = [tree for context, tree in self.cache._conversations.items() if context.namespace == namespace]
+        return [block for tree in trees for node in tree.nodes() for block in node.blocks]
+
+    def blocks_in_trees(self) -> set[int]:
+        shared = {block for entries in self.dumps().values() for block in entries.values()}
+        return shared.union(*(self.private_blocks(namespace) for namespace in NAMESPACES))
+
     def dumps(self) -> dict[str, Dump]:
         return {namespace: self.dump(namespace) for namespace in NAMESPACES}
 
@@ -191,7 +209,8 @@ class CacheOracle:
             for name in NAMESPACES
         ]
         counts = [pool.count(block) for block in range(pool.num_blocks)]
-        return counts, pool.num_free, used, self.dumps(), self.cache.num_evicted_blocks
+        private = [self.private_blocks(name) for name in NAMESPACES]
+        return counts, pool.num_free, used, self.dumps(), private, self.cache.num_evicted_blocks
 
     def visible(self, namespace: str) -> set[Entry]:
         """All entries that a tree offers to somebody."""
@@ -223,6 +242,18 @@ class CacheOracle:
             for owners, keys in entries:
                 n = len(keys)
                 count += not any(o[:n] == owners and k[:n] == keys for o, k in held)
+        for tree in self.cache._conversations.values():
+            for node in tree.nodes():
+                below = list(node.blocks)
+                stack = list(node.children.values())
+                while stack:
+                    child = stack.pop()
+                    below += child.blocks
+                    stack += child.children.values()
+                count += sum(
+                    not any(b in pinned or self.cache.pool.count(b) > 1 for b in below[i:])
+                    for i in range(len(node.blocks))
+                )
         return count
 
     # What a request should find and leave.
@@ -294,7 +325,7 @@ class CacheOracle:
         computed = {position for low, high in spans for position in range(low, high)}
         assert [r.start for r in admission.runs] == [0, *[r.end for r in admission.runs]][:-1]
         assert admission.runs[-1].end == total
-        in_tree = {block for entries in self.dumps().values() for block in entries.values()}
+        in_tree = self.blocks_in_trees()
         fresh = set()
         for position in range(total):
             block, offset, shift = self.locate(request, position)
@@ -307,7 +338,8 @@ class CacheOracle:
             slot = self.slots.get((block, offset))
             assert slot is not None, f"position {position} reuses a slot that was never computed"
             assert (slot.position, slot.history) == self.expected_slot(request, position, shift)
-            assert slot.exact, "approximate KV is reused"
+            own = request.reuse is Reuse.CHUNK and request.owner is not None and slot.audience == request.owner
+            assert slot.exact or own, "approximate KV is reused"
             assert slot.namespace == request.namespace, "KV crossed namespaces"
             assert slot.audience == SHARED or slot.audience == request.owner is not None, f"private KV leaked: {slot}"
         for block, offset in list(self.slots):
@@ -349,12 +381,23 @@ class CacheOracle:
                     assert (request.namespace, entry) not in self.known, "canonical KV was not used"
             start = end
 
+    def first_uncertain(self, request: Request) -> int:
+        """Where chunk reuse computes a passage after the first: it and what follows stay out of the tree."""
+        passages, start = 0, 0
+        for segment, placement in zip(request.prompt.segments, request.held.placements, strict=False):
+            passages += segment.kind is SegmentKind.PASSAGE
+            later = segment.kind is SegmentKind.PASSAGE and passages > 1
+            if request.reuse is Reuse.CHUNK and later and placement.outcome is Outcome.COMPUTED:
+                return start
+            start += len(segment.tokens)
+        return -1
+
     def expected_entries(self, request: Request) -> list[Entry]:
         """Each prefix that the oracle expects in the tree: computed or reused exactly, and allowed to be shared."""
         admission, exact = request.held, 0
         waiting = {p for part in admission.next_positions(admission.num_remaining_tokens) for p in part}
         for position in range(request.prompt.num_tokens + len(request.output_tokens)):
-            if position in waiting or self.locate(request, position)[2]:
+            if position in waiting or self.locate(request, position)[2] or position == self.first_uncertain(request):
                 break
             exact += 1
         segments = self.pieces(request)

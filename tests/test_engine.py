@@ -74,17 +74,25 @@ def test_a_token_outside_the_vocabulary(engine, token):
         engine.submit([1, token, 2])
 
 
-def test_chunk_reuse_is_refused(engine):
-    with pytest.raises(ReuseNotCertifiedError, match="exact"):
-        engine.submit(PROMPT, reuse=Reuse.CHUNK)
+TWO_PASSAGES = Prompt([template([1, 2, 3]), passage([4] * 20), passage([5] * 20), tail([6, 7])])
 
 
-def test_auto_reuse_runs_exact_and_warns_once(engine, answer, caplog):
+def test_chunk_reuse_is_refused_without_a_certificate(engine):
+    with pytest.raises(ReuseNotCertifiedError, match="rag certify"):
+        engine.submit(TWO_PASSAGES, reuse=Reuse.CHUNK)
+
+
+def test_auto_reuse_runs_exact_and_warns_once(engine, caplog):
+    exact = ask(engine, TWO_PASSAGES, SamplingParams(max_tokens=20))
     with caplog.at_level(logging.WARNING):
-        results = [ask(engine, PROMPT, SamplingParams(max_tokens=40), reuse=Reuse.AUTO) for _ in range(2)]
-    assert [result.token_ids for result in results] == [answer.token_ids] * 2
+        results = [ask(engine, TWO_PASSAGES, SamplingParams(max_tokens=20), reuse=Reuse.AUTO) for _ in range(2)]
+    assert [result.token_ids for result in results] == [exact.token_ids] * 2
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "exact" in caplog.text
+
+
+def test_where_nothing_is_shifted_chunk_reuse_is_exact(engine, answer):
+    assert ask(engine, PROMPT, SamplingParams(max_tokens=40), reuse=Reuse.CHUNK).token_ids == answer.token_ids
 
 
 def test_a_full_queue(tiny_folder):

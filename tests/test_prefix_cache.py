@@ -159,12 +159,12 @@ def test_extend_gives_a_block_when_the_last_is_full_and_refuses_when_there_is_no
 
 
 def test_a_new_order_of_known_passages_writes_nothing_and_evicts_nothing() -> None:
-    cache = PrefixCache(40, SIZE, repair=SIZE)
+    cache = PrefixCache(40, SIZE)
     for passage in (A, B):
         put(cache, T, passage)
     before = [(node.keys, node.blocks) for node in cache.tree("").nodes()]
     for order in ((A, B), (B, A)):
-        request = ask(cache, T, *order, Q, reuse=Reuse.CHUNK)
+        request = ask(cache, T, *order, Q, reuse=Reuse.CHUNK, repair=SIZE)
         assert outcomes(request) == ["path", "canonical", "shifted", "computed"]
         sample(cache, request, 1, 2, 3, 4)
         cache.release(request)
@@ -174,10 +174,10 @@ def test_a_new_order_of_known_passages_writes_nothing_and_evicts_nothing() -> No
 
 
 def test_a_shifted_run_keeps_its_own_positions_and_the_repair_replaces_its_head() -> None:
-    cache = PrefixCache(40, SIZE, repair=SIZE)
+    cache = PrefixCache(40, SIZE)
     for passage in (A, B):
         put(cache, T, passage)
-    request = ask(cache, T, B, A, Q, reuse=Reuse.CHUNK)
+    request = ask(cache, T, B, A, Q, reuse=Reuse.CHUNK, repair=SIZE)
     assert request.held.spans == [(13, 17), (23, 26)]
     assert [(run.start, run.num_tokens, run.shift) for run in request.held.runs] == [
         (0, 5, 0), (5, 8, 0), (13, 4, 0), (17, 6, 8), (23, 3, 0)
@@ -188,15 +188,42 @@ def test_a_shifted_run_keeps_its_own_positions_and_the_repair_replaces_its_head(
     cache.check_invariants()
 
 
-def test_what_precedes_the_first_shifted_run_is_published() -> None:
-    cache = PrefixCache(40, SIZE)
+def test_chunk_reuse_publishes_nothing_behind_the_first_passage(cache: PrefixCache) -> None:
+    """C is unknown, and computed in its exact context: exact reuse would publish it, a new order writes nothing."""
     for passage in (A, B):
         put(cache, T, passage)
     request = compute(cache, ask(cache, T, A, C, B, Q, reuse=Reuse.CHUNK, owner="ann"))
     assert [p.outcome for p in request.held.placements][2:4] == [Outcome.COMPUTED, Outcome.SHIFTED]
-    assert request.held.published_to == 17
-    assert cache.is_cached("", [T, A, C])
-    assert not cache.is_cached("", [T, A, C, B])
+    assert request.held.published_to == 15
+    assert not cache.is_cached("", [T, A, C])
+    assert cache.is_cached("", [T, A])
+
+
+def test_a_conversation_over_approximate_context_finds_its_own_tail_over_the_same_runs_alone(
+    cache: PrefixCache,
+) -> None:
+    for passage in (A, B, C):
+        put(cache, T, passage)
+    question = Segment(tuple(range(60, 66)), SegmentKind.TAIL)
+    request = ask(cache, T, A, B, question, reuse=Reuse.CHUNK, owner=("ann", "1"))
+    sample(cache, request, *range(70, 76))
+    cache.release(compute(cache, request))
+    longer = Segment((*range(60, 66), *range(70, 76), 80, 81), SegmentKind.TAIL)
+
+    def hit(*head: Segment, **options: Any) -> int:
+        again = ask(cache, *head, longer, **{"reuse": Reuse.CHUNK, "owner": ("ann", "1"), **options})
+        found = again.held.placements[-1].hit_tokens
+        cache.release(again)
+        return found
+
+    assert hit(T, A, B) == 12
+    assert hit(T, A, B, owner=("bob", "1")) == 0
+    assert hit(T, A, B, owner=None) == 0
+    assert hit(T, A, B, reuse=Reuse.EXACT) == 0
+    assert hit(T, A, B, repair=SIZE) == 0, "other runs: their heads are repaired"
+    assert hit(T, B, A) == hit(T, A, C, B) == hit(T, A) == 0
+    assert cache.drop_namespace("") == 40 - cache.pool.num_free or cache.pool.num_free == 40
+    assert hit(T, A, B) == 0
 
 
 def test_namespaces_share_nothing(cache: PrefixCache) -> None:

@@ -63,7 +63,7 @@ class CacheMachine(RuleBasedStateMachine):
         """Make a request that fits in the pool alone: without its first segments, if need be."""
         self.next_id += 1
         while True:
-            request = Request(self.next_id, Prompt(segments), max_tokens, **options)
+            request = Request(self.next_id, Prompt(segments), max_tokens, repair=self.oracle.repair, **options)
             if self.capacity(request) <= self.cache.pool.num_blocks:
                 self.waiting.append(request)
                 return request

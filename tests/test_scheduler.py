@@ -85,9 +85,9 @@ class Guesses(Drafts):
 class Simulation:
     """`schedule -> run -> commit`, with every promise of the scheduler checked at each step."""
 
-    def __init__(self, *, num_blocks: int, block_size: int = 4, repair: int = 0, seqs: int = 8, budget: int = 16,
+    def __init__(self, *, num_blocks: int, block_size: int = 4, seqs: int = 8, budget: int = 16,
                  waiting: int = 1000, slowdown: float = 1000.0, drafts: Drafts | None = None) -> None:  # fmt: skip
-        self.cache = PrefixCache(num_blocks, block_size, repair=repair)
+        self.cache = PrefixCache(num_blocks, block_size)
         self.budget, self.seqs = budget, seqs
         step_budget = StepBudget(budget, 2 * block_size, slowdown)
         self.scheduler = Scheduler(
@@ -260,12 +260,13 @@ def check_workload(data: st.DataObject, requests: list[Request]) -> None:
     simulation = Simulation(
         num_blocks=blocks_alone(requests, size, repair) + spare,
         block_size=size,
-        repair=repair,
         seqs=seqs,
         budget=budget,
         slowdown=data.draw(st.sampled_from([1.0, 3.0, 1000.0]), "slowdown"),
         drafts=data.draw(st.one_of(st.builds(Drafts, st.sampled_from([0, 3])), st.builds(Guesses, st.integers(0, 9)))),
     )
+    for request in requests:
+        request.repair = repair
     arrivals.sort()
     scheduler, cancelled, step = simulation.scheduler, set(), 0
     while any(r.state is not RequestState.FINISHED for r in requests):
@@ -532,13 +533,13 @@ def test_nothing_to_sample_computes_and_publishes_only() -> None:
 
 def test_chunk_requests_have_several_spans_and_cut_them_anywhere() -> None:
     """Known passages in a new order: repaired heads and tail are computed in one run of small steps."""
-    simulation = Simulation(num_blocks=60, block_size=2, repair=2, budget=3)
+    simulation = Simulation(num_blocks=60, block_size=2, budget=3)
     template = Segment(TEMPLATE, SegmentKind.TEMPLATE)
     passages = [Segment((i, *range(4, 11)), SegmentKind.PASSAGE) for i in range(1, 4)]
     simulation.run([Request(i, Prompt([template, p]), 0) for i, p in enumerate(passages)])
     cached = simulation.cache.num_cached_blocks
     prompt = Prompt([template, passages[2], passages[0], passages[1], Segment((1, 2, 3), SegmentKind.TAIL)])
-    request = Request(9, prompt, 4, Reuse.CHUNK)
+    request = Request(9, prompt, 4, Reuse.CHUNK, repair=2)
     simulation.scheduler.add(request)
     work = simulation.step()
     assert request.held.spans == [(11, 13), (19, 21), (27, 30)]

@@ -1,0 +1,101 @@
+"""Between the tiers and the tree: which canonical KV a request wants loaded, and what is worth keeping below.
+
+Knows token ids, block ids and tree nodes; room in the pool and reference counts are the prefix cache's business.
+"""
+
+from collections.abc import Sequence
+
+from engine.ladder import is_known
+from engine.prompt import Reuse, Segment, SegmentKind, block_keys
+from engine.radix_tree import Node, PathPart, RadixTree
+from engine.request import Request
+from engine.tier import RetrievalCounts, Tier
+
+__all__ = ["Promotion", "usable_passages"]
+
+REMEMBERED_RETRIEVALS = 1 << 16
+
+
+class Promotion:
+    """Loads canonical KV into a tree and saves what comes into it.
+
+    Args:
+        tier: where canonical KV is kept besides the pool.
+    """
+
+    def __init__(self, tier: Tier) -> None:
+        self.tier = tier
+        self._retrievals = RetrievalCounts(REMEMBERED_RETRIEVALS)
+
+    def wanted(self, request: Request, segments: Sequence[Segment], tree: RadixTree) -> list[int]:
+        """Choose the segments whose canonical KV the request can use, the tree lacks and the tier probably has.
+
+        The template comes first where it is among them: no passage can be loaded before it.
+        """
+        template = segments[0]
+        if template.kind is not SegmentKind.TEMPLATE:
+            return []
+        seen, wanted = set[tuple[int, ...]](), list[int]()
+        for i in usable_passages(request, segments):
+            tokens = segments[i].tokens
+            if tokens not in seen and not is_known(tree, [template, segments[i]]):
+                seen.add(tokens)
+                wanted += [i] if self.tier.has(request.namespace, template.tokens, tokens) else []
+        if is_known(tree, [template]):
+            return wanted
+        return [0, *wanted] if self.tier.has(request.namespace, template.tokens, ()) else []
+
+    def load(
+        self, request: Request, path: Sequence[Segment], tree: RadixTree, blocks: Sequence[int]
+    ) -> tuple[list[int], list[Node]] | None:
+        """Fill blocks with the last run of the path `[template]` or `[template, passage]` and put it into the tree.
+
+        Returns:
+            The blocks that the tree now holds and the nodes that they are in; None for a miss.
+        """
+        if not self.tier.load(request.namespace, *_names(path), blocks):
+            return None
+        parts = [
+            PathPart(block_keys(segment.tokens, tree.block_size, sealed=True), blocks, whole=True) for segment in path
+        ]
+        adopted, nodes = tree.insert(parts)  # which knows the template already when a passage is loaded
+        new = [node for node in nodes if not set(adopted).isdisjoint(node.blocks)]
+        for node in new:
+            node.on_disk = True
+        return adopted, new
+
+    def is_first_retrieval(self, request: Request, path: Sequence[Segment]) -> bool:
+        """Count a retrieval of a path's last run; tell whether it is the first in a long time."""
+        return self._retrievals.note((request.namespace, *_names(path))) == 1
+
+    def save(self, request: Request, tree: RadixTree, adopted: Sequence[int]) -> None:
+        """Offer the tier the canonical KV among the blocks that have just come into the tree."""
+        new = set(adopted)
+        template, *rest = request.prompt.segments
+        if template.kind is not SegmentKind.TEMPLATE:
+            return
+        paths = [[template]]
+        if rest and rest[0].kind is SegmentKind.PASSAGE:
+            paths.append([template, rest[0]])
+        for path in paths:
+            keys = [key for segment in path for key in block_keys(segment.tokens, tree.block_size, sealed=True)]
+            match = tree.match(keys)
+            if len(match.blocks) < len(keys):
+                return
+            own = match.blocks[-len(block_keys(path[-1].tokens, tree.block_size, sealed=True)) :]
+            if not new.isdisjoint(own) and self.tier.save(request.namespace, *_names(path), own):
+                for node in match.nodes:
+                    node.on_disk = node.on_disk or not set(own).isdisjoint(node.blocks)
+
+
+def usable_passages(request: Request, segments: Sequence[Segment]) -> list[int]:
+    """Return the indexes of the passages whose canonical KV can serve the request: all, or in exact reuse the first."""
+    passages = [i for i, segment in enumerate(segments) if segment.kind is SegmentKind.PASSAGE]
+    if request.reuse is not Reuse.CHUNK:
+        return [i for i in passages if i == 1]
+    return [i for i in passages if i == 1 or len(segments[i].tokens) > request.repair]
+
+
+def _names(path: Sequence[Segment]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The template's and the passage's tokens; none of the latter where the path is the template alone."""
+    return path[0].tokens, path[1].tokens if len(path) > 1 else ()

@@ -1,0 +1,224 @@
+"""Chunk reuse as callers see it: certificates, passages nobody has read yet, orders, forced answers, purge."""
+
+import random
+
+import pytest
+import torch
+from engine_helpers import BLOCK, ask, check_settled, collect, passage, random_tokens, tail, template, tiny_engine
+
+from engine import Generation, Prompt, Reuse, SamplingParams
+from engine.errors import ConfigError, PromptTooLongError, ReuseNotCertifiedError
+from engine.request import RequestState
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+GENERATOR = random.Random(3)
+TEMPLATE = template(random_tokens(GENERATOR, 19))
+A, B, C = (passage(random_tokens(GENERATOR, n), name) for n, name in ((37, "a"), (32, "b"), (50, "c")))
+SHORT = passage(random_tokens(GENERATOR, 9), "short")
+QUESTION = tail(random_tokens(GENERATOR, 7))
+CHUNK = {"reuse": Reuse.CHUNK, "uncertified_repair": BLOCK}
+FOUR = SamplingParams(max_tokens=4)
+
+
+@pytest.fixture
+def engine(tiny_folder):
+    engine = tiny_engine(tiny_folder)
+    yield engine
+    check_settled(engine)
+
+
+def outcomes(generation: Generation) -> list[str]:
+    return [f"{report.name}:{report.outcome}" for report in generation.cache.segments[1:-1]]
+
+
+def answer(engine, *passages, question=QUESTION, **options) -> Generation:
+    return ask(engine, Prompt([TEMPLATE, *passages, question]), FOUR, **{**CHUNK, **options})
+
+
+def test_passages_that_nobody_has_read_are_read_once_and_count_as_computed(engine):
+    first = answer(engine, A, B, C)
+    assert outcomes(first) == ["a:computed", "b:computed", "c:computed"]
+    assert first.cache.cached_tokens == 0
+    assert engine.missing(TEMPLATE, [A, B, C]) == []
+    second = answer(engine, A, B, C)
+    assert outcomes(second) == ["a:canonical", "b:shifted", "c:shifted"]
+    assert second.token_ids == first.token_ids, "the same runs, the same answer"
+    assert second.cache.hit_tokens == {"device": 19 + 37 + 32 - BLOCK + 50 - BLOCK, "disk": 0}
+    third = answer(engine, C, A, B)
+    assert outcomes(third) == ["c:canonical", "a:shifted", "b:shifted"]
+
+
+def test_many_requests_for_one_new_passage_share_its_reading(engine):
+    requests = [engine.submit(Prompt([TEMPLATE, A, B, tail([n])]), FOUR, **CHUNK) for n in range(1, 6)]
+    assert len({other for request in requests for other in request.prerequisites}) == 1
+    results = [collect(engine.stream(request)) for request in requests]
+    assert all(outcomes(result)[1] == "b:computed" for result in results)
+
+
+def test_whoever_is_cancelled_leaves_nothing(engine):
+    for steps in range(6):
+        request = engine.submit(Prompt([TEMPLATE, A, B, C, QUESTION]), FOUR, **CHUNK)
+        for _ in range(steps):
+            engine.step()
+        engine.forget(request)
+        while engine.scheduler.has_work:
+            engine.step()
+        check_settled(engine)
+        engine.cache.clear()
+
+
+def test_a_passage_that_the_repair_covers_is_computed_and_not_published(engine):
+    engine.precompute(TEMPLATE, [A, B, SHORT])
+    before = engine.stats().cached_blocks
+    result = answer(engine, A, SHORT, B)
+    assert outcomes(result) == ["a:canonical", "short:computed", "b:shifted"]
+    assert engine.stats().cached_blocks == before
+
+
+def test_novel_orders_never_change_the_tree(engine):
+    passages = [A, B, C, SHORT]
+    engine.precompute(TEMPLATE, passages)
+    before = engine.stats().cached_blocks
+    for _ in range(20):
+        order = GENERATOR.sample(passages, 4)
+        assert answer(engine, *order).cache.cached_tokens > 0
+        assert engine.stats().cached_blocks == before
+    assert engine.stats().evicted_blocks == 0
+
+
+def test_a_certificate_decides(tiny_folder, caplog):
+    engine = tiny_engine(tiny_folder)
+    prompt = Prompt([TEMPLATE, A, B, QUESTION])
+
+    class Certificate:
+        min_passages, max_passages, min_passage_tokens, max_passage_tokens, repair = 2, 3, 20, 40, BLOCK
+
+        def covers(self, num_passages, lengths):
+            return num_passages <= 3 and all(20 <= length <= 40 for length in lengths)
+
+    class Certificates:
+        def find(self, identity, template_tokens):
+            assert identity is engine.identity
+            return Certificate() if template_tokens == TEMPLATE.tokens else None
+
+    engine._intake._certificates = Certificates()
+    engine.precompute(TEMPLATE, [A, B, C])
+    for reuse in (Reuse.CHUNK, Reuse.AUTO):
+        assert outcomes(ask(engine, prompt, FOUR, reuse=reuse)) == ["a:canonical", "b:shifted"]
+    too_long = Prompt([TEMPLATE, A, C, QUESTION])
+    with pytest.raises(ReuseNotCertifiedError, match="2 to 3 passages of 20 to 40 tokens, not for 2 of 37 to 50"):
+        engine.submit(too_long, FOUR, reuse=Reuse.CHUNK)
+    other = Prompt([template([1, 2, 3]), A, B, QUESTION])
+    with pytest.raises(ReuseNotCertifiedError, match="rag certify"):
+        engine.submit(other, FOUR, reuse=Reuse.CHUNK)
+    assert outcomes(ask(engine, too_long, FOUR, reuse=Reuse.AUTO)) == ["a:canonical", "c:computed"]
+    assert "runs as 'exact'" in caplog.text
+    check_settled(engine)
+
+
+@pytest.mark.parametrize("repair", [-16, 7])
+def test_a_repair_is_whole_blocks(engine, repair):
+    with pytest.raises(ConfigError, match=str(repair)):
+        answer(engine, A, B, uncertified_repair=repair)
+
+
+def test_the_pool_must_hold_canonical_and_repaired_heads(tiny_folder):
+    prompt = Prompt([TEMPLATE, A, B, C, QUESTION])
+    exact = prompt.num_blocks(BLOCK, extra_tokens=4)
+    engine = tiny_engine(tiny_folder, num_blocks=exact)
+    with pytest.raises(PromptTooLongError, match=f"the pool has {exact}"):
+        engine.submit(prompt, FOUR, **CHUNK)
+    assert outcomes(ask(engine, prompt, FOUR, reuse=Reuse.AUTO)) == ["a:computed", "b:computed", "c:computed"]
+    tight = tiny_engine(tiny_folder, num_blocks=exact + 3)
+    tight.precompute(TEMPLATE, [A, B, C])
+    assert len(ask(tight, prompt, FOUR, **CHUNK).token_ids) == 4
+    check_settled(tight)
+
+
+def test_passages_change_places_inside_their_groups_alone(engine):
+    engine.generate([Prompt([TEMPLATE, B, A, C, QUESTION])], FOUR)
+    result = answer(engine, A, B, C, groups=(2, 1), reuse=Reuse.EXACT, uncertified_repair=None)
+    assert outcomes(result) == ["b:canonical", "a:path", "c:path"]
+    fixed = answer(engine, A, B, C, groups=(1, 2), reuse=Reuse.EXACT, uncertified_repair=None)
+    assert outcomes(fixed) == ["a:computed", "b:computed", "c:computed"]
+    with pytest.raises(ConfigError, match=r"\(2,\)"):
+        answer(engine, A, B, C, groups=(2,))
+
+
+def test_a_forced_answer_has_the_log_probabilities_of_a_plain_one(engine):
+    prompt = Prompt([TEMPLATE, A, QUESTION])
+    greedy = ask(engine, prompt, SamplingParams(max_tokens=12, ignore_eos=True))
+    forced = ask(engine, prompt, forced=greedy.token_ids)
+    assert forced.token_ids == greedy.token_ids
+    assert forced.logprobs is not None
+    assert forced.logprobs.shape == (12, 97)
+    assert forced.logprobs.argmax(-1).tolist() == list(greedy.token_ids)
+    assert torch.allclose(forced.logprobs.exp().sum(-1), torch.ones(12), atol=1e-5)
+    for n, token in enumerate(greedy.token_ids):
+        longer = Prompt([TEMPLATE, A, tail((*QUESTION.tokens, *greedy.token_ids[:n]))])
+        alone = ask(engine, longer, forced=[token])
+        assert torch.allclose(alone.logprobs[0], forced.logprobs[n], atol=1e-4), f"token {n}"
+    odd = ask(engine, prompt, forced=[5, 4, 3])
+    assert odd.token_ids == (5, 4, 3), "whatever the model says"
+    assert ask(engine, prompt, FOUR).logprobs is None
+
+
+def test_forced_answers_beside_others_are_the_same(engine):
+    prompt = Prompt([TEMPLATE, A, QUESTION])
+    alone = ask(engine, prompt, forced=range(30, 50))
+    other = engine.submit(Prompt([TEMPLATE, B, QUESTION]), SamplingParams(max_tokens=30, ignore_eos=True))
+    together = ask(engine, prompt, forced=range(30, 50))
+    assert together.token_ids == alone.token_ids
+    assert torch.allclose(together.logprobs, alone.logprobs, atol=1e-4)
+    collect(engine.stream(other))
+
+
+def test_background_requests_run_while_nobody_asks(tiny_folder):
+    engine = tiny_engine(tiny_folder, max_num_batched_tokens=16)
+    nothing = SamplingParams(max_tokens=0)
+    background = [engine.submit(Prompt([TEMPLATE, p]), nothing, background=True) for p in (A, B, C)]
+    engine.step()
+    asked = engine.submit(Prompt([TEMPLATE, SHORT, QUESTION]), SamplingParams(max_tokens=10, ignore_eos=True))
+    before = [request.admission.num_computed_tokens if request.admission else 0 for request in background]
+    while asked.state is not RequestState.FINISHED:
+        engine.step()
+        assert [r.admission.num_computed_tokens if r.admission else 0 for r in background] == before
+    for request in background:
+        collect(engine.stream(request))
+    collect(engine.stream(asked))
+    assert engine.missing(TEMPLATE, [A, B, C]) == []
+    check_settled(engine)
+
+
+@pytest.mark.parametrize("seqs", [1, 2])
+def test_background_requests_yield_places_and_blocks(tiny_folder, seqs):
+    engine = tiny_engine(tiny_folder, num_blocks=9, max_num_seqs=seqs, max_num_batched_tokens=16)
+    background = engine.submit(Prompt([TEMPLATE, C]), SamplingParams(max_tokens=0), background=True)
+    engine.step()
+    answer = ask(engine, Prompt([TEMPLATE, A, QUESTION]), SamplingParams(max_tokens=30, ignore_eos=True))
+    assert len(answer.token_ids) == 30
+    collect(engine.stream(background))
+    check_settled(engine)
+
+
+def test_purged_passages_leave_the_device(engine):
+    answer(engine, A, B, conversation="1")
+    ask(engine, Prompt([TEMPLATE, A, C, QUESTION]), FOUR)
+    assert engine.purge("", [A.tokens])
+    assert engine.missing(TEMPLATE, [A, B]) == [0]
+    assert not engine.cache.is_cached("", [TEMPLATE, A, C])
+    assert not engine.runner.kv_cache.data[engine.cache.pool.free_blocks].any()
+    held = {block for tree in engine.cache._all_trees() for node in tree.nodes() for block in node.blocks}
+    assert len(held) == engine.stats().cached_blocks == 2 + 2, "the template and B"
+
+
+def test_a_purge_waits_for_those_who_read(engine):
+    request = engine.submit(Prompt([TEMPLATE, A, QUESTION]), SamplingParams(max_tokens=20, ignore_eos=True))
+    for _ in range(5):
+        engine.step()
+    assert not engine.purge("", [A.tokens])
+    collect(engine.stream(request))
+    assert engine.missing(TEMPLATE, [A]) == [0], "it publishes nothing any more"
+    assert engine.purge("", [A.tokens])
+    assert engine.purge("", [B.tokens]), "what was never there is gone"
