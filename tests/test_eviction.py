@@ -1,12 +1,16 @@
 """What is evicted, in which order, and what never is."""
 
+import random
+
 import pytest
 
+from engine.block_pool import BlockPool
 from engine.errors import ConfigError
-from engine.eviction import lru, plan_eviction, policy_named
+from engine.eviction import POLICIES, EvictionQueue, Policy, lfu, lru, plan_eviction, policy_named
 from engine.prefix_cache import PrefixCache
 from engine.prompt import Prompt, Segment, SegmentKind, block_keys
-from engine.radix_tree import Node
+from engine.radix_tree import Node, PathPart, RadixTree
+from engine.recompute_cost import RecomputeCost
 from engine.request import Request
 
 SIZE = 4
@@ -173,5 +177,184 @@ def test_namespaces_share_one_pool() -> None:
 
 def test_an_unknown_policy_is_named_with_the_valid_ones() -> None:
     assert policy_named("lru") is lru
-    with pytest.raises(ConfigError, match=r"'fifo'.*lru"):
+    assert policy_named("lfu") is lfu
+    with pytest.raises(ConfigError, match=r"'fifo'.*lru, lfu, pgdsf"):
         policy_named("fifo")
+
+
+class Leaves:
+    """A tree of passages under one template, a pool and a queue, used by number."""
+
+    def __init__(self, policy: Policy, num_blocks: int = 40) -> None:
+        self.pool = BlockPool(num_blocks)
+        self.tree = RadixTree(SIZE)
+        self.policy = policy
+        self.queue = EvictionQueue(policy)
+        self.clock = 0
+
+    def use(self, *path: int, tokens: int = 4) -> Node:
+        """Match or insert a path of passages; the last one has so many tokens."""
+        parts = [PathPart(block_keys(TEMPLATE.tokens, SIZE, sealed=True), self.pool.allocate(2), whole=True)]
+        for n in path:
+            keys = block_keys((n,) * (tokens if n == path[-1] else 4), SIZE, sealed=True)
+            parts.append(PathPart(keys, self.pool.allocate(len(keys)), whole=True))
+        adopted, nodes = self.tree.insert(parts)
+        self.pool.hold(adopted)
+        for part in parts:
+            self.pool.drop(part.blocks)
+        self.clock += 1
+        for node in nodes:
+            node.last_used = self.clock
+            node.uses += 1
+        self.queue.touch(nodes)
+        return nodes[-1]
+
+    def evict(self, n: int) -> list[int]:
+        """Evict until n blocks are freed; return the first tokens of what goes, in order."""
+        cuts = self.queue.plan([self.tree], self.pool, n)
+        assert cuts is not None
+        gone = [cut.node.keys[0][0] for cut in cuts]
+        assert self.queue.evict(cuts, self.pool) >= n
+        self.tree.check()
+        return gone
+
+
+def test_lfu_keeps_what_was_used_most() -> None:
+    leaves = Leaves(lfu)
+    for n in (11, 12, 12, 13, 13, 13, 11, 11, 11):
+        leaves.use(n)
+    assert leaves.evict(2) == [12, 13]
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_what_is_on_disk_goes_before_what_is_not(name: str) -> None:
+    leaves = Leaves(policy_named(name))
+    leaves.use(11)
+    known = leaves.use(12)
+    known.on_disk = True
+    leaves.queue.touch([known])
+    leaves.use(12)
+    assert leaves.evict(1) == [12]
+
+
+def test_what_is_on_disk_and_used_much_stays_for_what_is_long_forgotten() -> None:
+    leaves = Leaves(lru)
+    leaves.use(11)
+    for _ in range(2000):
+        leaves.use(12).on_disk = True
+    assert leaves.evict(1) == [11]
+    leaves = Leaves(lfu)
+    leaves.use(11)
+    for _ in range(100):
+        leaves.use(12).on_disk = True
+    assert leaves.evict(1) == [11]
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_what_is_on_probation_goes_first(name: str) -> None:
+    leaves = Leaves(policy_named(name))
+    for n in (11, 12, 12, 12):
+        leaves.use(n)
+    newest = leaves.use(12)
+    newest.on_probation = True
+    leaves.queue.touch([newest])
+    assert leaves.evict(2) == [12, 11]
+
+
+def test_pgdsf_keeps_what_is_dear_to_compute() -> None:
+    cost = RecomputeCost.of_operations(10.0, 1.0, max_tokens=64)
+    leaves = Leaves(policy_named("pgdsf", cost))
+    leaves.use(11, 21)  # 21 has more tokens before it than the others
+    leaves.use(12)
+    leaves.use(13, tokens=16)  # longer, so that a token costs more
+    assert leaves.evict(3) == [12, 21, 11]
+    assert leaves.evict(1) == [13]
+
+
+def test_pgdsf_forgets_old_use() -> None:
+    """A newcomer starts from the priority of what was evicted last, so that former fame is overtaken."""
+    leaves = Leaves(policy_named("pgdsf"))
+    for n in (11, 11, 11, 12, 12):
+        leaves.use(n)
+    assert leaves.evict(1) == [12]
+    for n in (13, 13, 14, 14):
+        leaves.use(n)
+    assert leaves.evict(1) == [11]
+    counting = Leaves(lfu)
+    for n in (11, 11, 11, 13, 13, 14, 14):
+        counting.use(n)
+    assert counting.evict(2) == [13, 14]
+
+
+def test_leaves_that_the_queue_was_not_told_of_are_found() -> None:
+    leaves = Leaves(lru)
+    leaves.use(11)
+    leaves.use(12)
+    blocks = leaves.pool.allocate(1)
+    head = PathPart(block_keys(TEMPLATE.tokens, SIZE, sealed=True), [], whole=True)
+    leaves.tree.insert([head, PathPart([(13,) * 4], blocks, whole=True)])
+    assert sorted(leaves.evict(5)) == [1, 11, 12, 13]
+    assert leaves.pool.num_free == leaves.pool.num_blocks
+
+
+def test_nodes_of_dropped_trees_are_left_alone() -> None:
+    leaves = Leaves(lru)
+    leaves.use(11)
+    assert leaves.evict(1) == [11]
+    leaves.use(12)
+    other = Leaves(lru)
+    other.use(13)
+    leaves.queue.touch(other.tree.nodes())
+    assert leaves.queue.plan([other.tree], other.pool, 1) is not None
+    cuts = leaves.queue.plan([leaves.tree], leaves.pool, 3)
+    assert cuts is not None
+    assert {cut.node.keys[0][0] for cut in cuts} == {12, 1}
+
+
+@pytest.mark.parametrize("name", ["lru", "lfu"])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_queue_chooses_what_a_look_at_every_leaf_would(name: str, seed: int) -> None:
+    rng = random.Random(seed)
+    leaves = Leaves(policy_named(name), num_blocks=60)
+    for _ in range(300):
+        path = rng.sample(range(11, 19), rng.choice([1, 1, 2, 3]))
+        if leaves.pool.num_free < 12:
+            n = rng.randint(12, 20) - leaves.pool.num_free
+            naive = plan_eviction([leaves.tree], leaves.pool, leaves.policy, n)
+            cuts = leaves.queue.plan([leaves.tree], leaves.pool, n)
+            assert naive is not None
+            assert cuts is not None
+            key = [(leaves.policy(cut.node), cut.num_blocks) for cut in cuts]
+            assert key == [(leaves.policy(cut.node), cut.num_blocks) for cut in naive]
+            leaves.queue.evict(cuts, leaves.pool)
+            leaves.tree.check()
+        leaves.use(*path)
+    while leaves.tree.root.children:
+        leaves.evict(1)
+    assert leaves.pool.num_free == leaves.pool.num_blocks
+
+
+def test_the_heap_does_not_grow_without_end() -> None:
+    leaves = Leaves(lru)
+    leaves.use(11)
+    assert leaves.evict(1) == [11]
+    for n in range(20_000):
+        dropped = RadixTree(SIZE)
+        leaves.queue.touch(dropped.insert([PathPart([(n,) * 4], [0], whole=True)])[1])
+    assert len(leaves.queue._heap) < 5000  # memory cannot be seen from outside
+    leaves.use(12)
+    leaves.use(13)
+    assert leaves.evict(1) == [12]
+
+
+def test_recompute_cost_between_and_beyond_the_points_of_its_grid() -> None:
+    cost = RecomputeCost((0, 100), (10, 30), ((10.0, 60.0), (30.0, 120.0)))
+    assert cost.per_token(0, 10) == 1
+    assert cost.per_token(0, 20) == 1.5
+    assert cost.per_token(50, 10) == 2
+    assert cost.per_token(50, 20) == 2.5
+    assert cost.per_token(1000, 1000) == 4
+    assert cost.per_token(0, 1) == 1
+    assert RecomputeCost.uniform().per_token(70, 3) == 1
+    operations = RecomputeCost.of_operations(2.0, 1.0, max_tokens=4096)
+    assert operations.per_token(1024, 64) == pytest.approx(2 + 1024 + 32)
