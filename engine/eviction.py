@@ -13,7 +13,7 @@ from engine.errors import ConfigError
 from engine.radix_tree import Node, RadixTree
 from engine.recompute_cost import RecomputeCost
 
-__all__ = ["POLICIES", "Cut", "EvictionQueue", "Pgdsf", "Policy", "lfu", "lru", "plan_eviction", "policy_named"]
+__all__ = ["POLICIES", "Cut", "EvictionQueue", "Pgdsf", "Policy", "lfu", "lru", "policy_named"]
 
 Policy = Callable[[Node], float]
 
@@ -202,11 +202,6 @@ class EvictionQueue:
     def _forget(self, node: Node) -> None:
         self._priority.pop(node, None)
         self._queued.pop(node, None)
-
-
-def plan_eviction(trees: Iterable[RadixTree], pool: BlockPool, policy: Policy, n: int) -> list[Cut] | None:
-    """Plan with a queue of its own; see `EvictionQueue.plan`."""
-    return EvictionQueue(policy).plan(trees, pool, n)
 
 
 def _top(node: Node) -> Node:

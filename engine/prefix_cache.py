@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from engine.block_pool import BlockPool
 from engine.block_table import build_admission, check_admission, uncached
-from engine.eviction import Policy, lru, plan_eviction
+from engine.eviction import EvictionQueue, Policy, lru
 from engine.ladder import Placed, is_known, place, shared_end
 from engine.ordering import order_passages
 from engine.promotion import Promotion
@@ -57,7 +57,7 @@ class PrefixCache:
         self.num_evicted_blocks = 0
         self._trees: dict[str, RadixTree] = {}
         self._conversations: dict[_Context, RadixTree] = {}  # over approximate context: tails only
-        self._policy: Policy = lambda node: float("-inf") if node.on_probation else policy(node)
+        self._eviction = EvictionQueue(policy)
         self._clock = 0
         self._live: dict[Request, Admission] = {}
         self._promotion = None if tier is None else Promotion(tier)
@@ -102,12 +102,13 @@ class PrefixCache:
             for i, placement in enumerate(placed.placements)
         ]
         admission = build_admission(placements, self.block_size, self.pool.allocate, sealed_end=segments[-1].sealed)
-        self._touch(placed.nodes)
-        for node in dict.fromkeys(placed.nodes):  # a template is on the path of every shifted passage
+        used = dict.fromkeys(placed.nodes)  # a template is on the path of every shifted passage
+        for node in used:
             node.uses += 1
             node.on_probation = False
         for node in loaded.crowding:
             node.on_probation = True
+        self._touch([*used, *loaded.crowding])
         self._live[request] = admission
         return admission
 
@@ -169,9 +170,9 @@ class PrefixCache:
             adopted, nodes = tree.insert(self._path(request, admission, end))
             self.pool.hold(adopted)
             admission.published_to = end
-            self._touch(nodes)
             if self._promotion is not None and adopted:
                 self._promotion.save(request, tree, adopted)
+            self._touch(nodes)
         elif request.owner is not None and request.reuse is Reuse.CHUNK:
             self._publish_approximate(request, admission)
 
@@ -314,26 +315,22 @@ class PrefixCache:
     def _has_room(self, n: int) -> bool:
         """Tell whether n blocks are free or can be freed."""
         short = n - self.pool.num_free
-        return short <= 0 or plan_eviction(self._all_trees(), self.pool, self._policy, short) is not None
+        return self._eviction.plan(self._all_trees(), self.pool, short) is not None
 
     def _make_room(self, n: int) -> bool:
         """Evict until n blocks are free; evict nothing when that cannot be reached."""
-        short = n - self.pool.num_free
-        if short <= 0:
-            return True
-        cuts = plan_eviction(self._all_trees(), self.pool, self._policy, short)
+        cuts = self._eviction.plan(self._all_trees(), self.pool, n - self.pool.num_free)
         if cuts is None:
             return False
-        for cut in cuts:
-            freed = self.pool.drop(cut.tree.remove_tail(cut.node, cut.num_blocks))
-            assert freed == cut.num_blocks, f"evicting {cut.num_blocks} blocks freed {freed}"
-            self.num_evicted_blocks += freed
+        self.num_evicted_blocks += self._eviction.evict(cuts, self.pool)
         return True
 
     def _touch(self, nodes: Sequence[Node]) -> None:
+        """Note a use of nodes, after all else about them has been noted: their priority follows from it."""
         self._clock += 1
         for node in nodes:
             node.last_used = self._clock
+        self._eviction.touch(nodes)
 
     def _common_end(self, request: Request, segments: Sequence[Segment], other: Request) -> int:
         """Find up to which position a request can use what another, live one has yet to publish; 0 for nothing."""

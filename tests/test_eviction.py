@@ -6,7 +6,7 @@ import pytest
 
 from engine.block_pool import BlockPool
 from engine.errors import ConfigError
-from engine.eviction import POLICIES, EvictionQueue, Policy, lfu, lru, plan_eviction, policy_named
+from engine.eviction import POLICIES, EvictionQueue, Policy, lfu, lru, policy_named
 from engine.prefix_cache import PrefixCache
 from engine.prompt import Prompt, Segment, SegmentKind, block_keys
 from engine.radix_tree import Node, PathPart, RadixTree
@@ -140,11 +140,12 @@ def test_cuts_are_planned_leaf_first_and_change_nothing() -> None:
     for name in "ab":
         put(cache, TEMPLATE, PASSAGES[name])
     tree = cache.tree("")
-    cuts = plan_eviction([tree], cache.pool, lru, 8)
+    queue = EvictionQueue(lru)
+    cuts = queue.plan([tree], cache.pool, 8)
     assert cuts is not None
     assert [(cut.node.keys[0][0], cut.num_blocks) for cut in cuts] == [(11, 3), (12, 3), (1, 2)]
-    assert plan_eviction([tree], cache.pool, lru, 9) is None
-    assert plan_eviction([tree], cache.pool, lru, 0) == []
+    assert queue.plan([tree], cache.pool, 9) is None
+    assert queue.plan([tree], cache.pool, 0) == []
     assert cache.num_cached_blocks == 8
 
 
@@ -157,7 +158,7 @@ def test_order_among_leaves_is_all_a_policy_decides() -> None:
     cache = PrefixCache(20, SIZE, policy=roots_first)
     for name in "cba":
         put(cache, TEMPLATE, PASSAGES[name])
-    cuts = plan_eviction([cache.tree("")], cache.pool, roots_first, 11)
+    cuts = EvictionQueue(roots_first).plan([cache.tree("")], cache.pool, 11)
     assert cuts is not None
     assert [cut.node.keys[0][0] for cut in cuts] == [11, 12, 13, 1]
 
@@ -320,7 +321,7 @@ def test_the_queue_chooses_what_a_look_at_every_leaf_would(name: str, seed: int)
         path = rng.sample(range(11, 19), rng.choice([1, 1, 2, 3]))
         if leaves.pool.num_free < 12:
             n = rng.randint(12, 20) - leaves.pool.num_free
-            naive = plan_eviction([leaves.tree], leaves.pool, leaves.policy, n)
+            naive = EvictionQueue(leaves.policy).plan([leaves.tree], leaves.pool, n)
             cuts = leaves.queue.plan([leaves.tree], leaves.pool, n)
             assert naive is not None
             assert cuts is not None
