@@ -20,7 +20,7 @@ from engine.errors import ModelFileError
 if TYPE_CHECKING:
     from engine.models.config import ModelConfig
 
-__all__ = ["FORMAT_VERSION", "KVIdentity"]
+__all__ = ["FORMAT_VERSION", "LAYOUT_VERSION", "KVIdentity", "pack_tokens"]
 
 logger = logging.getLogger(__name__)
 
@@ -80,10 +80,11 @@ class KVIdentity:
 
     def key(self, namespace: str, template: Sequence[int], passage: Sequence[int]) -> bytes:
         """Return the 32 bytes under which the KV of a passage after a template is stored; () is the template itself."""
-        return _hash_fields(self.digest, namespace.encode(), _token_bytes(template), _token_bytes(passage))
+        return _hash_fields(self.digest, namespace.encode(), pack_tokens(template), pack_tokens(passage))
 
 
-def _token_bytes(tokens: Sequence[int]) -> bytes:
+def pack_tokens(tokens: Sequence[int]) -> bytes:
+    """Return token ids as they are hashed and stored: four bytes each, the lowest first."""
     return struct.pack(f"<{len(tokens)}I", *tokens)
 
 

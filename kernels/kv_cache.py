@@ -1,5 +1,6 @@
 """The tensor that holds keys and values of every block."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -74,6 +75,41 @@ class KVCache:
     def bytes_per_block(self) -> int:
         """Return the bytes of one block over all layers."""
         return self.data[0].numel() * self.data.element_size()
+
+    def block_views(self, blocks: Sequence[int]) -> list[Tensor]:
+        """Return the bytes of blocks as flat uint8 views [bytes_per_block], in the order in which they are stored."""
+        return [self.data[block].view(-1).view(torch.uint8) for block in blocks]
+
+    def read_blocks(self, blocks: Sequence[int], num_tokens: int) -> Tensor:
+        """Copy blocks to uint8 [len(blocks), bytes_per_block] on the CPU.
+
+        Args:
+            blocks: hold a run's tokens in order.
+            num_tokens: of the run; slots of the last block behind them are zero in the copy, whatever they hold.
+
+        Raises:
+            ShapeError: the blocks are not as many as the tokens need.
+        """
+        if len(blocks) != -(-num_tokens // self.block_size) or not blocks:
+            raise ShapeError(f"{num_tokens} tokens are not {len(blocks)} blocks of {self.block_size}")
+        index = torch.tensor(blocks, device=self.data.device)
+        content = self.data.index_select(0, index)
+        content[-1, :, :, :, num_tokens - (len(blocks) - 1) * self.block_size :] = 0
+        return content.view(len(blocks), -1).view(torch.uint8).cpu()
+
+    def write_blocks(self, blocks: Sequence[int], content: Tensor) -> None:
+        """Fill blocks with what `read_blocks` returned.
+
+        Raises:
+            ShapeError: it is not that of so many blocks.
+        """
+        if content.shape != (len(blocks), self.bytes_per_block) or content.dtype is not torch.uint8:
+            raise ShapeError(
+                f"{content.dtype} {tuple(content.shape)} is not the content of {len(blocks)} blocks of "
+                f"{self.bytes_per_block} bytes"
+            )
+        for view, stored in zip(self.block_views(blocks), content, strict=True):
+            view.copy_(stored, non_blocking=True)
 
     def layer(self, layer: int) -> tuple[Tensor, Tensor]:
         """Return views of K and V of one layer, each [num_blocks, num_kv_heads, block_size, head_dim]."""

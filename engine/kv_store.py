@@ -1,0 +1,312 @@
+"""The durable store of passage KV (DESIGN section 5): records by key, in extents that are appended to.
+
+Knows keys and bytes: neither what a key stands for nor how KV lies in a pool.
+"""
+
+import logging
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from time import monotonic
+from typing import Protocol
+
+from engine.errors import ConfigError
+from engine.kv_extent import Extent, StoredRecord
+from engine.kv_folder import ExtentFolder
+from engine.kv_identity import pack_tokens
+from engine.kv_index import RecordIndex
+from engine.kv_record import ALIGNMENT, BadRecordError, RecordHeader
+from engine.kv_report import PurgeReport, StoreStats
+
+__all__ = ["ExtentStore", "KVStore"]
+
+logger = logging.getLogger(__name__)
+
+MIB = 1 << 20
+EXTENT_BYTES = 64 * MIB
+RETRY_SECONDS = 30.0  # how long puts are declined after the disk has refused one
+MAX_SPARSE = 8  # sparse extents are files held open; more of them are compacted
+EVICTED_SHARE = 32  # at least one part in so many is evicted at once, so that records are seldom sorted
+
+
+class KVStore(Protocol):
+    """KV by key. A passage that is not there, or is not what it should be, is a miss, never an error.
+
+    Every method may be called by any thread.
+    """
+
+    def __contains__(self, key: object) -> bool: ...
+
+    def get(self, key: bytes, tokens: Sequence[int], into: Sequence[memoryview]) -> bool:
+        """Fill buffers, one after the other, with the KV of a key; False is a miss, their content is then undefined.
+
+        Args:
+            key: see `KVIdentity.key`.
+            tokens: of which the KV must be.
+            into: writable bytes, together as many as were put.
+        """
+
+    def put(self, key: bytes, tokens: Sequence[int], payload: memoryview) -> bool:
+        """Write KV, durable after `flush`; False when it is declined: no room, or the disk refuses.
+
+        Args:
+            key: see `KVIdentity.key`; what is there already stays.
+            tokens: of which the KV is.
+            payload: contiguous bytes.
+        """
+
+    def delete(self, *keys: bytes) -> int:
+        """Delete durably and return how many of the keys there were.
+
+        Raises:
+            OSError: the disk fails; the keys are still there.
+        """
+
+    def purge(self, keys: Iterable[bytes]) -> PurgeReport:
+        """Delete, overwrite, and walk through everything stored to see that nothing of the keys is left.
+
+        Raises:
+            OSError: the disk fails.
+        """
+
+    def prefetch(self, keys: Iterable[bytes]) -> None:
+        """Begin to read ahead what is likely to be asked for soon."""
+
+    def keys(self) -> list[bytes]:
+        """Return every key there is."""
+
+    def flush(self) -> None:
+        """Return when everything that was put is durable.
+
+        Raises:
+            OSError: the disk fails.
+        """
+
+    def compact(self) -> int:
+        """Gather scattered records; return how many were moved."""
+
+    def stats(self) -> StoreStats:
+        """Return a snapshot of sizes and counters."""
+
+    def close(self) -> None:
+        """Make everything durable; from then on everything is a miss, and puts are declined."""
+
+
+class ExtentStore:
+    """A `KVStore` in a folder of extents, see `ExtentFolder`. One process at a time may have it open.
+
+    What the capacity has no room for is evicted by value.
+
+    Args:
+        folder: created if it is not there.
+        capacity_bytes: bytes of the disk that records may take (half an extent more while records are moved).
+
+    Raises:
+        ConfigError: the folder cannot be used, or the capacity is not a positive number.
+    """
+
+    def __init__(self, folder: str | Path, *, capacity_bytes: int) -> None:
+        if capacity_bytes <= 0:
+            raise ConfigError(f"a KV store of {capacity_bytes} bytes holds nothing; give it more, or have none")
+        self._stats = StoreStats(capacity_bytes=capacity_bytes)
+        self._index = RecordIndex()
+        self._state = threading.Lock()  # guards index and stats
+        self._disk = threading.RLock()  # held while extents change; taken before `_state`
+        self._retry_at = 0.0
+        self._closed = False
+        try:
+            extent_bytes = max(min(EXTENT_BYTES, capacity_bytes // 16), ALIGNMENT)
+            self._folder = ExtentFolder(Path(folder), extent_bytes)
+            self._recover()
+        except OSError as error:
+            raise ConfigError(f"{folder} cannot be used as a KV store ({error}); choose another folder") from error
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._index
+
+    def get(self, key: bytes, tokens: Sequence[int], into: Sequence[memoryview]) -> bool:
+        """See `KVStore.get`."""
+        packed = pack_tokens(tokens)
+        while (record := self._index.get(key)) is not None:
+            try:
+                record.read(packed, into)
+                return self._count_load(key, hit=True)
+            except (BadRecordError, OSError) as error:
+                self._drop_bad(record, error)  # unless it has just been moved or deleted: then it is looked up again
+        return self._count_load(key, hit=False)
+
+    def put(self, key: bytes, tokens: Sequence[int], payload: memoryview) -> bool:
+        """See `KVStore.put`."""
+        packed, payload = pack_tokens(tokens), payload.cast("B")
+        header = RecordHeader.describe(key, packed, payload)
+        with self._disk:
+            if key in self._index:
+                return True
+            record = self._append(header, packed, payload)
+            with self._state:
+                if record is None:
+                    self._stats.declined += 1
+                    return False
+                self._index.add(record)
+                self._stats.written += 1
+            if len(self._folder.sparse()) > MAX_SPARSE:
+                self.compact()
+            return True
+
+    def delete(self, *keys: bytes) -> int:
+        """See `KVStore.delete`."""
+        with self._disk:
+            records = self._erase(keys)
+            self._folder.sync({record.extent for record in records})
+        return len(records)
+
+    def purge(self, keys: Iterable[bytes]) -> PurgeReport:
+        """See `KVStore.purge`."""
+        wanted = set(keys)
+        with self._disk:
+            records = self._erase(wanted, overwrite=True)
+            self._folder.erase_strays(wanted)
+            self._folder.sync()
+            return PurgeReport(
+                erased=len(records),
+                scanned_bytes=self._folder.size,
+                absent=not any(self._folder.find(wanted)),
+                unreadable=tuple(map(str, self._folder.unreadable)),
+            )
+
+    def prefetch(self, keys: Iterable[bytes]) -> None:
+        """See `KVStore.prefetch`."""
+        for key in keys:
+            record = self._index.get(key)
+            if record is not None:
+                record.extent.prefetch(record)
+
+    def keys(self) -> list[bytes]:
+        """See `KVStore.keys`."""
+        with self._state:
+            return self._index.keys()
+
+    def flush(self) -> None:
+        """See `KVStore.flush`."""
+        with self._disk:
+            self._folder.sync()
+
+    def compact(self) -> int:
+        """See `KVStore.compact`."""
+        with self._disk:
+            return sum(self._move_records(extent) for extent in self._folder.sparse())
+
+    def stats(self) -> StoreStats:
+        """See `KVStore.stats`."""
+        with self._state:
+            return replace(self._stats, records=len(self._index), nbytes=self._folder.nbytes)
+
+    def close(self) -> None:
+        """See `KVStore.close`."""
+        with self._disk:
+            with self._state:
+                self._closed = True
+                self._index = RecordIndex()
+            try:
+                self._folder.sync()
+            except OSError as error:
+                logger.warning("the latest KV may not be on the disk: %s", error)
+
+    def _recover(self) -> None:
+        """Index what the folder holds; of what a compaction was about to move, keep the copy."""
+        records = self._folder.open()
+        stale = [known for record in records if (known := self._index.add(record)) is not None]
+        if stale:
+            self._folder.erase(stale)
+            self._folder.sync()
+        self._stats.damages = len(self._folder.damages) + len(self._folder.unreadable)
+        self._make_room(0)
+
+    def _count_load(self, key: bytes, *, hit: bool) -> bool:
+        with self._state:
+            if hit:
+                self._stats.hits += 1
+                self._index.note_use(key)
+            else:
+                self._stats.misses += 1
+        return hit
+
+    def _drop_bad(self, record: StoredRecord, error: Exception) -> None:
+        """Erase a record that is not what it should be, if it is still the one of its key."""
+        key = record.header.key
+        with self._disk:
+            with self._state:
+                if self._index.get(key) is not record:
+                    return
+                self._index.pop(key)
+                self._stats.bad_records += 1
+            path = record.extent.path
+            logger.warning("KV at byte %d of %s is bad (%s); it is computed again", record.offset, path, error)
+            try:
+                self._folder.erase([record])
+            except OSError as failure:
+                logger.warning("it cannot be erased either: %s", failure)
+
+    def _erase(self, keys: Iterable[bytes], *, overwrite: bool = False) -> list[StoredRecord]:
+        """Erase the records of keys, and return them; when that fails they are still there."""
+        with self._state:
+            if self._closed:
+                raise OSError("the KV store is closed")
+            records = [record for key in keys if (record := self._index.pop(key)) is not None]
+        try:
+            self._folder.erase(records, overwrite=overwrite)
+        except OSError:
+            with self._state:
+                for record in records:
+                    self._index.add(record)
+            raise
+        with self._state:
+            self._stats.deleted += len(records)
+        return records
+
+    def _append(self, header: RecordHeader, tokens: bytes, payload: memoryview) -> StoredRecord | None:
+        """Write a record; None when it is declined."""
+        if self._closed or monotonic() < self._retry_at:
+            return None
+        try:
+            fits = self._make_room(header.extent_bytes)
+            return self._folder.append(header, tokens, payload) if fits else None
+        except OSError as error:
+            logger.warning("KV cannot be stored (%s); tried again after %d seconds", error, RETRY_SECONDS)
+            self._retry_at = monotonic() + RETRY_SECONDS
+            return None
+
+    def _make_room(self, nbytes: int) -> bool:
+        """Evict until so many bytes fit."""
+        capacity = self._stats.capacity_bytes
+        if nbytes > capacity:
+            return False
+        while (excess := self._folder.nbytes + nbytes - capacity) > 0:
+            with self._state:
+                victims = self._index.pop_least_valuable(max(excess, capacity // EVICTED_SHARE))
+                self._stats.evicted += len(victims)
+            if not victims:
+                return False
+            self._folder.erase(victims)
+            if self._folder.nbytes + nbytes > capacity:  # erased bytes go on taking space here until they are compacted
+                self.compact()
+        return True
+
+    def _move_records(self, extent: Extent) -> int:
+        """Copy an extent's records to the youngest one, and erase them here when the copies are on the disk."""
+        records = [record for record in self._index.records() if record.extent is extent]
+        copies: list[StoredRecord] = []
+        try:
+            copies.extend(map(self._folder.copy, records))  # those before a failure are in it, too
+            self._folder.sync()
+        except (BadRecordError, OSError) as error:
+            logger.warning("the records of %s cannot be moved: %s", extent.path, error)
+            self._folder.erase(copies)
+            return 0
+        with self._state:
+            for copy in copies:
+                self._index.add(copy)
+            self._stats.moved += len(copies)
+        self._folder.erase(records)
+        return len(copies)
