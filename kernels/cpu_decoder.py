@@ -3,13 +3,13 @@
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from kernels.cpu_library import CpuLibrary, load_library
 from kernels.cpu_linear import LinearStruct, PackedLinear
+from kernels.cpu_weights import WeightSet
 from kernels.errors import ShapeError
 
 __all__ = ["CpuDecoder", "PackedLayer"]
@@ -68,6 +68,21 @@ class PackedLayer:
     q_norm: Tensor | None
     k_norm: Tensor | None
 
+    @classmethod
+    def of(cls, weights: WeightSet, index: int) -> Self:
+        """Take layer `index` by the names of `CpuDecoder`."""
+        linears, vectors, prefix = weights.linears, weights.vectors, f"layers.{index}."
+        return cls(
+            qkv=linears[f"{prefix}qkv"],
+            output=linears[f"{prefix}output"],
+            gate_up=linears[f"{prefix}gate_up"],
+            down=linears[f"{prefix}down"],
+            input_norm=vectors[f"{prefix}input_norm"],
+            mlp_norm=vectors[f"{prefix}mlp_norm"],
+            q_norm=vectors.get(f"{prefix}q_norm"),
+            k_norm=vectors.get(f"{prefix}k_norm"),
+        )
+
     @property
     def linears(self) -> tuple[PackedLinear, ...]:
         """The four products, in the order in which they run."""
@@ -83,43 +98,51 @@ class CpuDecoder:
     """Layers, last norm and head as one function of embeddings.
 
     Args:
-        layers: first to last, all of one shape.
-        norm: [hidden] float32.
-        head: [vocab, hidden].
+        weights: linears "head" [vocab, hidden] and, of every layer, "layers.0.qkv" and so on; vectors "norm" and
+            "layers.0.input_norm" and so on. Layers have the parts of `PackedLayer`, and all of them one shape.
+        num_layers: how many.
         num_heads: query heads.
         num_kv_heads: key-value heads.
         head_dim: dimension of a head.
         eps: of every norm.
+
+    Raises:
+        ShapeError: weights that do not fit together.
     """
 
     def __init__(
         self,
-        layers: Sequence[PackedLayer],
-        norm: Tensor,
-        head: PackedLinear,
+        weights: WeightSet,
         *,
+        num_layers: int,
         num_heads: int,
         num_kv_heads: int,
         head_dim: int,
         eps: float,
     ) -> None:
-        self.layers, self.norm, self.head = tuple(layers), norm, head
+        self.weights = weights
+        self.layers = tuple(PackedLayer.of(weights, index) for index in range(num_layers))
+        norm, self.head = weights.vectors["norm"], weights.linears["head"]
+        hidden = self.head.in_features
+        _check_norm("norm", norm, hidden)
         for layer in self.layers:
-            _check_layer(layer, len(norm), num_heads * head_dim, num_kv_heads * head_dim)
+            _check_layer(layer, hidden, num_heads * head_dim, num_kv_heads * head_dim)
+            _check_norms(layer, hidden, head_dim)
         self._structs = (_LayerStruct * len(self.layers))(*(layer._struct() for layer in self.layers))  # noqa: SLF001
         self._weights = _DecoderStruct(
             self._structs,
             norm.data_ptr(),
-            head.struct,
-            len(self.layers),
+            self.head.struct,
+            num_layers,
             num_heads,
             num_kv_heads,
             head_dim,
-            len(norm),
+            hidden,
             eps,
         )
-        library: CpuLibrary = head.library or load_library()
-        self._decode = library.function("preread_decode", [ctypes.POINTER(_DecoderStruct), ctypes.POINTER(_StepStruct)])
+        self._decode = self.head.library.function(
+            "preread_decode", [ctypes.POINTER(_DecoderStruct), ctypes.POINTER(_StepStruct)]
+        )
 
     @property
     def nbytes(self) -> int:
@@ -176,3 +199,20 @@ def _check_layer(layer: PackedLayer, hidden: int, q_size: int, kv_size: int) -> 
                 f"{name} is packed as [{linear.num_outputs}, {linear.in_features}], the decoder needs "
                 f"[{outputs}, {inputs}]"
             )
+
+
+def _check_norms(layer: PackedLayer, hidden: int, head_dim: int) -> None:
+    expected = (
+        ("input_norm", layer.input_norm, hidden),
+        ("mlp_norm", layer.mlp_norm, hidden),
+        ("q_norm", layer.q_norm, head_dim),
+        ("k_norm", layer.k_norm, head_dim),
+    )
+    for name, norm, size in expected:
+        if norm is not None:
+            _check_norm(name, norm, size)
+
+
+def _check_norm(name: str, norm: Tensor, size: int) -> None:
+    if norm.shape != (size,) or norm.dtype != torch.float32 or not norm.is_contiguous():
+        raise ShapeError(f"{name} is {norm.dtype} {list(norm.shape)}, the decoder needs float32 [{size}] without gaps")

@@ -12,7 +12,7 @@ from torch import Tensor
 from kernels.cpu_library import DTYPE_CODES, CpuLibrary, load_library
 from kernels.errors import ShapeError
 
-__all__ = ["FORMATS", "Epilogue", "LinearStruct", "PackedLinear", "WeightFormat"]
+__all__ = ["FORMATS", "Epilogue", "LinearStruct", "PackedLinear", "WeightFormat", "WeightMemory"]
 
 WeightFormat = Literal["float32", "bfloat16", "float16", "int8", "int8_dynamic"]
 Epilogue = Literal["store", "add", "silu_mul"]
@@ -77,7 +77,7 @@ class _LinearArgs(ctypes.Structure):
     ]
 
 
-class _Arena:
+class WeightMemory:
     """Memory for packed weights, cut from large pieces that the system backs with huge pages.
 
     Reading all weights for one row is bound by address translation otherwise: a quarter slower in 4 KB pages. A piece
@@ -99,7 +99,7 @@ class _Arena:
         return tensor.view(dtype).view(shape)
 
 
-_arena: Final = _Arena()
+_common_memory: Final = WeightMemory()
 
 
 def _huge_pages(nbytes: int, library: CpuLibrary) -> Tensor:
@@ -151,6 +151,7 @@ class PackedLinear:
         *,
         silu_mul: bool = False,
         library: CpuLibrary | None = None,
+        memory: WeightMemory | None = None,
     ) -> Self:
         """Pack a weight [out, in] of float32, bfloat16 or float16.
 
@@ -160,6 +161,7 @@ class PackedLinear:
             format: one of `FORMATS`.
             silu_mul: the rows are [gate; up] and results are silu(gate) * up.
             library: the kernels; the best ones that run here if None.
+            memory: where the packed weight goes; some that every weight may share a piece of if None.
 
         Raises:
             ShapeError: the weight, the bias or the format is not one of those.
@@ -169,7 +171,7 @@ class PackedLinear:
         out_features, in_features = weight.shape
         code, dtype = _FORMATS[format]
         panels_shape = _num_panels(out_features, gated=silu_mul), _panel_rows(in_features, format), _PANEL
-        panels = _arena.empty(panels_shape, dtype, library)
+        panels = (memory or _common_memory).empty(panels_shape, dtype, library)
         scales = torch.empty(len(panels), _PANEL)
         weight = weight.detach().contiguous()
         args = _PackArgs(

@@ -7,5 +7,6 @@
 | rope settings | frequencies | `kernels.rope.Rope` | `rope_types.py` |
 | safetensors files | map, check names and shapes, fuse | tensors | `weights.py` |
 | weights of a layer | norms, projections, MLP | `DecoderLayer` | `layers.py` |
-| tokens, positions, slots, plan | the loop over layers | logits | `decoder.py` |
+| a model folder, a format | pack, keep the file, map it | `kernels.cpu_weights.WeightSet` | `packed_weights.py` |
+| tokens, positions, slots, plan | the loop over layers | logits | `decoder.py`, `packed_decoder.py` |
 """

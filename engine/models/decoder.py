@@ -17,7 +17,9 @@ from kernels.kv_cache import KVCache
 from kernels.plan import AttentionPlan
 from kernels.rope import Rope
 
-__all__ = ["Decoder"]
+__all__ = ["EMBEDDING", "Decoder"]
+
+EMBEDDING = "model.embed_tokens.weight"
 
 # buffers that old checkpoints saved; they follow from config.json
 _IGNORED_TENSORS = ("rotary_emb.inv_freq",)
@@ -50,7 +52,7 @@ class Decoder(Model):
         config = ModelConfig.from_folder(folder)
         rope = build_rope(config.rope, config.head_dim)
         files = WeightFiles(folder, dtype=dtype, device=device)
-        embedding = files.take("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
+        embedding = files.take(EMBEDDING, config.vocab_size, config.hidden_size)
         tied = config.tie_word_embeddings
         head = embedding if tied else files.take("lm_head.weight", config.vocab_size, config.hidden_size)
         decoder = cls(

@@ -1,6 +1,7 @@
 """From a model folder to what runs: which models, in which numbers."""
 
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,16 +51,22 @@ def load_models(folder: Path, config: EngineConfig, dtype: torch.dtype, backend:
         return LoadedModels(Decoder.from_folder(folder, dtype=dtype, device=config.device, backend=backend), None)
 
     from engine.models.packed_decoder import PackedDecoder
+    from kernels.cpu import CpuBackend
 
+    assert isinstance(backend, CpuBackend), f"weights packed for {backend.name}"
     in_tiles = config.dtype != "int8" and dtype is torch.bfloat16 and _multiplies_in_tiles()
     if in_tiles and not _wants_int8(config):
         return LoadedModels(Decoder.from_folder(folder, dtype=dtype, backend=backend), None)
-    source = Decoder.from_folder(folder, dtype=None, backend=backend)
+    source = cache(partial(Decoder.from_folder, folder, dtype=None, backend=backend))
+
+    def packed(weight_format: "WeightFormat") -> Model:
+        return PackedDecoder.from_folder(folder, weight_format, backend=backend, source=source)
+
     if in_tiles:
         full: Model = Decoder.from_folder(folder, dtype=dtype, backend=backend)
     else:
-        full = PackedDecoder.pack(source, "int8_dynamic" if config.dtype == "int8" else _FORMATS[dtype])
-    return LoadedModels(full, PackedDecoder.pack(source, "int8") if _wants_int8(config) else None)
+        full = packed("int8_dynamic" if config.dtype == "int8" else _FORMATS[dtype])
+    return LoadedModels(full, packed("int8") if _wants_int8(config) else None)
 
 
 def _multiplies_in_tiles() -> bool:

@@ -1,19 +1,23 @@
 """The forward pass on the C++ kernels, with weights packed for them in a format of choice."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from engine.models.decoder import Decoder
-from engine.models.layers import DecoderLayer, Linear
+from engine.models.config import ModelConfig
+from engine.models.decoder import EMBEDDING, Decoder
 from engine.models.model import Model
+from engine.models.packed_weights import load_weights
+from engine.models.rope_types import build_rope
+from engine.models.weights import WeightFiles
 from kernels.cpu import CpuBackend, make_cpu_plan
-from kernels.cpu_decoder import CpuDecoder, PackedLayer
+from kernels.cpu_decoder import CpuDecoder
 from kernels.cpu_library import CpuLibrary
-from kernels.cpu_linear import PackedLinear, WeightFormat
+from kernels.cpu_linear import WeightFormat
 from kernels.kv_cache import KVCache
 from kernels.plan import AttentionPlan
 
@@ -33,27 +37,33 @@ class PackedDecoder(Model):
     library: CpuLibrary
 
     @classmethod
-    def pack(cls, source: Decoder, weight_format: WeightFormat) -> "PackedDecoder":
-        """Pack the weights of a decoder, whose embedding it goes on using."""
-        assert isinstance(source.backend, CpuBackend), f"weights packed for {source.backend.name}"
-        config, library = source.config, source.backend.library
+    def from_folder(
+        cls, folder: Path, weight_format: WeightFormat, *, backend: CpuBackend, source: Callable[[], Decoder]
+    ) -> "PackedDecoder":
+        """Load a model folder.
 
-        def pack(linear: Linear, *, silu_mul: bool = False) -> PackedLinear:
-            return PackedLinear.pack(linear.weight, linear.bias, weight_format, silu_mul=silu_mul, library=library)
+        Args:
+            folder: of Hugging Face's form.
+            weight_format: of the layers' weights.
+            backend: attends.
+            source: loads the folder's own weights; called only where no packed ones are kept.
 
-        # few rows reach the head, so nothing is gained by rounding what they are multiplied with
-        head_format: WeightFormat = "int8" if weight_format == "int8_dynamic" else weight_format
-
+        Raises:
+            UnsupportedModelError: the architecture or rope type is not one that runs here.
+            ModelFileError: a file or tensor is missing, damaged, superfluous or mis-shaped.
+        """
+        config = ModelConfig.from_folder(folder)
+        rope = build_rope(config.rope, config.head_dim)
         stack = CpuDecoder(
-            [_pack_layer(layer, pack) for layer in source.layers],
-            source.norm.weight.float(),
-            PackedLinear.pack(source.head.weight, source.head.bias, head_format, library=library),
+            load_weights(folder, weight_format, backend.library, source),
+            num_layers=config.num_layers,
             num_heads=config.num_heads,
             num_kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
             eps=config.rms_norm_eps,
         )
-        return cls(config, source.rope, source.backend, source.embedding, stack, library)
+        embedding = WeightFiles(folder, dtype=None).take(EMBEDDING, config.vocab_size, config.hidden_size)
+        return cls(config, rope, backend, embedding, stack, backend.library)
 
     @torch.inference_mode()
     def forward(
@@ -73,20 +83,3 @@ class PackedDecoder(Model):
             for window in set(windows)
         }
         return self.stack(hidden, slot_mapping, logit_rows, [handles[window] for window in windows], kv_cache.data)
-
-
-def _pack_layer(layer: DecoderLayer, pack: "_Pack") -> PackedLayer:
-    return PackedLayer(
-        qkv=pack(layer.qkv),
-        output=pack(layer.output),
-        gate_up=pack(layer.gate_up, silu_mul=True),
-        down=pack(layer.down),
-        input_norm=layer.input_norm.weight.float(),
-        mlp_norm=layer.mlp_norm.weight.float(),
-        q_norm=None if layer.q_norm is None else layer.q_norm.weight.float(),
-        k_norm=None if layer.k_norm is None else layer.k_norm.weight.float(),
-    )
-
-
-class _Pack(Protocol):
-    def __call__(self, linear: Linear, *, silu_mul: bool = False) -> PackedLinear: ...
