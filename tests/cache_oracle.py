@@ -43,13 +43,53 @@ def naive_keys(tokens: tuple[int, ...], size: int) -> Path:
     return tuple(tokens[i : i + size] for i in range(0, len(tokens), size))
 
 
+class OracleTier:
+    """A tier that keeps what slots were computed from; every `miss_every`-th load fails (0: none does)."""
+
+    def __init__(self, slots: dict[tuple[int, int], "Slot"], size: int, miss_every: int) -> None:
+        self.slots, self.size, self.miss_every = slots, size, miss_every
+        self.kept: dict[tuple[str, tuple[int, ...], tuple[int, ...]], list[list[Slot | None]]] = {}
+        self.loads = 0
+
+    def has(self, namespace: str, template: tuple[int, ...], passage: tuple[int, ...]) -> bool:
+        return (namespace, template, passage) in self.kept
+
+    def load(self, namespace: str, template: tuple[int, ...], passage: tuple[int, ...], blocks: Any) -> bool:
+        self.loads += 1
+        kept = self.kept[namespace, template, passage]
+        assert len(kept) == len(blocks)
+        missed = self.miss_every and self.loads % self.miss_every == 0
+        for block, content in zip(blocks, kept, strict=True):
+            for offset in range(self.size):
+                self.slots.pop((block, offset), None)  # a miss may have written something
+            if not missed:
+                self.slots |= {(block, offset): slot for offset, slot in enumerate(content) if slot is not None}
+        return not missed
+
+    def save(self, namespace: str, template: tuple[int, ...], passage: tuple[int, ...], blocks: Any) -> bool:
+        content = [[self.slots.get((block, offset)) for offset in range(self.size)] for block in blocks]
+        computed = [slot for block in content for slot in block if slot is not None]
+        history = template + passage
+        assert [slot.position for slot in computed] == list(
+            range(len(history) - len(passage or template), len(history))
+        )
+        assert all(slot.history == history[: slot.position + 1] and slot.exact for slot in computed)
+        assert all((slot.namespace, slot.audience) == (namespace, SHARED) for slot in computed)
+        self.kept[namespace, template, passage] = content
+        return True
+
+    def prefetch(self, namespace: str, template: tuple[int, ...], passages: Any) -> None:
+        """Nothing is read ahead."""
+
+
 class CacheOracle:
     """Calls the cache and checks each answer; `known` are the entries that must be found until evicted."""
 
-    def __init__(self, num_blocks: int, size: int, repair: int) -> None:
+    def __init__(self, num_blocks: int, size: int, repair: int, miss_every: int | None = None) -> None:
         self.size, self.repair = size, repair
-        self.cache = PrefixCache(num_blocks, size)
         self.slots: dict[tuple[int, int], Slot] = {}
+        self.tier = None if miss_every is None else OracleTier(self.slots, size, miss_every)
+        self.cache = PrefixCache(num_blocks, size, tier=self.tier)
         self.known: set[tuple[str, Entry]] = set()
         self.offered: dict[Request, list[Entry]] = {}
         self.dropped: set[Request] = set()
@@ -67,12 +107,18 @@ class CacheOracle:
         assert self.snapshot() == before, "placing is not read-only"
         pinned = [block for placement in placed.placements for block in placement.blocks]
         needed = request.prompt.num_blocks(self.size, extra_tokens=len(request.output_tokens)) - len(pinned)
+        loads = self.tier.loads if self.tier else 0
         admission = cache.admit(request)
+        loaded = bool(self.tier) and self.tier.loads > loads
         if admission is None:
-            assert self.snapshot() == before, "a refused admission changed something"
+            assert loaded or self.snapshot() == before, "a refused admission changed something"
             assert not alone, f"request {request.id} fits alone and was refused"
-            assert needed > free + self.evictable(set(pinned)), "refused although there was room"
+            assert loaded or needed > free + self.evictable(set(pinned)), "refused although there was room"
+            if loaded:
+                self.forget_evicted(evicted, 0, 1)
             return False
+        if loaded:
+            free = -1  # loading may have evicted
         request.admission = admission
         self.forget_evicted(evicted, free, needed)
         self.check_admission(request)

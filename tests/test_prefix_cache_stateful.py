@@ -32,11 +32,17 @@ def tokens_of(smallest: int, largest: int) -> st.SearchStrategy[tuple[int, ...]]
 class CacheMachine(RuleBasedStateMachine):
     """`waiting` requests hold nothing, `live` ones an admission (newest last), `done` ones are over."""
 
-    @initialize(data=st.data(), size=st.sampled_from([1, 2, 3, 4]), repair=st.integers(0, 2), ingest=st.booleans())
-    def start(self, data: st.DataObject, size: int, repair: int, ingest: bool) -> None:
+    @initialize(
+        data=st.data(),
+        size=st.sampled_from([1, 2, 3, 4]),
+        repair=st.integers(0, 2),
+        ingest=st.booleans(),
+        miss_every=st.sampled_from([None, 0, 0, 3]),
+    )
+    def start(self, data: st.DataObject, size: int, repair: int, ingest: bool, miss_every: int | None) -> None:
         num_blocks = data.draw(st.sampled_from([64, 40, 24, 16, 10, 6]))
         self.size = size
-        self.oracle = CacheOracle(num_blocks, size, repair * size)
+        self.oracle = CacheOracle(num_blocks, size, repair * size, miss_every)
         self.cache = self.oracle.cache
         template = data.draw(tokens_of(1, 2 * size + 1))
         self.templates = [template, template, template, template + data.draw(tokens_of(1, size))]
