@@ -168,12 +168,9 @@ class ExtentStore:
             records = self._erase(wanted, overwrite=True)
             self._folder.erase_strays(wanted)
             self._folder.sync()
-            return PurgeReport(
-                erased=len(records),
-                scanned_bytes=self._folder.size,
-                absent=not any(self._folder.find(wanted)),
-                unreadable=tuple(map(str, self._folder.unreadable)),
-            )
+            unreadable = tuple(map(str, self._folder.unreadable))
+            absent = not any(self._folder.find(wanted)) and not unreadable
+            return PurgeReport(len(records), self._folder.size, absent, unreadable)
 
     def prefetch(self, keys: Iterable[bytes]) -> None:
         """See `KVStore.prefetch`."""
@@ -194,8 +191,11 @@ class ExtentStore:
 
     def compact(self) -> int:
         """See `KVStore.compact`."""
+        moved = 0
         with self._disk:
-            return sum(self._move_records(extent) for extent in self._folder.sparse())
+            while (sparse := self._folder.sparse()) and (step := self._move_records(sparse[0])):
+                moved += step
+        return moved
 
     def stats(self) -> StoreStats:
         """See `KVStore.stats`."""
@@ -299,7 +299,7 @@ class ExtentStore:
         copies: list[StoredRecord] = []
         try:
             copies.extend(map(self._folder.copy, records))  # those before a failure are in it, too
-            self._folder.sync()
+            self._folder.sync({copy.extent for copy in copies})
         except (BadRecordError, OSError) as error:
             logger.warning("the records of %s cannot be moved: %s", extent.path, error)
             self._folder.erase(copies)
