@@ -100,7 +100,7 @@ class Engine:
     ) -> "Engine":
         """Load a model folder (safetensors, config.json, tokenizer.json).
 
-        The engine closes the store with itself.
+        The store outlives the engine; close the engine first.
 
         Raises:
             ModelFileError: a folder that misses files or holds damaged ones.
@@ -252,17 +252,19 @@ class Engine:
     def purge(self, namespace: str, passages: Sequence[tuple[int, ...]]) -> bool:
         """Remove all KV of these passages' tokens from the device, and what was computed after them.
 
-        What a store has of them is purged there. Blocks that nobody holds are overwritten with zeros.
+        Blocks that nobody holds are overwritten with zeros. What a store has of them is to be purged there, afterwards.
 
         Returns:
             Whether nothing is left; False while a request that reads one of them runs: purge again when it has ended.
         """
         complete = self.cache.purge(namespace, passages)
+        if self.tier is not None:
+            self.tier.flush()  # so that what is purged from the store next does not come behind
         self.runner.kv_cache.data[self.cache.pool.free_blocks] = 0
         return complete
 
     def close(self) -> None:
-        """Write what is still to be kept, and close the store."""
+        """Write what is still to be kept on disk."""
         if self.tier is not None:
             self.tier.close()
 

@@ -271,10 +271,10 @@ class PrefixCache:
             for i in wanted:
                 path = [segments[0], segments[i]] if i else [segments[0]]
                 blocks = self._load_one(request, path, tree, loaded)
-                if not blocks:
-                    break
+                if not blocks and i == 0:
+                    break  # nothing can be loaded below a template that is not there
                 held += blocks
-                loaded.segments.add(i)
+                loaded.segments.update([i] if blocks else [])
         self.pool.drop(held)
         return loaded
 

@@ -57,12 +57,13 @@ class EngineWorker:
         return self
 
     def close(self) -> None:
-        """Cancel what runs and stop the thread; readers get `EngineStoppedError`."""
+        """Cancel what runs, stop the thread and close the engine; readers get `EngineStoppedError`."""
         with self._lock:
             self._stopping.set()
         self._commands.put(lambda: None)
         if self._thread.is_alive():
             self._thread.join()
+        self.engine.close()
 
     @property
     def is_alive(self) -> bool:

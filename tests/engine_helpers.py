@@ -10,13 +10,13 @@ from engine import Engine, EngineConfig, Generation, Prompt, Segment, SegmentKin
 BLOCK = 16
 
 
-def tiny_engine(folder: Path, *, num_blocks: int = 200, **settings) -> Engine:
+def tiny_engine(folder: Path, *, num_blocks: int = 200, store=None, **settings) -> Engine:
     """Load the float32 model of a folder with a pool of so many blocks."""
     settings = {"dtype": "float32", "backend": "reference", "block_size": BLOCK, **settings}
     probe = EngineConfig(**settings, kv_cache_bytes=1 << 20)
     engine = Engine.from_pretrained(folder, probe)
     size = engine.runner.kv_cache.bytes_per_block * num_blocks
-    return Engine.from_pretrained(folder, EngineConfig(**settings, kv_cache_bytes=size))
+    return Engine.from_pretrained(folder, EngineConfig(**settings, kv_cache_bytes=size), store=store)
 
 
 def random_tokens(generator: random.Random, count: int) -> tuple[int, ...]:
