@@ -279,7 +279,7 @@ def test_storage_follows_the_weights_that_a_case_is_computed_with(folder):
     plain = small_engine(folder)
     assert storage_of(plain, Case(DECODE, 16, 48)) == Storage(("float32",), 4, 4)
     plain.runner.lean, plain.runner.lean_rows = plain.runner.model, 8
-    lean, full = Storage(("float32", "int8"), 4, 1), Storage(("float32",), 4, 4)
+    lean, full = Storage(("float32", "int8"), 4, 66 / 64), Storage(("float32",), 4, 4)
     assert storage_of(plain, Case(DECODE, 16, 48, batch=8)) == lean
     assert storage_of(plain, Case(DECODE, 16, 48, batch=9)) == full
     assert storage_of(plain, Case(WARM, 8, 48)) == lean

@@ -21,13 +21,15 @@ from rag.bench.peers.url import UrlPeer
 from rag.errors import InvalidRequestError
 
 ADAPTER = """
-import sys
+import sys, time
 print("libraries print what they like")
 class Adapter:
     version, detail = "9.1", "with " + " ".join(sys.modules.keys() & {"rag", "engine", "kernels"})
     def __init__(self, settings):
         if settings.get("broken"):
             raise RuntimeError("no such file")
+        if settings.get("slow"):
+            time.sleep(60)
         self.settings = settings
     def first_token(self, prompt, cached):
         print("noise")
@@ -35,6 +37,8 @@ class Adapter:
             raise NotImplementedError("no cache")
         if cached == 8:
             sys.exit(3)
+        if cached == 9:
+            time.sleep(60)
         return sum(prompt) / 1000 + cached
     def decode(self, prompts, cached, steps):
         return len(prompts) + cached / 10 + steps / 100 + self.settings["threads"] / 1000
@@ -103,6 +107,18 @@ def test_peers_that_do_not_start(adapters):
         PeerProcess("fake", Path(sys.executable), {"broken": True})
     with pytest.raises(PeerError, match="cannot be run"):
         PeerProcess("fake", adapters / "no-python", {})
+
+
+def test_a_peer_that_hangs_is_ended_and_named(adapters, peer, monkeypatch):
+    monkeypatch.setattr(process, "ANSWER_SECONDS", 0.2)
+    with pytest.raises(PeerError, match="fake gave no answer for 0 seconds and was ended"):
+        peer.first_token((1,), 9)
+    assert peer._process.wait(10) < 0
+    with pytest.raises(PeerError, match="ended"):
+        peer.first_token((1,), 0)
+    monkeypatch.setattr(process, "START_SECONDS", 0.2)
+    with pytest.raises(PeerError, match="fake gave no answer"):
+        PeerProcess("fake", Path(sys.executable), {"slow": True})
 
 
 def test_the_child_answers_line_by_line():

@@ -16,7 +16,7 @@ from engine.kernel_meter import busy_counter
 from engine.models.config import ModelConfig
 from rag.bench.engine_beside import measure_overhead, measure_search
 from rag.bench.engine_cases import BATCHES, CONTEXTS, GROUPS, TAIL, Case, Prompts, make_cases, passages_of
-from rag.bench.engine_floor import EIGHT_BIT, ModelShape, Storage
+from rag.bench.engine_floor import EIGHT_BIT, INT8_BYTES, ModelShape, Storage
 from rag.bench.engine_machine import best_of, measure_machine
 from rag.bench.engine_measure import PEER_TOKENS, CaseRunner, Measured, result_of, sharing_of
 from rag.bench.engine_own import OwnEngine, blocks_needed, fitting
@@ -168,7 +168,9 @@ def storage_of(engine: Engine, case: Case) -> Storage:
     private = case.decodes or case.cached > 0
     lean = private and runner.lean is not None and (runner.lean_rows is None or rows <= runner.lean_rows)
     mode = EIGHT_BIT if eight_bit else _kv_dtype(engine)
-    return Storage((mode, "int8") if lean else (mode,), kv_bytes, 1.0 if lean or eight_bit else kv_bytes)
+    if lean:
+        return Storage((mode, "int8"), kv_bytes, INT8_BYTES)
+    return Storage((mode,), kv_bytes, 1.0 if eight_bit else kv_bytes)
 
 
 def _server(

@@ -9,10 +9,11 @@ from rag.bench.engine_report import Bandwidth, Bound, Floor, Machine
 if TYPE_CHECKING:
     from engine.models.config import ModelConfig
 
-__all__ = ["EIGHT_BIT", "ModelShape", "Storage", "floor_of", "visible_pairs"]
+__all__ = ["EIGHT_BIT", "INT8_BYTES", "ModelShape", "Storage", "floor_of", "visible_pairs"]
 
 
 EIGHT_BIT = "int8x8"  # weights and activations
+INT8_BYTES = 1 + 2 / 64  # of a weight of our kernels with its share of a bfloat16 scale, one for 64 inputs
 
 
 @dataclass(frozen=True, slots=True)

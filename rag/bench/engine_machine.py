@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from engine.kernel_meter import linear_layers
-from rag.bench.engine_floor import EIGHT_BIT, ModelShape
+from rag.bench.engine_floor import EIGHT_BIT, INT8_BYTES, ModelShape
 from rag.bench.engine_report import Bandwidth, GemmRate, Machine
 from rag.bench.progress import BenchEvent, Progress
 
@@ -21,7 +21,7 @@ SAMPLE_OPERATIONS = 8e9  # a sample runs as many layers as reach it
 SAMPLE_BYTES = 256 << 20  # of weights at most, unless one layer has more
 ENOUGH_SECONDS = 0.4  # no further sample after so long
 BUFFERS = tuple(n << 20 for n in (64, 128, 256, 512, 1024))
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a weight; the other formats have 8 bits
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": INT8_BYTES, "int8_dynamic": 1}  # of our packed weights
 _DTYPES = {"int8_dynamic": EIGHT_BIT}  # names of formats that differ from those of the report
 
 
@@ -32,7 +32,7 @@ class _Kernel:
     Attributes:
         name: who computes.
         dtype: of the weights, as in `GemmRate`.
-        weight_bytes: of one weight.
+        weight_bytes: of one weight, its share of scales included.
         rows: at which it is measured.
         prepare: from a weight [out, in] float32 to what maps rows [n, in] float32 to [n, out].
         cast: what the rows are turned into, outside the time.
@@ -40,7 +40,7 @@ class _Kernel:
 
     name: str
     dtype: str
-    weight_bytes: int
+    weight_bytes: float
     rows: tuple[int, ...]
     prepare: Callable[[Tensor], Callable[[Tensor], Tensor]]
     cast: Callable[[Tensor], Tensor]
@@ -84,7 +84,7 @@ def _kernels() -> Iterator[_Kernel]:
     yield _Kernel("torch", EIGHT_BIT, 1, tuple(n for n in ROWS if n >= 32), _int8_gemm, _to_int8)
     yield _Kernel("torch", "int8", 1, (1,), _int8_gemv, lambda x: x.to(torch.bfloat16))
     for name, prepare in linear_layers().items():
-        yield _Kernel("preread", _DTYPES.get(name, name), _BYTES.get(name, 1), ROWS, prepare, lambda x: x)
+        yield _Kernel("preread", _DTYPES.get(name, name), _BYTES[name], ROWS, prepare, lambda x: x)
 
 
 def _torch_kernel(dtype: torch.dtype) -> _Kernel:
@@ -108,7 +108,7 @@ def _int8_gemm(weight: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def _int8_gemv(weight: Tensor) -> Callable[[Tensor], Tensor]:
-    """Multiply bfloat16 rows by int8 weights with a scale an output feature."""
+    """Multiply bfloat16 rows by int8 weights with a scale an output feature, which is what torch has."""
     quantised, scales = _to_int8(weight * 100), torch.full((len(weight),), 0.01, dtype=torch.bfloat16)
     multiply = torch._weight_int8pack_mm  # noqa: SLF001 - torch has no public name for it
     return lambda x: multiply(x, quantised, scales)
@@ -117,7 +117,7 @@ def _int8_gemv(weight: Tensor) -> Callable[[Tensor], Tensor]:
 def _rates(kernel: _Kernel, shape: ModelShape) -> Iterator[GemmRate]:
     """Measure a kernel at each number of rows; one that cannot run here gives nothing."""
     per_layer = shape.layer_parameters
-    most = max(1, min(shape.layers, SAMPLE_BYTES // (per_layer * kernel.weight_bytes)))
+    most = max(1, min(shape.layers, int(SAMPLE_BYTES / (per_layer * kernel.weight_bytes))))
     try:
         random = [0.02 * torch.randn(out, inner) for out, inner in shape.matrices]
         weights = [[kernel.prepare(weight) for weight in random] for _ in range(most)]  # equal, but each in its place

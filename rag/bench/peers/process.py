@@ -2,9 +2,11 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from rag.bench.peers.errors import PeerError, PeerMissingError, UnsupportedCaseE
 __all__ = ["PeerProcess"]
 
 CHILD = Path(__file__).with_name("child.py")
+START_SECONDS = 1800.0  # some convert the weights first
+ANSWER_SECONDS = 600.0
 STOP_SECONDS = 10.0
 # set for our process, or for code that a peer must not find
 DROPPED_VARIABLES = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
@@ -28,7 +32,7 @@ class PeerProcess:
 
     Raises:
         PeerMissingError: this Python has no such package.
-        PeerError: it does not start.
+        PeerError: it does not start, or not in time.
     """
 
     def __init__(self, name: str, python: Path, settings: Mapping[str, Any]) -> None:
@@ -47,7 +51,7 @@ class PeerProcess:
         except OSError as error:
             raise PeerError(f"{python} cannot be run: {error.strerror}") from error
         try:
-            hello = self._receive()
+            hello = self._receive(START_SECONDS)
             if "missing" in hello:
                 raise PeerMissingError(f"{python} has no module {hello['missing']}")
             self._refuse_errors(hello)
@@ -69,7 +73,8 @@ class PeerProcess:
         """End the process and what it started."""
         self._signal(signal.SIGCONT)
         if self._process.stdin is not None:
-            self._process.stdin.close()
+            with suppress(BrokenPipeError):  # of work that a dead process has not read
+                self._process.stdin.close()
         try:
             self._process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
@@ -83,14 +88,14 @@ class PeerProcess:
 
         Raises:
             UnsupportedCaseError: it does not do that.
-            PeerError: it failed, or it is gone.
+            PeerError: it failed, it is gone, or it hung and was ended.
         """
         assert self._process.stdin is not None, "opened with a pipe"
         self._signal(signal.SIGCONT)
         try:
             self._process.stdin.write(json.dumps(work) + "\n")
             self._process.stdin.flush()
-            answer = self._receive()
+            answer = self._receive(ANSWER_SECONDS)
         except BrokenPipeError as error:
             raise PeerError(f"the process of {self.name} ended") from error
         finally:
@@ -98,8 +103,15 @@ class PeerProcess:
         self._refuse_errors(answer)
         return float(answer["seconds"])
 
-    def _receive(self) -> dict[str, Any]:
+    def _receive(self, seconds: float) -> dict[str, Any]:
+        """Read one line; a process that says nothing for so long is ended, since its answer would come too late."""
         assert self._process.stdout is not None, "opened with a pipe"
+        if not select.select([self._process.stdout], [], [], seconds)[0]:
+            self._signal(signal.SIGKILL)
+            raise PeerError(
+                f"{self.name} gave no answer for {seconds:.0f} seconds and was ended; leave it out, or measure smaller "
+                "cases with --only, --batch and --context"
+            )
         line = self._process.stdout.readline()
         if not line:
             raise PeerError(f"the process of {self.name} ended without an answer (exit code {self._process.poll()})")
