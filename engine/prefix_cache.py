@@ -4,7 +4,7 @@ A request goes through `admit`, then `extend` and `publish` as it advances, and 
 publishes must have been computed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import NamedTuple
@@ -22,6 +22,7 @@ from engine.tier import Tier
 
 __all__ = ["PrefixCache"]
 
+PRUNED_EVERY = 64  # conversations over approximate context: those that were evicted are looked for
 WORTH_WAITING_BLOCKS = 2  # computing fewer twice takes less time than a step's fixed part
 
 
@@ -162,7 +163,7 @@ class PrefixCache:
         a conversation, and its answer, belong to the conversation alone. Any other tail is never published.
         """
         admission = request.held
-        if not admission.may_publish:
+        if not request.may_publish:
             return
         end = self._publishable_end(request, admission, admission.computed_end)
         if end > admission.published_to:
@@ -184,38 +185,40 @@ class PrefixCache:
         """Tell whether the whole of these sealed segments is in the tree."""
         return is_known(self.tree(namespace), segments)
 
-    def drop_namespace(self, namespace: str) -> int:
+    def drop_namespace(self, namespace: str, waiting: Iterable[Request] = ()) -> int:
         """Forget everything cached for a namespace and return the blocks freed.
 
-        Requests of it that run keep their blocks and publish none: what was forgotten must not come back, and two of
-        them may hold one block of which each would make a node.
+        Requests of it that run or wait publish none any more: what was forgotten must not come back, and two of them
+        may hold one block of which each would make a node.
         """
-        for request, admission in self._live.items():
-            if request.namespace == namespace:
-                admission.may_publish = False
+        for request in (*self._live, *waiting):
+            request.may_publish &= request.namespace != namespace
         contexts = [context for context in self._conversations if context.namespace == namespace]
         dropped = [self._conversations.pop(context) for context in contexts]
         dropped += [tree] if (tree := self._trees.pop(namespace, None)) else []
         return sum(self.pool.drop(node.blocks) for tree in dropped for node in tree.nodes())
 
-    def purge(self, namespace: str, passages: Sequence[tuple[int, ...]]) -> bool:
+    def purge(self, namespace: str, passages: Sequence[tuple[int, ...]], waiting: Iterable[Request] = ()) -> bool:
         """Forget every block of these passages, with all that was computed after them.
 
         Returns:
-            Whether no running request has one of them in its prompt; those keep their blocks, and publish none.
+            Whether no request that runs or waits has one of them in its prompt; those publish none any more.
         """
         gone = set(passages)
-        running = False
-        for request, admission in self._live.items():
-            if request.namespace == namespace and gone.intersection(s.tokens for s in request.prompt.segments):
-                admission.may_publish, running = False, True
+        reading = [
+            request
+            for request in (*self._live, *waiting)
+            if request.namespace == namespace and gone.intersection(s.tokens for s in request.prompt.segments)
+        ]
+        for request in reading:
+            request.may_publish = False
         heads = {tuple(tokens[: self.block_size]) for tokens in gone}
         removed = self.tree(namespace).remove_subtrees(heads)
         for context in [c for c in self._conversations if c.namespace == namespace and gone.intersection(c.runs)]:
             removed += self._conversations.pop(context).nodes()
         for node in removed:
             self.pool.drop(node.blocks)
-        return not running
+        return not reading
 
     def clear(self) -> int:
         """Forget everything cached and return the blocks freed; running requests keep theirs."""
@@ -306,7 +309,13 @@ class PrefixCache:
             return
         run = next(run for run in admission.runs if run.start == start)
         keys = block_keys(tail.tokens[: count * self.block_size], self.block_size, sealed=False)
-        tree = self._conversations.setdefault(_context(request, request.segments), RadixTree(self.block_size))
+        context = _context(request, request.segments)
+        if context not in self._conversations:
+            known = self._conversations.items()
+            if len(known) % PRUNED_EVERY == 0:
+                self._conversations = {one: tree for one, tree in known if tree.root.children}
+            self._conversations[context] = RadixTree(self.block_size)
+        tree = self._conversations[context]
         adopted, nodes = tree.insert([PathPart(keys, run.blocks[:count])])
         self.pool.hold(adopted)
         admission.published_to = start + count * self.block_size
@@ -336,7 +345,7 @@ class PrefixCache:
         """Find up to which position a request can use what another, live one has yet to publish; 0 for nothing."""
         admission = other.held
         end = self._publishable_end(other, admission, admission.spans[-1][1])
-        if other.namespace != request.namespace or not admission.may_publish or end <= admission.published_to:
+        if other.namespace != request.namespace or not other.may_publish or end <= admission.published_to:
             return 0
         theirs = [(key, part.owner) for part in self._path(other, admission, end) for key in part.keys]
         ours = [

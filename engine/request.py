@@ -63,7 +63,6 @@ class Admission:
         placements: how each segment got its KV.
         num_computed_tokens: progress along the spans.
         published_to: the prompt position up to which its blocks were offered to the tree.
-        may_publish: False once the tree from which it took blocks has been dropped.
     """
 
     runs: list[TableRun]
@@ -71,7 +70,6 @@ class Admission:
     placements: tuple[Placement, ...]
     num_computed_tokens: int = 0
     published_to: int = 0
-    may_publish: bool = True
 
     @property
     def blocks(self) -> list[int]:
@@ -124,6 +122,7 @@ class Request:
         forced: the answer that it has to give, whatever the model says; None lets it answer.
         background: runs only while no other request does.
         prerequisites: requests that compute the canonical KV of its passages; it is admitted after them.
+        may_publish: False once what it reads was to be forgotten: it must not come back.
         output_tokens: sampled so far; kept when it is preempted.
         admission: the blocks it holds while it runs.
         first_admission: the placements of its first admission, which the cache report tells of.
@@ -140,6 +139,7 @@ class Request:
     forced: tuple[int, ...] | None = None
     background: bool = False
     prerequisites: "tuple[Request, ...]" = ()
+    may_publish: bool = True
     output_tokens: list[int] = field(default_factory=list)
     state: RequestState = RequestState.WAITING
     admission: Admission | None = None

@@ -178,7 +178,6 @@ class CacheOracle:
         self.cache.release(request)
         request.admission = None
         self.offered.pop(request, None)
-        self.dropped.discard(request)
 
     def drop_namespace(self, namespace: str, live: list[Request]) -> None:
         """Drop; what running requests hold of it stays theirs, and does not come back."""

@@ -222,3 +222,15 @@ def test_a_purge_waits_for_those_who_read(engine):
     assert engine.missing(TEMPLATE, [A]) == [0], "it publishes nothing any more"
     assert engine.purge("", [A.tokens])
     assert engine.purge("", [B.tokens]), "what was never there is gone"
+
+
+def test_who_waits_brings_nothing_back(engine):
+    prompt = Prompt([TEMPLATE, A, QUESTION])
+    waiting = engine.submit(prompt, FOUR)
+    assert not engine.purge("", [A.tokens])
+    collect(engine.stream(waiting))
+    assert engine.missing(TEMPLATE, [A]) == [0]
+    later = engine.submit(prompt, FOUR)
+    engine.drop_namespace("")
+    collect(engine.stream(later))
+    assert engine.stats().cached_blocks == 0
