@@ -9,30 +9,22 @@ from dataclasses import replace
 from itertools import chain
 from typing import NamedTuple
 
+from engine.approximate_tails import ApproximateTails
 from engine.block_pool import BlockPool
 from engine.block_table import build_admission, check_admission, uncached
 from engine.eviction import EvictionQueue, Policy, lru
-from engine.ladder import Placed, is_known, place, shared_end
+from engine.ladder import Placed, is_known, place
 from engine.ordering import order_passages
 from engine.promotion import Promotion
-from engine.prompt import Prompt, Reuse, Segment, SegmentKind, block_keys
-from engine.radix_tree import Node, Owner, PathPart, RadixTree
+from engine.prompt import Prompt, Reuse, Segment, SegmentKind
+from engine.publication import common_end, path_to, publishable_end
+from engine.radix_tree import Node, RadixTree
 from engine.request import Admission, Request
 from engine.tier import Tier
 
 __all__ = ["PrefixCache"]
 
-PRUNED_EVERY = 64  # conversations over approximate context: those that were evicted are looked for
 WORTH_WAITING_BLOCKS = 2  # computing fewer twice takes less time than a step's fixed part
-
-
-class _Context(NamedTuple):
-    """What a conversation's approximate KV was computed over: it serves that conversation over the same runs alone."""
-
-    namespace: str
-    owner: Owner
-    runs: tuple[tuple[int, ...], ...]
-    repair: int
 
 
 class _Loaded(NamedTuple):
@@ -57,7 +49,7 @@ class PrefixCache:
         self.pool = BlockPool(num_blocks)
         self.num_evicted_blocks = 0
         self._trees: dict[str, RadixTree] = {}
-        self._conversations: dict[_Context, RadixTree] = {}  # over approximate context: tails only
+        self._tails = ApproximateTails(block_size)
         self._eviction = EvictionQueue(policy)
         self._clock = 0
         self._live: dict[Request, Admission] = {}
@@ -117,7 +109,7 @@ class PrefixCache:
         """Tell whether a live request is about to publish blocks that this one would otherwise compute too."""
         segments = request.segments
         others = (other for other in self._live if not other.background)  # those may not advance for long
-        coming = max((self._common_end(request, segments, other) for other in others), default=0)
+        coming = max((common_end(request, segments, other, self.block_size) for other in others), default=0)
         if coming < WORTH_WAITING_BLOCKS * self.block_size:
             return False
         missing = 0
@@ -165,17 +157,19 @@ class PrefixCache:
         admission = request.held
         if not request.may_publish:
             return
-        end = self._publishable_end(request, admission, admission.computed_end)
+        end = publishable_end(request, admission, admission.computed_end, self.block_size)
         if end > admission.published_to:
             tree = self.tree(request.namespace)
-            adopted, nodes = tree.insert(self._path(request, admission, end))
+            adopted, nodes = tree.insert(path_to(request, admission, end, self.block_size))
             self.pool.hold(adopted)
             admission.published_to = end
             if self._promotion is not None and adopted:
                 self._promotion.save(request, tree, adopted)
             self._touch(nodes)
         elif request.owner is not None and request.reuse is Reuse.CHUNK:
-            self._publish_approximate(request, admission)
+            adopted, nodes = self._tails.publish(request, admission)
+            self.pool.hold(adopted)
+            self._touch(nodes)
 
     def release(self, request: Request) -> None:
         """Drop every block that the request holds."""
@@ -193,10 +187,9 @@ class PrefixCache:
         """
         for request in (*self._live, *waiting):
             request.may_publish &= request.namespace != namespace
-        contexts = [context for context in self._conversations if context.namespace == namespace]
-        dropped = [self._conversations.pop(context) for context in contexts]
-        dropped += [tree] if (tree := self._trees.pop(namespace, None)) else []
-        return sum(self.pool.drop(node.blocks) for tree in dropped for node in tree.nodes())
+        tree = self._trees.pop(namespace, None)
+        dropped = [*self._tails.drop(namespace), *(tree.nodes() if tree is not None else ())]
+        return sum(self.pool.drop(node.blocks) for node in dropped)
 
     def purge(self, namespace: str, passages: Sequence[tuple[int, ...]], waiting: Iterable[Request] = ()) -> bool:
         """Forget every block of these passages, with all that was computed after them.
@@ -213,9 +206,7 @@ class PrefixCache:
         for request in reading:
             request.may_publish = False
         heads = {tuple(tokens[: self.block_size]) for tokens in gone}
-        removed = self.tree(namespace).remove_subtrees(heads)
-        for context in [c for c in self._conversations if c.namespace == namespace and gone.intersection(c.runs)]:
-            removed += self._conversations.pop(context).nodes()
+        removed = [*self.tree(namespace).remove_subtrees(heads), *self._tails.drop(namespace, gone)]
         for node in removed:
             self.pool.drop(node.blocks)
         return not reading
@@ -246,7 +237,7 @@ class PrefixCache:
                 yield node.blocks
 
     def _all_trees(self) -> Iterator[RadixTree]:
-        return chain(self._trees.values(), self._conversations.values())
+        return chain(self._trees.values(), self._tails.trees)
 
     def _num_blocks(self, segments: Sequence[Segment]) -> int:
         return sum(-(-len(segment.tokens) // self.block_size) for segment in segments)
@@ -255,10 +246,8 @@ class PrefixCache:
         tree = self.tree(request.namespace)
         if request.reuse is not Reuse.CHUNK:
             return place(segments, tree, reuse=Reuse.EXACT, owner=request.owner)
-        private = self._conversations.get(_context(request, segments)) if request.owner is not None else None
-        return place(
-            segments, tree, reuse=Reuse.CHUNK, owner=request.owner, repair=request.repair, private_tails=private
-        )
+        tails = self._tails.tree(request, segments)
+        return place(segments, tree, reuse=Reuse.CHUNK, owner=request.owner, repair=request.repair, private_tails=tails)
 
     def _load(self, request: Request, segments: Sequence[Segment]) -> "_Loaded":
         """Bring into the tree what the request can use of the tier."""
@@ -299,28 +288,6 @@ class PrefixCache:
             loaded.crowding.extend(nodes)
         return blocks
 
-    def _publish_approximate(self, request: Request, admission: Admission) -> None:
-        """Keep a conversation's tail over approximate context, for that conversation over the same runs."""
-        *before, tail = request.segments
-        start = sum(len(segment.tokens) for segment in before)
-        count = max(admission.computed_end - start, 0) // self.block_size
-        exact = shared_end(request.prompt.segments, admission.placements, request.reuse) >= start
-        if exact or tail.sealed or not count or start + count * self.block_size <= admission.published_to:
-            return
-        run = next(run for run in admission.runs if run.start == start)
-        keys = block_keys(tail.tokens[: count * self.block_size], self.block_size, sealed=False)
-        context = _context(request, request.segments)
-        if context not in self._conversations:
-            known = self._conversations.items()
-            if len(known) % PRUNED_EVERY == 0:
-                self._conversations = {one: tree for one, tree in known if tree.root.children}
-            self._conversations[context] = RadixTree(self.block_size)
-        tree = self._conversations[context]
-        adopted, nodes = tree.insert([PathPart(keys, run.blocks[:count])])
-        self.pool.hold(adopted)
-        admission.published_to = start + count * self.block_size
-        self._touch(nodes)
-
     def _has_room(self, n: int) -> bool:
         """Tell whether n blocks are free or can be freed."""
         short = n - self.pool.num_free
@@ -340,56 +307,3 @@ class PrefixCache:
         for node in nodes:
             node.last_used = self._clock
         self._eviction.touch(nodes)
-
-    def _common_end(self, request: Request, segments: Sequence[Segment], other: Request) -> int:
-        """Find up to which position a request can use what another, live one has yet to publish; 0 for nothing."""
-        admission = other.held
-        end = self._publishable_end(other, admission, admission.spans[-1][1])
-        if other.namespace != request.namespace or not other.may_publish or end <= admission.published_to:
-            return 0
-        theirs = [(key, part.owner) for part in self._path(other, admission, end) for key in part.keys]
-        ours = [
-            (key, None if segment.sealed else request.owner)
-            for segment in segments
-            for key in block_keys(segment.tokens, self.block_size, sealed=segment.sealed)
-        ]
-        common = 0
-        for (key, reader), (published, owner) in zip(ours, theirs, strict=False):
-            if key != published or owner not in (None, reader):
-                break
-            common += len(key)
-        return common
-
-    def _publishable_end(self, request: Request, admission: Admission, computed: int) -> int:
-        """Find the position up to which blocks may be offered when `computed` are, without building any key."""
-        segments, start = request.prompt.segments, 0
-        end = min(computed, shared_end(segments, admission.placements, request.reuse, computed))
-        for segment in segments:
-            segment_end = start + len(segment.tokens)
-            if segment.sealed:
-                if segment_end > end:
-                    return start
-                start = segment_end
-            elif segment.kind is SegmentKind.TEXT and request.owner is None:
-                return start + (min(end, segment_end) - start) // self.block_size * self.block_size
-        if request.owner is None:
-            return start
-        return start + max(end - start, 0) // self.block_size * self.block_size
-
-    def _path(self, request: Request, admission: Admission, end: int) -> list[PathPart]:
-        """The path from the root to a prompt position that `_publishable_end` found."""
-        tables = {run.start: run for run in admission.runs}
-        parts, start = [], 0
-        for segment in request.segments:
-            if start >= end:
-                break
-            keys = block_keys(segment.tokens[: end - start], self.block_size, sealed=segment.sealed)
-            owner = None if segment.sealed else request.owner
-            parts.append(PathPart(keys, tables[start].blocks[: len(keys)], owner, whole=segment.sealed))
-            start += len(segment.tokens)
-        return parts
-
-
-def _context(request: Request, segments: Sequence[Segment]) -> _Context:
-    runs = tuple(segment.tokens for segment in segments if segment.sealed)
-    return _Context(request.namespace, request.owner, runs, request.repair)

@@ -209,7 +209,7 @@ class CacheOracle:
                     assert slot[:4] == (start + offset, path[: start + offset + 1], True, namespace)
                     assert slot.audience in (SHARED, owners[-1]), f"{slot} is published to {owners[-1]}"
 
-        for context, tree in self.cache._conversations.items():
+        for context, tree in self.cache._tails._trees.items():
             for node in tree.nodes():
                 for block, key in zip(node.blocks, node.keys, strict=True):
                     slots = [self.slots.get((block, offset)) for offset in range(len(key))]
@@ -237,7 +237,7 @@ class CacheOracle:
 
     def private_blocks(self, namespace: str) -> list[int]:
         """Every block of conversations over approximate context."""
-        trees = [tree for context, tree in self.cache._conversations.items() if context.namespace == namespace]
+        trees = [tree for context, tree in self.cache._tails._trees.items() if context.namespace == namespace]
         return [block for tree in trees for node in tree.nodes() for block in node.blocks]
 
     def blocks_in_trees(self) -> set[int]:
@@ -287,7 +287,7 @@ class CacheOracle:
             for owners, keys in entries:
                 n = len(keys)
                 count += not any(o[:n] == owners and k[:n] == keys for o, k in held)
-        for tree in self.cache._conversations.values():
+        for tree in self.cache._tails.trees:
             for node in tree.nodes():
                 below = list(node.blocks)
                 stack = list(node.children.values())
