@@ -234,3 +234,20 @@ def test_who_waits_brings_nothing_back(engine):
     engine.drop_namespace("")
     collect(engine.stream(later))
     assert engine.stats().cached_blocks == 0
+
+
+def test_a_conversation_over_approximate_context_reads_its_own_turns_once(engine):
+    engine.precompute(TEMPLATE, [A, B, C])
+    mine = {"principal": "ann", "conversation": "1"}
+    first = ask(
+        engine, Prompt([TEMPLATE, A, B, C, QUESTION]), SamplingParams(max_tokens=30, ignore_eos=True), **CHUNK, **mine
+    )
+    longer = tail((*QUESTION.tokens, *first.token_ids, 8, 9))
+    fresh = answer(engine, A, B, C, question=longer)
+    again = answer(engine, A, B, C, question=longer, **mine)
+    assert again.token_ids == fresh.token_ids
+    assert again.cache.segments[-1].hit_tokens == (7 + 29) // BLOCK * BLOCK
+    assert fresh.cache.segments[-1].hit_tokens == 0
+    for options in ({"principal": "bob", "conversation": "1"}, {"principal": "ann", "conversation": "2"}):
+        assert answer(engine, A, B, C, question=longer, **options).cache.segments[-1].hit_tokens == 0
+    assert answer(engine, B, A, C, question=longer, **mine).cache.segments[-1].hit_tokens == 0, "other runs"
