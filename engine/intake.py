@@ -13,7 +13,7 @@ from engine.models.config import ModelConfig
 from engine.prefix_cache import PrefixCache
 from engine.promotion import usable_passages
 from engine.prompt import Prompt, Reuse, Segment, SegmentKind
-from engine.request import Request, RequestState
+from engine.request import Request
 from engine.tier import Tier
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Intake:
         self._identity = identity
         self._certificates = certificates
         self._ids = count()
-        self._coming: dict[tuple[str, tuple[int, ...], tuple[int, ...]], Request] = {}
+        self._coming: dict[tuple[str, tuple[Segment, ...]], Request] = {}  # what requests wait for, by what it reads
         self._warned = set[str]()
 
     def make(self, request: Request, *, uncertified_repair: int | None = None) -> Request:
@@ -84,9 +84,9 @@ class Intake:
 
     def forget(self, request: Request) -> None:
         """Tell that a request has ended."""
-        template, *rest = request.prompt.segments
-        if rest:
-            self._coming.pop((request.namespace, template.tokens, rest[0].tokens), None)
+        name = _name(request)
+        if self._coming.get(name) is request:
+            del self._coming[name]
 
     @cached_property
     def _shortest_window(self) -> int | None:
@@ -152,12 +152,8 @@ class Intake:
         for passage in {passage.tokens: passage for passage in usable}.values():
             if self._is_known(request.namespace, segments[0], passage):
                 continue
-            name = request.namespace, segments[0].tokens, passage.tokens
-            under_way = self._coming.get(name)
-            if under_way is None or under_way.state is RequestState.FINISHED:
-                prompt = Prompt([segments[0], passage])
-                under_way = self._coming[name] = Request(next(self._ids), prompt, 0, namespace=request.namespace)
-            needed.append(under_way)
+            reading = Request(next(self._ids), Prompt([segments[0], passage]), 0, namespace=request.namespace)
+            needed.append(self._coming.setdefault(_name(reading), reading))
         return needed
 
     def _is_known(self, namespace: str, template: Segment, passage: Segment) -> bool:
@@ -205,3 +201,7 @@ class Intake:
                 f"token ids from {min(tokens)} to {max(tokens)} are not all of the model's {vocab_size}; "
                 "encode the text with the model's own tokenizer"
             )
+
+
+def _name(request: Request) -> tuple[str, tuple[Segment, ...]]:
+    return request.namespace, tuple(replace(segment, name="") for segment in request.prompt.segments)
