@@ -5,18 +5,17 @@ import random
 from pathlib import Path
 
 import pytest
-import torch
 from rag_helpers import make_chat_model
-from tiny_models import make_engine_folder
 from typer.testing import CliRunner
 
 from engine import Engine, EngineConfig, Prompt, SamplingParams, Segment, SegmentKind
 from engine.models.config import ModelConfig
 from rag.bench import engine as bench_engine
 from rag.bench import engine_beside, engine_cases, engine_machine
-from rag.bench.engine import EngineBenchConfig, run, storage_of
+from rag.bench.engine import run, storage_of
 from rag.bench.engine_beside import measure_overhead, measure_search
 from rag.bench.engine_cases import Case, Prompts, make_cases, passages_of
+from rag.bench.engine_config import EngineBenchConfig
 from rag.bench.engine_floor import ModelShape, Storage, floor_of, visible_pairs
 from rag.bench.engine_machine import best_of, measure_machine
 from rag.bench.engine_measure import CaseRunner, Measured, result_of, sharing_of
@@ -33,19 +32,7 @@ PREFILL, WARM, DECODE, SHARED = CaseKind.PREFILL, CaseKind.WARM, CaseKind.DECODE
 BLOCK = 16
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("tiny")
-    make_engine_folder(path, "llama-tied")
-    return path
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def small_engine(folder, **settings) -> Engine:
@@ -54,8 +41,8 @@ def small_engine(folder, **settings) -> Engine:
 
 
 @pytest.fixture
-def own(folder) -> OwnEngine:
-    return OwnEngine(small_engine(folder))
+def own(tiny_folder) -> OwnEngine:
+    return OwnEngine(small_engine(tiny_folder))
 
 
 def a_rate(gflops, *, dtype="float32", rows=16, kernel="torch"):
@@ -264,19 +251,19 @@ def test_cases_that_do_not_fit_are_left_out():
     assert "617 tokens of context" in left_out[beyond]
 
 
-def test_blocks_needed_are_enough_and_not_many_more(folder):
+def test_blocks_needed_are_enough_and_not_many_more(tiny_folder):
     case = Case(DECODE, 16, 48, batch=3)
     needed = blocks_needed([case], BLOCK, 4)
-    engine = small_engine(folder)
+    engine = small_engine(tiny_folder)
     size = engine.runner.kv_cache.bytes_per_block * needed
-    own = OwnEngine(small_engine(folder, kv_cache_bytes=size))
+    own = OwnEngine(small_engine(tiny_folder, kv_cache_bytes=size))
     own.decode([tokens(48, n) + tokens(16, n + 9) for n in range(3)], 48, steps=4)
     assert own.engine.stats().evicted_blocks == 0
     assert own.engine.stats().preemptions == 0
 
 
-def test_storage_follows_the_weights_that_a_case_is_computed_with(folder):
-    plain = small_engine(folder)
+def test_storage_follows_the_weights_that_a_case_is_computed_with(tiny_folder):
+    plain = small_engine(tiny_folder)
     assert storage_of(plain, Case(DECODE, 16, 48)) == Storage(("float32",), 4, 4)
     plain.runner.lean, plain.runner.lean_rows = plain.runner.model, 8
     lean, full = Storage(("float32", "int8"), 4, 66 / 64), Storage(("float32",), 4, 4)

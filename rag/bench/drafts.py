@@ -2,11 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from statistics import median
-from time import perf_counter
-
-import torch
 
 from data.corpora import CORPUS_NAMES, load_corpus
 from engine.config import SamplingParams
@@ -15,7 +11,7 @@ from engine.engine import Engine
 from engine.output import Generation
 from rag.bench.draft_cases import KINDS, DraftCase, make_cases
 from rag.bench.drafts_report import AnswerTimes, DraftsReport, DraftsSetting, KindResult
-from rag.bench.environment import busy_warnings, describe_environment, load_average
+from rag.bench.environment import RunClock
 from rag.bench.progress import BenchEvent, Progress
 from rag.bench.statistics import ratio_of_means
 from rag.config import RagConfig
@@ -76,7 +72,7 @@ def run(config: RagConfig, bench: DraftsBenchConfig, progress: Progress) -> Draf
         UnknownModelError: the model is not here.
         QuestionError: the corpus gives no questions.
     """
-    started, load, began = datetime.now(UTC), load_average(), perf_counter()
+    clock = RunClock()
     settings = config.engine.build()
     longest = settings.max_draft_tokens or MAX_DRAFT_TOKENS
     settings = replace(settings, max_num_seqs=max(settings.max_num_seqs, bench.batch))
@@ -103,9 +99,9 @@ def run(config: RagConfig, bench: DraftsBenchConfig, progress: Progress) -> Draf
             repeats=bench.repeats,
             seed=bench.seed,
         ),
-        environment=describe_environment(started, load=load, torch_threads=torch.get_num_threads()),
-        warnings=busy_warnings(load),
-        seconds=perf_counter() - began,
+        environment=clock.environment(),
+        warnings=clock.warnings,
+        seconds=clock.seconds,
         kinds=results,
     )
 

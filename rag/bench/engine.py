@@ -1,12 +1,10 @@
 """The engine benchmark: the machine's ceilings, then every case beside its floor, and on peers in the same run."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
-from time import perf_counter
 
 import torch
 
@@ -16,14 +14,17 @@ from engine.kernel_meter import busy_counter
 from engine.models.config import ModelConfig
 from rag.bench.engine_beside import measure_overhead, measure_search
 from rag.bench.engine_cases import BATCHES, CONTEXTS, GROUPS, TAIL, Case, Prompts, make_cases, passages_of
+from rag.bench.engine_config import EngineBenchConfig
 from rag.bench.engine_floor import EIGHT_BIT, INT8_BYTES, ModelShape, Storage
 from rag.bench.engine_machine import best_of, measure_machine
 from rag.bench.engine_measure import PEER_TOKENS, CaseRunner, Measured, result_of, sharing_of
 from rag.bench.engine_own import OwnEngine, blocks_needed, fitting
 from rag.bench.engine_report import (
     CaseKind,
+    CaseResult,
     EngineReport,
     EngineSetting,
+    Machine,
     Overhead,
     PeerInfo,
     SearchFigure,
@@ -31,80 +32,21 @@ from rag.bench.engine_report import (
     Skipped,
 )  # fmt: skip
 from rag.bench.engine_serve import measure_start
-from rag.bench.environment import busy_warnings, describe_environment, load_average
-from rag.bench.peers.opening import PeerSetting, check_peer, open_peers
-from rag.bench.progress import BenchEvent, Progress
+from rag.bench.environment import RunClock
+from rag.bench.peers.opening import PeerSetting, open_peers
+from rag.bench.progress import BenchEvent, Counter, Progress
 from rag.config import RagConfig
-from rag.errors import InvalidRequestError, ServerError
+from rag.errors import ServerError
 from rag.model_hub import ModelHub
 
-__all__ = ["PARTS", "EngineBenchConfig", "run", "storage_of"]
+__all__ = ["run", "storage_of"]
 
-EXTRAS = ("overhead", "search", "serve")
-PARTS = (*GROUPS, *EXTRAS)
 MEMORY_SHARE = 3  # a third of the memory is for KV at most
 SPARE_BLOCKS = 256  # for what is not a case: a decode step beside a search
 PEER_ROOM = 256  # tokens that peers may add to the longest prompt
 BESIDE_CONTEXT = 1024  # tokens before the decode steps that `overhead` and `search` time
 BESIDE_STEPS = 40
 STARTS = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineBenchConfig:
-    """What to measure.
-
-    Attributes:
-        only: parts of `PARTS`; none means all of them.
-        peers: names of adapters, and URLs.
-        peer_pythons: name of a peer -> the Python that has it; "" is for every other peer.
-        gguf: for peers that read one; None is the one that the model was made of.
-        dtype: compute mode; None is the configured one.
-        weights: of rows whose KV is never published; None is the configured one.
-        batches: sequences of the decode cases; none means those of the report.
-        contexts: tokens before each of them; none means those of the report.
-        repeats: of every case.
-        tokens: decode steps timed a repeat.
-        kv_gib: memory for KV; None is what the cases need, up to a third of the machine's.
-        seed: of token ids and orders.
-
-    Raises:
-        InvalidRequestError: a value that cannot work.
-    """
-
-    only: tuple[str, ...] = ()
-    peers: tuple[str, ...] = ()
-    peer_pythons: tuple[tuple[str, Path], ...] = ()
-    gguf: Path | None = None
-    dtype: str | None = None
-    weights: str | None = None
-    batches: tuple[int, ...] = ()
-    contexts: tuple[int, ...] = ()
-    repeats: int = 5
-    tokens: int = 16
-    kv_gib: float | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("repeats", "tokens"):
-            if getattr(self, name) < 1:
-                raise InvalidRequestError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name, least in (("batches", 1), ("contexts", TAIL + 1)):
-            if any(value < least for value in getattr(self, name)):
-                raise InvalidRequestError(f"{name} has {min(getattr(self, name))}; each must be at least {least}")
-        if self.kv_gib is not None and not self.kv_gib > 0:
-            raise InvalidRequestError(f"kv-gib is {self.kv_gib}; it must be above 0")
-        for part in self.only:
-            if part not in PARTS:
-                raise InvalidRequestError(f"only is {part!r}; choose from: {', '.join(PARTS)}")
-        for peer in self.peers:
-            check_peer(peer)
-        if self.gguf is not None and not self.gguf.is_file():
-            raise InvalidRequestError(f"gguf is {str(self.gguf)!r}, which is no file")
-
-    def wants(self, part: str) -> bool:
-        """Tell whether a part is measured."""
-        return not self.only or part in self.only
 
 
 def run(config: RagConfig, bench: EngineBenchConfig, progress: Progress) -> EngineReport:
@@ -120,7 +62,7 @@ def run(config: RagConfig, bench: EngineBenchConfig, progress: Progress) -> Engi
         UnknownModelError: the model is not here.
         CacheMismatchError: a case hit the cache other than it says.
     """
-    started, load, began = datetime.now(UTC), load_average(), perf_counter()
+    clock = RunClock()
     folder = ModelHub(config.models_dir).resolve(config.model)
     server, skipped = _server(config, bench, progress)
     progress(BenchEvent("load", 0, None))
@@ -137,20 +79,15 @@ def run(config: RagConfig, bench: EngineBenchConfig, progress: Progress) -> Engi
     overhead, search = (None, None) if interrupted else _beside(own, prompts, bench, progress)
     if machine is not None and not interrupted:  # once more: the machine's best is what counts
         machine = best_of(machine, measure_machine(shape, progress))
-    results = [
-        result_of(case, found, shape, storage_of(engine, case), machine, seed=bench.seed)
-        for case, found in measured.items()
-        if machine is not None and found.own
-    ]
     return EngineReport(
         setting=_setting(engine, shape, config, bench),
-        environment=describe_environment(started, load=load, torch_threads=torch.get_num_threads()),
+        environment=clock.environment(),
         interrupted=interrupted,
         problems=[],
-        warnings=busy_warnings(load),
-        seconds=perf_counter() - began,
+        warnings=clock.warnings,
+        seconds=clock.seconds,
         machine=machine,
-        cases=results,
+        cases=[] if machine is None else _results(measured, engine, shape, machine, bench.seed),
         sharing=sharing_of(measured, seed=bench.seed),
         overhead=overhead,
         search=search,
@@ -158,6 +95,16 @@ def run(config: RagConfig, bench: EngineBenchConfig, progress: Progress) -> Engi
         peers=infos,
         skipped=[*left_out, *skipped],
     )
+
+
+def _results(
+    measured: Mapping[Case, Measured], engine: Engine, shape: ModelShape, machine: Machine, seed: int
+) -> list[CaseResult]:
+    return [
+        result_of(case, found, shape, storage_of(engine, case), machine, seed=seed)
+        for case, found in measured.items()
+        if found.own
+    ]
 
 
 def storage_of(engine: Engine, case: Case) -> Storage:
@@ -227,13 +174,7 @@ def _compare(
     """Run the cases on our engine and on the peers that can be had."""
     progress(BenchEvent("peers", 0, None))
     with open_peers(bench.peers, peers) as (opened, infos):
-        total, done = len(cases) * (bench.repeats + 1) * (1 + len(opened)), 0
-
-        def advance() -> None:
-            nonlocal done
-            done += 1
-            progress(BenchEvent("cases", done, total))
-
+        advance = Counter(progress, "cases", len(cases) * (bench.repeats + 1) * (1 + len(opened))).advance
         runner = CaseRunner(own, opened, prompts, steps=bench.tokens, seed=bench.seed)
         measured, interrupted = runner.measure(cases, repeats=bench.repeats, advance=advance)
         return measured, interrupted, infos

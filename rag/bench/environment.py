@@ -7,10 +7,19 @@ import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from time import perf_counter
 
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["Environment", "busy_warnings", "count_cores", "describe_environment", "describe_machine", "load_average"]
+__all__ = [
+    "Environment",
+    "RunClock",
+    "busy_warnings",
+    "count_cores",
+    "describe_environment",
+    "describe_machine",
+    "load_average",
+]
 
 BUSY = 0.5  # load average a core above which the figures are not those of a quiet machine
 
@@ -37,6 +46,30 @@ class Environment(BaseModel):
     torch: str
     torch_threads: int
     load_average: float | None
+
+
+class RunClock:
+    """The beginning of a run, which is when this is made: the time, and how busy the machine was before."""
+
+    def __init__(self) -> None:
+        self._started, self._load, self._began = datetime.now(UTC), load_average(), perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken."""
+        return perf_counter() - self._began
+
+    @property
+    def warnings(self) -> list[str]:
+        """What makes its figures doubtful: other work that shared the machine."""
+        return busy_warnings(self._load)
+
+    def environment(self, *, torch_threads: int | None = None) -> Environment:
+        """Describe this machine and process; torch's threads are those of the calling thread if None."""
+        import torch
+
+        threads = torch_threads or torch.get_num_threads()
+        return describe_environment(self._started, load=self._load, torch_threads=threads)
 
 
 def describe_environment(started: datetime, *, load: float | None, torch_threads: int) -> Environment:

@@ -7,13 +7,10 @@ would have.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
-from time import perf_counter
 
 import numpy as np
-import torch
 
 from data.corpora import CORPUS_NAMES, load_corpus
 from data.questions import make_questions
@@ -23,9 +20,9 @@ from engine.errors import ConfigError
 from engine.models.config import ModelConfig
 from engine.prompt import Prompt
 from rag.bench.collection import collection_dir, ingest_corpus
-from rag.bench.environment import describe_environment, load_average
+from rag.bench.environment import RunClock
 from rag.bench.fidelity_report import AnswerFidelity, ChoiceFidelity, FidelityReport, FidelitySetting
-from rag.bench.progress import BenchEvent, Progress
+from rag.bench.progress import Counter, Progress
 from rag.bench.statistics import ratio_of_means
 from rag.bench.teacher import Dictated, Teacher
 from rag.config import RagConfig
@@ -94,25 +91,14 @@ def run(
         QuestionError: the corpus does not give so many questions.
         DataDirBusyError: another benchmark of the same collection is running.
     """
-    started, load, began = datetime.now(UTC), load_average(), perf_counter()
+    clock = RunClock()
     questions = [q.text for q in make_questions(load_corpus(bench.corpus), count=bench.questions, seed=bench.seed)]
     prompts = _prompts(config, bench, questions, progress, embedder)
     folder = ModelHub(config.models_dir).resolve(config.model)
     choices = list(product(bench.dtypes, bench.weights))
-    done, total = 0, (1 + len(choices)) * len(prompts)
-
-    def advance() -> None:
-        nonlocal done
-        done += 1
-        progress(BenchEvent("measure", done, total))
-
+    advance = Counter(progress, "measure", (1 + len(choices)) * len(prompts)).advance
     base = replace(config.engine.build(), max_draft_tokens=0, kv_cache_bytes=KV_BYTES)
-    teacher = _opened(folder, replace(base, dtype="float32", weights="full", backend="reference"))
-    reference = []
-    for prompt in prompts:
-        reference.append(teacher.answer(prompt, max_tokens=bench.max_tokens))
-        advance()
-    del teacher
+    reference = _answers(folder, base, prompts, bench.max_tokens, advance)
     configured = _configured(folder, base)
     found = [
         _measure(folder, replace(base, dtype=dtype, weights=weights), prompts, reference, bench.seed, advance)
@@ -130,8 +116,8 @@ def run(
             max_tokens=bench.max_tokens,
             seed=bench.seed,
         ),
-        environment=describe_environment(started, load=load, torch_threads=torch.get_num_threads()),
-        seconds=perf_counter() - began,
+        environment=clock.environment(),
+        seconds=clock.seconds,
         choices=found,
     )
 
@@ -167,6 +153,18 @@ def _prompts(
             hits = service.pipeline.retrieve(question, corpus.name, bench.k).hits
             prompts.append(layout.lay_out(question, [hit.passage for hit in hits], max_tokens=limit).prompt)
     return prompts
+
+
+def _answers(
+    folder: Path, base: EngineConfig, prompts: Sequence[Prompt], max_tokens: int, advance: Callable[[], None]
+) -> list[Dictated]:
+    """Let the reference answer."""
+    teacher = _opened(folder, replace(base, dtype="float32", weights="full", backend="reference"))
+    answers = []
+    for prompt in prompts:
+        answers.append(teacher.answer(prompt, max_tokens=max_tokens))
+        advance()
+    return answers
 
 
 def _opened(folder: Path, config: EngineConfig) -> Teacher:

@@ -5,7 +5,6 @@ meanwhile does so for all of them. Collection and index are the benchmark's own,
 """
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, get_args
@@ -14,8 +13,8 @@ from data.corpora import CORPUS_NAMES, Corpus, load_corpus
 from data.questions import make_questions
 from data.workloads import Popularity, Workload, zipf_workload
 from rag.bench.collection import collection_dir, ingest_corpus
-from rag.bench.environment import busy_warnings, describe_environment, load_average
-from rag.bench.progress import BenchEvent, Progress
+from rag.bench.environment import RunClock
+from rag.bench.progress import BenchEvent, Counter, Progress
 from rag.bench.report import PrefixReport, Record, Setting
 from rag.bench.stream import QuestionStream
 from rag.bench.summary import find_problems, summaries_of
@@ -113,7 +112,7 @@ def run(
         DataDirBusyError: another benchmark of the same kind is running.
         InvalidRequestError: a workload without questions, or over an unknown corpus.
     """
-    started, load = datetime.now(UTC), load_average()
+    clock = RunClock()
     workload = make_workload(bench)
     if not workload.arrivals:
         raise InvalidRequestError(f"the workload {bench.workload} has no questions; save another one")
@@ -123,10 +122,7 @@ def run(
         ingest_corpus(service, corpus, progress)
         progress(BenchEvent("load", 0, None))
         service.load()
-        questions = [arrival.question for arrival in workload.arrivals]
-        stream = QuestionStream(
-            service, corpus.name, questions, k=bench.k, max_tokens=bench.max_tokens, seed=bench.seed
-        )
+        stream = _stream(service, corpus, workload, bench)
         asked = [*stream.retrieve()]
         engine = service.components.worker().engine
         evicted = engine.cache.num_evicted_blocks
@@ -134,13 +130,12 @@ def run(
         records, interrupted = _measure(stream, bench.repeats, progress)
         seconds = perf_counter() - began
         evicted = engine.cache.num_evicted_blocks - evicted
-        setting = _setting(service, bench, workload, corpus)
         return PrefixReport(
-            setting=setting,
-            environment=describe_environment(started, load=load, torch_threads=_engine_threads(service)),
+            setting=_setting(service, bench, workload, corpus),
+            environment=clock.environment(torch_threads=_engine_threads(service)),
             interrupted=interrupted,
             problems=find_problems(records, evicted_blocks=evicted),
-            warnings=_warnings(load, evicted, engine),
+            warnings=[*clock.warnings, *_warnings(evicted, engine)],
             seconds=seconds,
             evicted_blocks=evicted,
             summaries=summaries_of(records, asked, k=bench.k, seed=bench.seed),
@@ -149,18 +144,17 @@ def run(
         )
 
 
+def _stream(service: Service, corpus: Corpus, workload: Workload, bench: PrefixBenchConfig) -> QuestionStream:
+    questions = [arrival.question for arrival in workload.arrivals]
+    return QuestionStream(service, corpus.name, questions, k=bench.k, max_tokens=bench.max_tokens, seed=bench.seed)
+
+
 def _measure(stream: QuestionStream, repeats: int, progress: Progress) -> tuple[list[Record], bool]:
     """Return the records of complete questions, and whether Ctrl-C cut the run short."""
     progress(BenchEvent("fill", 0, len(stream.distinct)))
     for done, _ in enumerate(stream.fill(), 1):
         progress(BenchEvent("fill", done, len(stream.distinct)))
-    total, done = 3 * len(stream) * repeats, 0
-
-    def advance() -> None:
-        nonlocal done
-        done += 1
-        progress(BenchEvent("measure", done, total))
-
+    advance = Counter(progress, "measure", 3 * len(stream) * repeats).advance
     records: list[Record] = []
     try:
         for repeat in range(repeats):
@@ -207,11 +201,11 @@ def _engine_threads(service: Service) -> int:
     return service.components.worker().call(lambda _: torch.get_num_threads()).result()
 
 
-def _warnings(load: float | None, evicted: int, engine: "Engine") -> list[str]:
-    found = busy_warnings(load)
-    if evicted:
-        found.append(
-            f"{evicted} of {engine.cache.pool.num_blocks} KV blocks were evicted: the pool does not hold the cold and "
-            "the warm cache together, so both hit less; raise PREREAD_ENGINE__KV_CACHE_BYTES"
-        )
-    return found
+def _warnings(evicted: int, engine: "Engine") -> list[str]:
+    if not evicted:
+        return []
+    text = (
+        f"{evicted} of {engine.cache.pool.num_blocks} KV blocks were evicted: the pool does not hold the cold and "
+        "the warm cache together, so both hit less; raise PREREAD_ENGINE__KV_CACHE_BYTES"
+    )
+    return [text]

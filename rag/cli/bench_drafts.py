@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from rag.cli.bench_output import bench_progress, prepare_report, publish_report
-from rag.cli.options import AsJson, config_of
+from rag.cli.bench_output import AnswerTokens, CorpusOption, listed, measure_and_publish, output_option
+from rag.cli.options import AsJson
 
 __all__ = ["drafts"]
 
@@ -20,13 +20,11 @@ def drafts(  # noqa: PLR0917 - typer declares options as parameters
     ] = "",
     prompts: Annotated[int, typer.Option(help="How many of each kind.")] = 8,
     batch: Annotated[int, typer.Option(help="Prompts answered at once.")] = 1,
-    max_tokens: Annotated[int, typer.Option(help="Length of an answer at most.")] = 128,
+    max_tokens: AnswerTokens = 128,
     repeats: Annotated[int, typer.Option(help="Measurements with and without drafts.")] = 3,
-    corpus: Annotated[str, typer.Option(help="python-topics or python-stdlib.")] = "python-topics",
+    corpus: CorpusOption = "python-topics",
     seed: Annotated[int, typer.Option(help="Of prompts and sampled answers.")] = 0,
-    output: Annotated[
-        Path | None, typer.Option(help="Report with every measurement. Default: bench-results/drafts-TIME.json.")
-    ] = None,
+    output: Annotated[Path | None, output_option("drafts")] = None,
     as_json: AsJson = False,
 ) -> None:
     """How much faster answers are with drafts: where they quote their passages, and where they do not.
@@ -38,15 +36,19 @@ def drafts(  # noqa: PLR0917 - typer declares options as parameters
 
     bench = DraftsBenchConfig(
         corpus=corpus,
-        kinds=tuple(kind.strip() for kind in kinds.split(",") if kind.strip()),
+        kinds=listed(kinds),
         prompts=prompts,
         batch=batch,
         max_tokens=max_tokens,
         repeats=repeats,
         seed=seed,
     )
-    config = config_of(context)
-    path = prepare_report(output, "drafts")
-    with bench_progress(STAGES) as progress:
-        report = run(config, bench, progress)
-    publish_report(report, render(report), path, as_json=as_json)
+    measure_and_publish(
+        context,
+        "drafts",
+        STAGES,
+        lambda config, progress: run(config, bench, progress),
+        render,
+        output=output,
+        as_json=as_json,
+    )

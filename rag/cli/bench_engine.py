@@ -5,9 +5,8 @@ from typing import Annotated
 
 import typer
 
-from rag.cli.bench_output import INTERRUPTED, bench_progress, prepare_report, publish_report
-from rag.cli.failures import FAILED
-from rag.cli.options import AsJson, config_of
+from rag.cli.bench_output import exit_unless_complete, listed, measure_and_publish, output_option
+from rag.cli.options import AsJson
 
 __all__ = ["engine"]
 
@@ -46,9 +45,7 @@ def engine(  # noqa: PLR0917 - typer declares options as parameters
     kv_gib: Annotated[float | None, typer.Option(help="Memory for KV. Default: what the cases need.")] = None,
     skip_serve: Annotated[bool, typer.Option("--skip-serve", help="Do not start `rag serve`.")] = False,
     seed: Annotated[int, typer.Option(help="Of token ids and of the order of turns.")] = 0,
-    output: Annotated[
-        Path | None, typer.Option(help="Report with every measurement. Default: bench-results/engine-TIME.json.")
-    ] = None,
+    output: Annotated[Path | None, output_option("engine")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Time the engine beside what the machine allows, and beside other engines.
@@ -57,10 +54,11 @@ def engine(  # noqa: PLR0917 - typer declares options as parameters
     (operations over the measured peak, or bytes over the measured bandwidth) and how many times longer it takes. Peers
     run the same prompts in the same run, in turn with ours. Ctrl-C ends the cases and keeps what is complete.
     """
-    from rag.bench.engine import PARTS, EngineBenchConfig, run
+    from rag.bench.engine import run
+    from rag.bench.engine_config import PARTS, EngineBenchConfig
     from rag.bench.engine_table import render
 
-    parts = tuple(part.strip() for part in only.split(",") if part.strip())
+    parts = listed(only)
     if skip_serve:
         parts = tuple(part for part in parts or PARTS if part != "serve")
     bench = EngineBenchConfig(
@@ -77,15 +75,16 @@ def engine(  # noqa: PLR0917 - typer declares options as parameters
         kv_gib=kv_gib,
         seed=seed,
     )
-    config = config_of(context)
-    path = prepare_report(output, "engine")
-    with bench_progress(STAGES) as progress:
-        report = run(config, bench, progress)
-    publish_report(report, render(report), path, as_json=as_json)
-    if report.problems:
-        raise typer.Exit(FAILED)
-    if report.interrupted:
-        raise typer.Exit(INTERRUPTED)
+    report = measure_and_publish(
+        context,
+        "engine",
+        STAGES,
+        lambda config, progress: run(config, bench, progress),
+        render,
+        output=output,
+        as_json=as_json,
+    )
+    exit_unless_complete(report.problems, interrupted=report.interrupted)
 
 
 def _python_of(text: str) -> tuple[str, Path]:

@@ -1,23 +1,95 @@
-"""What the benchmarks' commands share: a progress bar, and where a report goes."""
+"""What the benchmarks' commands share: options, a progress bar, and where a report goes."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from rag.cli.failures import FAILED
+from rag.cli.options import config_of
 from rag.cli.output import print_json
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from rag.bench.progress import BenchEvent, Progress
+    from rag.config import RagConfig
 
-__all__ = ["INTERRUPTED", "bench_progress", "prepare_report", "publish_report"]
+__all__ = [
+    "INTERRUPTED",
+    "AnswerTokens",
+    "BenchPassages",
+    "CorpusOption",
+    "WorkDir",
+    "bench_progress",
+    "exit_unless_complete",
+    "listed",
+    "measure_and_publish",
+    "output_option",
+    "prepare_report",
+    "publish_report",
+]
 
 INTERRUPTED = 130
+
+CorpusOption = Annotated[str, typer.Option(help="python-topics or python-stdlib.")]
+BenchPassages = Annotated[int, typer.Option("-k", "--top-k", help="Passages a question.")]
+AnswerTokens = Annotated[int, typer.Option(help="Length of an answer at most.")]
+WorkDir = Annotated[
+    Path | None, typer.Option(help="Where the benchmark keeps its collections. Default: in your cache.")
+]
+
+Report = TypeVar("Report", bound="BaseModel")
+
+
+def output_option(name: str) -> Any:
+    """Return the option that names the report's file."""
+    return typer.Option(help=f"Report with every measurement. Default: bench-results/{name}-TIME.json.")
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """Split what is given with commas."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def measure_and_publish(
+    context: typer.Context,
+    name: str,
+    stages: Mapping[str, str],
+    measure: "Callable[[RagConfig, Progress], Report]",
+    render: "Callable[[Report], str]",
+    *,
+    output: Path | None,
+    as_json: bool,
+) -> "Report":
+    """Run a benchmark under a progress bar, write its report and print it.
+
+    Args:
+        context: of the command, with the global options.
+        name: of the benchmark, in the report's file name.
+        stages: what the bar says at each.
+        measure: from the settings to a report.
+        render: from a report to a table.
+        output: the report's path; None is one in bench-results.
+        as_json: print the report as JSON on stdout.
+    """
+    config = config_of(context)
+    path = prepare_report(output, name)
+    with bench_progress(stages) as progress:
+        report = measure(config, progress)
+    publish_report(report, render(report), path, as_json=as_json)
+    return report
+
+
+def exit_unless_complete(problems: Sequence[str], *, interrupted: bool) -> None:
+    """End with the exit code of failed self-checks or of Ctrl-C."""
+    if problems:
+        raise typer.Exit(FAILED)
+    if interrupted:
+        raise typer.Exit(INTERRUPTED)
 
 
 def prepare_report(output: Path | None, name: str) -> Path:

@@ -5,9 +5,16 @@ from typing import Annotated
 
 import typer
 
-from rag.cli.bench_output import INTERRUPTED, bench_progress, prepare_report, publish_report
-from rag.cli.failures import FAILED
-from rag.cli.options import AsJson, config_of
+from rag.cli.bench_output import (
+    AnswerTokens,
+    BenchPassages,
+    CorpusOption,
+    WorkDir,
+    exit_unless_complete,
+    measure_and_publish,
+    output_option,
+)
+from rag.cli.options import AsJson
 
 __all__ = ["prefix"]
 
@@ -22,21 +29,17 @@ STAGES = {
 def prefix(  # noqa: PLR0917 - typer declares options as parameters
     context: typer.Context,
     questions: Annotated[int, typer.Option(help="Length of the stream.")] = 30,
-    corpus: Annotated[str, typer.Option(help="python-topics or python-stdlib.")] = "python-topics",
+    corpus: CorpusOption = "python-topics",
     zipf_s: Annotated[float, typer.Option("--zipf", help="Exponent of the skew; 0 is none.")] = 1.0,
     popularity: Annotated[str, typer.Option(help="What the skew is over: question or document.")] = "question",
-    k: Annotated[int, typer.Option("-k", "--top-k", help="Passages a question.")] = 4,
-    max_tokens: Annotated[int, typer.Option(help="Length of an answer at most.")] = 16,
+    k: BenchPassages = 4,
+    max_tokens: AnswerTokens = 16,
     seed: Annotated[int, typer.Option(help="Of the stream and of the order of the modes.")] = 0,
     repeats: Annotated[int, typer.Option(help="Passes over the stream.")] = 1,
     workload: Annotated[Path | None, typer.Option(help="A saved stream to ask instead.")] = None,
     save_workload: Annotated[Path | None, typer.Option(help="Save the stream to this file.")] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Report with every measurement. Default: bench-results/prefix-TIME.json.")
-    ] = None,
-    work_dir: Annotated[
-        Path | None, typer.Option(help="Where the benchmark keeps its collections. Default: in your cache.")
-    ] = None,
+    output: Annotated[Path | None, output_option("prefix")] = None,
+    work_dir: WorkDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Time to first token with the cache off, cold and warm, over a skewed stream of questions.
@@ -60,12 +63,13 @@ def prefix(  # noqa: PLR0917 - typer declares options as parameters
         save_workload=save_workload,
         work_dir=work_dir,
     )
-    config = config_of(context)
-    path = prepare_report(output, "prefix")
-    with bench_progress(STAGES) as progress:
-        report = run(config, bench, progress)
-    publish_report(report, render(report), path, as_json=as_json)
-    if report.problems:
-        raise typer.Exit(FAILED)
-    if report.interrupted:
-        raise typer.Exit(INTERRUPTED)
+    report = measure_and_publish(
+        context,
+        "prefix",
+        STAGES,
+        lambda config, progress: run(config, bench, progress),
+        render,
+        output=output,
+        as_json=as_json,
+    )
+    exit_unless_complete(report.problems, interrupted=report.interrupted)
