@@ -12,6 +12,7 @@ import pytest
 import torch
 from tiny_models import make_engine_folder
 
+from engine.errors import ModelFileError
 from engine.models import packed_weights
 from engine.models.decoder import Decoder
 from engine.models.packed_weights import load_weights, pack_weights
@@ -165,6 +166,16 @@ def test_without_a_file_weights_are_private(kept, source, monkeypatch, caplog, t
     assert "this process has its own" in caplog.text
     assert_same(found, pack_weights(source(), "int8", load_library()))
     assert not kept.is_dir() or not [path for path in kept.iterdir() if path.name != "lock"]
+
+
+def test_a_model_whose_weights_are_gone_is_told_as_such(kept, source, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(source.folder, folder)
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to(tmp_path / "nothing")
+    source.folder = folder
+    with pytest.raises(ModelFileError, match=r"model\.safetensors"):
+        load(source)
 
 
 def test_small_models_get_no_file(kept, source, monkeypatch):

@@ -20,6 +20,7 @@ __all__ = ["default_weights_dir", "load_weights", "pack_weights"]
 
 logger = logging.getLogger(__name__)
 
+KEY_SUFFIXES = {".safetensors", ".json"}  # of the files that packed weights follow from
 SMALLEST_SHARED = 32 << 20  # bytes of safetensors below which a file of their own is not worth it
 
 
@@ -36,7 +37,7 @@ def load_weights(
         library: the kernels that they are for.
         source: loads the model; called only to pack it.
     """
-    files = sorted(path for path in folder.resolve().iterdir() if path.suffix in {".safetensors", ".json"})
+    files = sorted(path for path in folder.resolve().iterdir() if path.suffix in KEY_SUFFIXES and path.is_file())
     stats = [path.stat() for path in files]
     if sum(stat.st_size for stat in stats) < SMALLEST_SHARED:
         return pack_weights(source(), weight_format, library)
@@ -54,7 +55,7 @@ def load_weights(
 
     try:
         return map_weights(path, key, library) or _make(path, key, library, pack)
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # the latter of file systems without locks
         logger.warning("packed weights cannot be shared through %s (%s); this process has its own", path, error)
         return pack()
 
