@@ -6,6 +6,7 @@ Knows keys and bytes: neither what a key stands for nor how KV lies in a pool.
 import logging
 import threading
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
@@ -113,6 +114,7 @@ class ExtentStore:
         self._index = RecordIndex()
         self._state = threading.Lock()  # guards index and stats
         self._disk = threading.RLock()  # held while extents change; taken before `_state`
+        self._prefetching = ThreadPoolExecutor(1, "kv-prefetch")
         self._retry_at = 0.0
         self._closed = False
         try:
@@ -174,10 +176,10 @@ class ExtentStore:
 
     def prefetch(self, keys: Iterable[bytes]) -> None:
         """See `KVStore.prefetch`."""
-        for key in keys:
-            record = self._index.get(key)
-            if record is not None:
-                record.extent.prefetch(record)
+        with self._state:
+            records = [record for key in keys if (record := self._index.get(key)) is not None]
+            for record in records:
+                self._prefetching.submit(record.extent.prefetch, record)  # takes milliseconds of a cold record
 
     def keys(self) -> list[bytes]:
         """See `KVStore.keys`."""
@@ -208,6 +210,7 @@ class ExtentStore:
             with self._state:
                 self._closed = True
                 self._index = RecordIndex()
+            self._prefetching.shutdown(cancel_futures=True)
             try:
                 self._folder.sync()
             except OSError as error:

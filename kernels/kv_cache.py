@@ -78,7 +78,8 @@ class KVCache:
 
     def block_views(self, blocks: Sequence[int]) -> list[Tensor]:
         """Return the bytes of blocks as flat uint8 views [bytes_per_block], in the order in which they are stored."""
-        return [self.data[block].view(-1).view(torch.uint8) for block in blocks]
+        content = self.data.flatten(1).view(torch.uint8)
+        return [content[block] for block in blocks]
 
     def read_blocks(self, blocks: Sequence[int], num_tokens: int) -> Tensor:
         """Copy blocks to uint8 [len(blocks), bytes_per_block] on the CPU.

@@ -1,6 +1,7 @@
 """Blocks go to the store and come back as they were; the engine waits for neither, and nothing else goes with them."""
 
 import os
+import queue
 import random
 import threading
 
@@ -197,11 +198,14 @@ def test_close_writes_what_waits_and_declines_the_rest(store):
 def test_prefetch_asks_for_what_is_stored(tier, store, monkeypatch):
     tier.save("c", TEMPLATE, PASSAGE, [1, 2, 3])
     tier.flush()
-    asked = []
-    monkeypatch.setattr("os.posix_fadvise", lambda fd, offset, size, advice: asked.append((offset, size, advice)))
-    tier.prefetch("c", TEMPLATE, [PASSAGE, PASSAGE[1:]])
+    asked = queue.SimpleQueue()
+    monkeypatch.setattr("os.posix_fadvise", lambda fd, *arguments: asked.put(arguments))
+    tier.prefetch("c", TEMPLATE, [PASSAGE[1:], PASSAGE])
     record = store._index.records()[0]
-    assert asked == [(0, record.header.nbytes, os.POSIX_FADV_WILLNEED)]
+    assert asked.get(timeout=30) == (record.offset, record.header.nbytes, os.POSIX_FADV_WILLNEED)
+    tier.prefetch("c", TEMPLATE, [PASSAGE[1:]])
+    store.close()
+    assert asked.empty()
 
 
 @pytest.mark.parametrize("num_tokens", [1, 15, 16, 17, 31, 32])
