@@ -3,10 +3,10 @@
 import base64
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -20,10 +20,13 @@ from rag.schemas import (
     AnswerRequest,
     CollectionInfo,
     CollectionList,
+    DeletedDocument,
     DocumentInfo,
     DocumentList,
     DocumentWithPassages,
     IngestReport,
+    PrecomputePlan,
+    PrecomputeProgress,
     SearchRequest,
     SearchResult,
     SkippedDocument,
@@ -40,7 +43,10 @@ CONNECT_SECONDS = 5.0
 BATCH_BYTES = 4 * 2**20  # of documents in one request
 BATCH_DOCUMENTS = 32
 
+T = TypeVar("T")
+
 _EVENTS: TypeAdapter[AnswerEvent] = TypeAdapter(AnswerEvent)
+_PROGRESS = TypeAdapter(PrecomputeProgress)
 _NOTHING = IngestReport(collection="", added=0, updated=0, unchanged=0, removed=0, skipped=[], passages=0, seconds=0.0)
 
 
@@ -83,7 +89,7 @@ class Client:
                 response.read()
             self._check(response)
             for data in _server_sent(_lines(response.iter_text())):
-                yield self._event(data)
+                yield self._parsed(data, _EVENTS)
 
     def search(self, request: SearchRequest) -> SearchResult:
         """Find passages."""
@@ -125,6 +131,19 @@ class Client:
             total = total.model_copy(update={"removed": len(gone)})
         return total.model_copy(update={"skipped": [*total.skipped, *skipped], "seconds": perf_counter() - started})
 
+    def precompute_plan(self, collection: str) -> PrecomputePlan:
+        """Tell what it takes to store the KV of a collection's passages."""
+        return PrecomputePlan.model_validate(self._call("GET", _path(collection, "precompute")).json())
+
+    def precompute(self, collection: str) -> Generator[PrecomputeProgress, None, None]:
+        """Let the server compute; see `Operations.precompute`."""
+        with self._errors(), self._http.stream("POST", _path(collection, "precompute")) as response:
+            if response.is_error:
+                response.read()
+            self._check(response)
+            for data in _server_sent(_lines(response.iter_text())):
+                yield self._parsed(data, _PROGRESS)
+
     def collections(self) -> list[CollectionInfo]:
         """Return every collection, by name."""
         return CollectionList.model_validate(self._call("GET", "/v1/collections").json()).collections
@@ -146,10 +165,10 @@ class Client:
         response = self._call("GET", _path(collection, "documents", document_id))
         return DocumentWithPassages.model_validate(response.json())
 
-    def delete_document(self, collection: str, document_id: str) -> DocumentInfo:
-        """Delete a document with its passages, and return it."""
-        response = self._call("DELETE", _path(collection, "documents", document_id))
-        return DocumentInfo.model_validate(response.json())
+    def delete_document(self, collection: str, document_id: str, *, purge: bool = False) -> DeletedDocument:
+        """Delete a document with its passages, and return it; see `Operations.delete_document`."""
+        response = self._call("DELETE", _path(collection, "documents", document_id), params={"purge": purge})
+        return DeletedDocument.model_validate(response.json())
 
     def _send(self, collection: str, batch: list[RawDocument]) -> IngestReport:
         documents = [
@@ -169,11 +188,12 @@ class Client:
         self._check(response)
         return IngestReport.model_validate(response.json())
 
-    def _event(self, data: str) -> AnswerEvent:
+    def _parsed(self, data: str, kind: TypeAdapter[T]) -> T:
+        """Read an event; what is none of its kind is the problem that ended the stream."""
         try:
-            return _EVENTS.validate_json(data)
+            return kind.validate_json(data)
         except ValidationError:
-            raise ServerError(f"the server at {self.url} ended the answer: {_detail(data)}") from None
+            raise ServerError(f"the server at {self.url} ended it: {_detail(data)}") from None
 
     def _call(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         with self._errors():

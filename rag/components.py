@@ -3,16 +3,20 @@
 Knows how to make them, not what they are used for.
 """
 
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from rag.activity import Activity
 from rag.config import RagConfig
+from rag.living_store import LivingStore
 from rag.model_hub import ModelHub
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from engine.tokenizer import Tokenizer
     from engine.worker import EngineWorker
@@ -20,9 +24,12 @@ if TYPE_CHECKING:
     from retriever.embedder import TextEmbedder, Vectors
     from retriever.retriever import Library
 
-__all__ = ["LIBRARY_NAME", "Components", "LateEmbedder", "Once"]
+__all__ = ["LIBRARY_NAME", "STORE_NAME", "Components", "LateEmbedder", "Once"]
 
-LIBRARY_NAME = "library"  # folder in the data directory
+LIBRARY_NAME = "library"  # folders in the data directory
+STORE_NAME = "kv"
+MAX_DEFAULT_STORE_BYTES = 8 * 2**30
+FREE_DISK_SHARE = 10  # a tenth of it
 
 T = TypeVar("T")
 
@@ -94,7 +101,9 @@ class Components:
         self.layout: Once[PromptLayout] = Once(self._make_layout)
         self.embedder: Once[TextEmbedder] = Once(lambda: embedder or self._make_embedder())
         self.library: Once[Library] = Once(self._make_library)
+        self.store: Once[LivingStore | None] = Once(self._make_store)
         self.worker: Once[EngineWorker] = Once(self._make_worker)
+        self.activity = Activity()
         self._is_loaded = False
 
     def load(self) -> None:
@@ -117,9 +126,12 @@ class Components:
         return self._is_loaded
 
     def close(self) -> None:
-        """Stop the engine, then save and close the library."""
+        """Stop the engine, write its KV down, then save and close the library."""
         if worker := self.worker.if_made:
             worker.close()
+            worker.engine.close()
+        if store := self.store.if_made:
+            store.close()
         if library := self.library.if_made:
             library.close()
 
@@ -150,9 +162,33 @@ class Components:
             self.config.data_dir / LIBRARY_NAME, self.config.retriever.build(), embedder=LateEmbedder(self.embedder)
         )
 
+    def _make_store(self) -> "LivingStore | None":
+        """Open the KV store; there is none where its budget is 0 and none was made before."""
+        budget, folder = self.config.engine.kv_store_bytes, self.config.data_dir / STORE_NAME
+        if budget == 0 and not folder.exists():
+            return None
+        from engine.kv_store import ExtentStore
+
+        store = ExtentStore(folder, capacity_bytes=budget or _default_budget(folder))
+        living = LivingStore(store, self.library().derived)
+        living.sweep()
+        living.clean()
+        return living
+
     def _make_worker(self) -> "EngineWorker":
         from engine.engine import Engine
         from engine.worker import EngineWorker
+        from rag.certify.folders import certificates_of
 
-        engine = Engine.from_pretrained(self.hub.resolve(self.config.model), self.config.engine.build())
+        folder = self.hub.resolve(self.config.model)
+        store = None if self.config.engine.kv_store_bytes == 0 else self.store()
+        certificates = certificates_of(self.hub, self.config.model)
+        engine = Engine.from_pretrained(folder, self.config.engine.build(), store=store, certificates=certificates)
         return EngineWorker(engine).start()
+
+
+def _default_budget(folder: "Path") -> int:
+    """Return a tenth of the disk space that is free or the store's own, at most 8 GiB."""
+    folder.mkdir(parents=True, exist_ok=True)
+    own = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+    return min((shutil.disk_usage(folder).free + own) // FREE_DISK_SHARE, MAX_DEFAULT_STORE_BYTES)

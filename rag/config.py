@@ -38,7 +38,13 @@ class _Group(BaseModel):
 
 
 class EngineSettings(_Group):
-    """What `EngineConfig` takes; the defaults are its own."""
+    """What `EngineConfig` takes, with its own defaults, and what is kept on disk for the engine.
+
+    Attributes:
+        kv_store_bytes: disk space for the KV of passages; 0 keeps none, and None takes a tenth of what is free, at most
+            8 GiB.
+        precompute_when_idle: a server that has nothing to do reads passages ahead of the questions, best ones first.
+    """
 
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
     weights: Literal["auto", "full", "int8"] = "auto"
@@ -53,10 +59,12 @@ class EngineSettings(_Group):
     max_num_waiting: int = Field(default=1024, ge=1)
     max_model_len: int | None = Field(default=None, ge=1)
     eviction: str = "lru"
+    kv_store_bytes: int | None = Field(default=None, ge=0)
+    precompute_when_idle: bool = True
 
     def build(self) -> EngineConfig:
         """Make the engine's own configuration."""
-        return EngineConfig(**self.model_dump())
+        return EngineConfig(**self.model_dump(exclude={"kv_store_bytes", "precompute_when_idle"}))
 
 
 class RetrieverSettings(_Group):
@@ -97,12 +105,17 @@ class AnswerSettings(_Group):
         stop_repetition: end an answer that starts to repeat itself.
         order_epsilon: passages whose scores differ by no more than this are put in a fixed order, so that
             near ties give the same prompt and hit the cache.
+        reuse: `exact` takes only KV that a full computation would give as well, `chunk` also takes that of passages in
+            another order (an error without a certificate for model and template), `auto` does so where there is one.
+        order: `score` keeps the best passage first, `cache` puts the passages in the order that hits the cache best.
     """
 
     max_tokens: int = Field(default=128, ge=1)
     extractive: bool = True
     stop_repetition: bool = True
     order_epsilon: float = Field(default=0.0, ge=0)
+    reuse: Literal["auto", "exact", "chunk"] = "auto"
+    order: Literal["score", "cache"] = "score"
 
 
 class ServerSettings(_Group):

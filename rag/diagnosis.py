@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 
 from data.errors import DataError
 from engine.errors import EngineError
-from rag.components import LIBRARY_NAME
+from rag.client import Client
+from rag.components import LIBRARY_NAME, STORE_NAME
 from rag.config import RagConfig
 from rag.data_dir import find_owner, open_owned
 from rag.errors import RagError
 from rag.model_hub import ModelHub
+from rag.schemas import KVStoreInfo
 from retriever.errors import RetrieverError
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ def diagnose(config: RagConfig, *, end_to_end: bool = True) -> list[Check]:
     checks += _guarded("index", _index)
     checks += _guarded("models", lambda: _models(config))
     checks += _guarded("data directory", lambda: _data_dir(config))
+    checks += _guarded("KV store", lambda: _kv_store(config))
     checks += _guarded("collections", lambda: _collections(config))
     if end_to_end:
         checks += _guarded("end to end", lambda: _end_to_end(config))
@@ -113,6 +116,38 @@ def _data_dir(config: RagConfig) -> Iterator[Check]:
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     detail = f"{path}, {size / 2**20:.1f} MiB" + ("" if writable else ", not writable: choose another with --data-dir")
     yield Check("data directory", writable, detail)
+
+
+def _kv_store(config: RagConfig) -> Iterator[Check]:
+    """Read the headers of every stored record, or ask the server that has them open."""
+    owner = find_owner(config.data_dir)
+    if owner is not None and not owner.url:
+        yield Check("KV store", None, f"not looked at while process {owner.pid} uses it; stop it and run this again")
+        return
+    store = _served_store(owner.url) if owner is not None and owner.url else _own_store(config)
+    if store is None:
+        yield Check("KV store", None, "none yet; it is made with the first answer, or with `rag ingest --precompute`")
+        return
+    detail = (
+        f"{store.records} records, {store.bytes_stored / 2**20:.1f} of {store.bytes_budget / 2**20:.0f} MiB, "
+        f"{store.damages} damaged places, {store.bad_records} bad records"
+    )
+    yield Check("KV store", True if store.damages + store.bad_records == 0 else None, detail)
+
+
+def _served_store(url: str) -> KVStoreInfo | None:
+    info = Client(url).health().get("kv_store")
+    return KVStoreInfo.model_validate(info) if info else None
+
+
+def _own_store(config: RagConfig) -> KVStoreInfo | None:
+    from rag.service import Service
+
+    if not (config.data_dir / STORE_NAME).exists():
+        return None
+    with open_owned(config.data_dir), Service(config) as service:
+        store = service.components.store()
+        return store.info() if store else None
 
 
 def _collections(config: RagConfig) -> Iterator[Check]:

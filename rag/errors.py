@@ -9,9 +9,11 @@ RagError
 ├── RequestError               a request that cannot be answered as it is
 │   ├── InvalidRequestError    a field that is missing, unknown or out of range
 │   ├── NoPassagesError        a collection without passages
+│   ├── NoKVStoreError         passages to be read ahead where no KV is stored
 │   ├── QuestionTooLongError   a question that leaves no room in the model's context
 │   └── NotReadyError          a server that loads its models, or stops
 ├── ConfigurationError         a setting that is unknown, ambiguous or cannot work
+├── PurgeError                KV of a deleted document that could not be erased
 ├── TemplateError              a prompt template that cannot be laid out
 ├── AddressError               an address that the server cannot listen on
 └── DataDirError               the data directory cannot be used
@@ -29,8 +31,10 @@ __all__ = [
     "InvalidRequestError",
     "ModelFolderError",
     "ModelHubError",
+    "NoKVStoreError",
     "NoPassagesError",
     "NotReadyError",
+    "PurgeError",
     "QuestionTooLongError",
     "RagError",
     "RequestError",
@@ -76,6 +80,10 @@ class NoPassagesError(RequestError):
     """Report a question to a collection that has no passages."""
 
 
+class NoKVStoreError(RequestError):
+    """Report that passages cannot be read ahead, since no KV is stored."""
+
+
 class QuestionTooLongError(RequestError):
     """Report a question that leaves no room in the model's context."""
 
@@ -86,6 +94,10 @@ class NotReadyError(RequestError):
 
 class ConfigurationError(RagError):
     """Report a setting that is unknown, ambiguous or cannot work."""
+
+
+class PurgeError(RagError):
+    """Report that the KV of a document, which is deleted, could not be erased from memory or disk."""
 
 
 class TemplateError(RagError):

@@ -1,6 +1,6 @@
 """What can be asked of Preread, whoever does it: this process (`Service`) or a running server (`Client`)."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from rag.config import RetrieverSettings
@@ -9,10 +9,13 @@ from rag.schemas import (
     AnswerEvent,
     AnswerRequest,
     CollectionInfo,
+    DeletedDocument,
     DocumentInfo,
     DocumentWithPassages,
     DoneEvent,
     IngestReport,
+    PrecomputePlan,
+    PrecomputeProgress,
     SearchRequest,
     SearchResult,
 )
@@ -78,6 +81,15 @@ class Operations(Protocol):
             progress: called after every step.
         """
 
+    def precompute_plan(self, collection: str) -> PrecomputePlan:
+        """Tell what it takes to store the KV of a collection's passages."""
+
+    def precompute(self, collection: str) -> Generator[PrecomputeProgress, None, None]:
+        """Compute and store the KV of a collection's passages, best ones first, as far as the budget goes.
+
+        What is stored is skipped, and stays when the generator is closed early.
+        """
+
     def collections(self) -> list[CollectionInfo]:
         """Return every collection, by name."""
 
@@ -93,8 +105,8 @@ class Operations(Protocol):
     def document(self, collection: str, document_id: str) -> DocumentWithPassages:
         """Return a document with its passages."""
 
-    def delete_document(self, collection: str, document_id: str) -> DocumentInfo:
-        """Delete a document with its passages, and return it."""
+    def delete_document(self, collection: str, document_id: str, *, purge: bool = False) -> DeletedDocument:
+        """Delete a document with its passages, and return it; with `purge` no copy of their KV is left."""
 
     def close(self) -> None:
         """Let go of everything held."""

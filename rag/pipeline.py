@@ -5,15 +5,18 @@ One `Pipeline` serves any number of threads and coroutines at once; the engine's
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine.config import SamplingParams
+from engine.prompt import Reuse
 from rag.answer import AnswerAssembler, source_of
 from rag.components import Components
 from rag.errors import NoPassagesError
+from rag.living_store import claims_of, namespace_of
 from rag.schemas import (
     AnswerEvent,
     AnswerRequest,
@@ -30,19 +33,24 @@ if TYPE_CHECKING:
     from engine.worker import EngineWorker
     from retriever.document import Hit
 
-__all__ = ["Pipeline", "Prepared", "Retrieved", "namespace_of", "order_hits"]
+__all__ = ["Pipeline", "Prepared", "Retrieved", "tied_groups"]
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Retrieved:
-    """Passages by falling score, and how long finding them took, in milliseconds."""
+    """Passages by falling score in groups that tie, and how long finding them took, in milliseconds."""
 
-    hits: "tuple[Hit, ...]"
+    groups: "tuple[tuple[Hit, ...], ...]"
     collection_id: int
     embed_ms: float
     search_ms: float
+
+    @property
+    def hits(self) -> "tuple[Hit, ...]":
+        """The passages, best first."""
+        return tuple(hit for group in self.groups for hit in group)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +62,8 @@ class Prepared:
         prompt: template, passages, tail.
         sampling: how the engine chooses tokens.
         namespace: the collection's tree of cached KV.
+        reuse: which cached KV may serve.
+        groups: sizes of consecutive passages of the prompt that may change places; empty where none may.
         sources: the passages of the prompt, numbered by rank.
         warnings: what could not be used, and why.
         embed_ms: time spent on the question's vector.
@@ -64,10 +74,17 @@ class Prepared:
     prompt: "Prompt"
     sampling: SamplingParams
     namespace: str
+    reuse: Reuse
+    groups: tuple[int, ...]
     sources: tuple[Source, ...]
     warnings: tuple[str, ...]
     embed_ms: float
     search_ms: float
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """Arguments of `Engine.submit` besides prompt and sampling."""
+        return {"namespace": self.namespace, "reuse": self.reuse, "groups": self.groups}
 
 
 class Pipeline:
@@ -110,10 +127,14 @@ class Pipeline:
             EngineError: the engine is full or has stopped.
         """
         self._components.load()
+        with self._components.activity.busy():
+            yield from self._answer(request)
+
+    def _answer(self, request: AnswerRequest) -> Generator[AnswerEvent, None, None]:
         prepared = self.prepare(request)
         assembler = self._assembler(request, prepared)
         worker = self._components.worker()
-        handle = worker.submit_sync(prepared.prompt, prepared.sampling, namespace=prepared.namespace)
+        handle = worker.submit_sync(prepared.prompt, prepared.sampling, **prepared.how)
         events = worker.stream_sync(handle)
         try:
             yield RetrievalEvent(sources=list(prepared.sources), warnings=list(prepared.warnings))
@@ -127,10 +148,16 @@ class Pipeline:
     async def answer_async(self, request: AnswerRequest) -> AsyncGenerator[AnswerEvent, None]:
         """Do what `answer` does without blocking the event loop; cancelling the task cancels the answer."""
         await asyncio.to_thread(self._components.load)
+        with self._components.activity.busy():
+            async with aclosing(self._answer_async(request)) as events:
+                async for event in events:
+                    yield event
+
+    async def _answer_async(self, request: AnswerRequest) -> AsyncGenerator[AnswerEvent, None]:
         prepared = await asyncio.to_thread(self.prepare, request)
         assembler = self._assembler(request, prepared)
         worker: EngineWorker = self._components.worker()
-        handle = await worker.submit(prepared.prompt, prepared.sampling, namespace=prepared.namespace)
+        handle = await worker.submit(prepared.prompt, prepared.sampling, **prepared.how)
         try:
             yield RetrievalEvent(sources=list(prepared.sources), warnings=list(prepared.warnings))
             async for event in worker.stream(handle):
@@ -150,8 +177,8 @@ class Pipeline:
         vector = library.embed_query(query)
         embedded = perf_counter()
         hits = library.search(collection, vector, k or self._config.top_k)
-        ordered = order_hits(hits, self._config.answer.order_epsilon)
-        return Retrieved(tuple(ordered), row.id, 1e3 * (embedded - started), _since(embedded))
+        groups = tied_groups(hits, self._config.answer.order_epsilon)
+        return Retrieved(groups, row.id, 1e3 * (embedded - started), _since(embedded))
 
     def prepare(self, request: AnswerRequest) -> Prepared:
         """Retrieve passages and lay the prompt out, best passages first while they fit."""
@@ -169,6 +196,7 @@ class Pipeline:
         )
         used = {passage.id for passage in laid_out.passages}
         hits = [hit for hit in found.hits if hit.passage.id in used]
+        self._components.library().popularity.note(used)
         sampling = SamplingParams(
             max_tokens=min(max_tokens, limit - laid_out.prompt.num_tokens),
             temperature=request.temperature,
@@ -176,6 +204,7 @@ class Pipeline:
             top_p=request.top_p,
             seed=request.seed,
         )
+        self._expect_kv(found.collection_id, laid_out.prompt)
         warnings = []
         if laid_out.left_out:
             labels = ", ".join(f"{passage.label} ({passage.title})" for passage in laid_out.left_out)
@@ -189,11 +218,27 @@ class Pipeline:
             prompt=laid_out.prompt,
             sampling=sampling,
             namespace=namespace_of(found.collection_id),
+            reuse=Reuse(request.reuse or self._config.answer.reuse),
+            groups=self._movable(request, found, used),
             sources=tuple(source_of(n, hit) for n, hit in enumerate(hits, 1)),
             warnings=tuple(warnings),
             embed_ms=found.embed_ms,
             search_ms=found.search_ms,
         )
+
+    def _expect_kv(self, collection_id: int, prompt: "Prompt") -> None:
+        """Tell the KV store whose KV this prompt may give it."""
+        if store := self._components.store.if_made:
+            head, *passages, _ = prompt.segments
+            identity = self._components.worker().engine.identity
+            store.expect(claims_of(identity, collection_id, head, passages))
+
+    def _movable(self, request: AnswerRequest, found: Retrieved, used: set[int]) -> tuple[int, ...]:
+        """Return the sizes of groups of passages that may change places; empty where each is alone in its group."""
+        if (request.order or self._config.answer.order) == "cache":
+            return (len(used),)
+        sizes = [sum(hit.passage.id in used for hit in group) for group in found.groups]
+        return tuple(size for size in sizes if size) if max(sizes) > 1 else ()
 
     def _limit(self, num_passages: int) -> int:
         """How many tokens a prompt with so many passages and its answer may have, by context and by blocks."""
@@ -215,21 +260,14 @@ class Pipeline:
         )
 
 
-def namespace_of(collection_id: int) -> str:
-    """Return the name of a collection's tree of cached KV; ids are never used again."""
-    return str(collection_id)
-
-
-def order_hits(hits: "list[Hit]", epsilon: float) -> "list[Hit]":
-    """Return hits by falling score, those within `epsilon` of the first of their group by passage id."""
-    ordered: list[Hit] = []
-    group: list[Hit] = []
+def tied_groups(hits: "Sequence[Hit]", epsilon: float) -> "tuple[tuple[Hit, ...], ...]":
+    """Group hits, best first: those within `epsilon` of the first of their group tie, and are put by passage id."""
+    groups: list[list[Hit]] = []
     for hit in hits:
-        if group and group[0].score - hit.score > epsilon:
-            ordered += sorted(group, key=lambda item: item.passage.id)
-            group = []
-        group.append(hit)
-    return ordered + sorted(group, key=lambda item: item.passage.id)
+        if not groups or groups[-1][0].score - hit.score > epsilon:
+            groups.append([])
+        groups[-1].append(hit)
+    return tuple(tuple(sorted(group, key=lambda item: item.passage.id)) for group in groups)
 
 
 def _since(moment: float) -> float:

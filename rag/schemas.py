@@ -28,6 +28,7 @@ __all__ = [
     "CitationEvent",
     "CollectionInfo",
     "CollectionList",
+    "DeletedDocument",
     "DeltaEvent",
     "DocumentInfo",
     "DocumentInput",
@@ -37,9 +38,14 @@ __all__ = [
     "HitTokens",
     "IngestReport",
     "IngestRequest",
+    "KVStoreInfo",
+    "KeptPassage",
     "PassageCache",
     "PassageId",
     "PassageInfo",
+    "PrecomputePlan",
+    "PrecomputeProgress",
+    "Purge",
     "RetrievalEvent",
     "SearchRequest",
     "SearchResult",
@@ -112,6 +118,9 @@ class AnswerRequest(_Request):
         top_p: sample among the fewest tokens whose probability reaches this sum.
         seed: makes sampling repeatable.
         extractive: quote the best sentence when the model's answer cites nothing.
+        reuse: which cached KV of passages may serve: `exact`, `chunk` (in any order; refused without a certificate) or
+            `auto`.
+        order: of the passages in the prompt: `score`, or `cache` for what hits the cache best.
         stream: server-sent events instead of one JSON answer.
     """
 
@@ -124,6 +133,8 @@ class AnswerRequest(_Request):
     top_p: float = Field(default=1.0, gt=0, le=1)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     extractive: bool | None = None
+    reuse: Literal["auto", "exact", "chunk"] | None = None
+    order: Literal["score", "cache"] | None = None
     stream: bool = False
 
 
@@ -303,6 +314,97 @@ class DocumentWithPassages(DocumentInfo):
     """A document and what it was cut into."""
 
     passage_list: list[PassageInfo]
+
+
+class KeptPassage(_Result):
+    """A passage whose KV was not removed, since another passage, which lives, has the same tokens."""
+
+    passage_id: PassageId
+    same_as: PassageId
+    same_as_uri: str
+
+
+class Purge(_Result):
+    """What was removed from the cache and the KV store so that nothing of it is left.
+
+    Attributes:
+        passages: passages whose KV was removed from the memory of the engine, where it was.
+        records: records removed from the KV store.
+        scanned_bytes: bytes of the store that were then searched for each key, without finding one.
+        kept: passages that share their KV with one that lives.
+    """
+
+    passages: int
+    records: int
+    scanned_bytes: int
+    kept: list[KeptPassage]
+
+
+class DeletedDocument(DocumentInfo):
+    """A document that was deleted; `purge` is there where that was asked for."""
+
+    purge: Purge | None = None
+
+
+class PrecomputePlan(_Result):
+    """What it takes to store the KV of a collection's passages.
+
+    Attributes:
+        collection: its name.
+        passages: passages in it.
+        stored: those whose KV is stored already.
+        to_compute: those that would be computed now, best ones first: as many as there is room for.
+        tokens: their tokens.
+        bytes_needed: disk space that they take.
+        bytes_stored: disk space in use, by all collections.
+        bytes_budget: disk space that may be used; 0 where no KV is stored.
+    """
+
+    collection: str
+    passages: int
+    stored: int
+    to_compute: int
+    tokens: int
+    bytes_needed: int
+    bytes_stored: int
+    bytes_budget: int
+
+
+class PrecomputeProgress(_Result):
+    """How far it is; the last one has `finished`, and what it counts is on disk then."""
+
+    type: Literal["progress"] = "progress"
+    passages: int
+    total: int
+    tokens: int
+    seconds: float
+    finished: bool = False
+
+
+class KVStoreInfo(_Result):
+    """The KV store: what it holds, and what has happened since it was opened.
+
+    Attributes:
+        records: passages and templates whose KV can be read.
+        bytes_stored: disk space that they take.
+        bytes_budget: disk space that they may take.
+        hits: loads that were served.
+        bad_records: records that did not verify when they were loaded; their KV was computed again.
+        damages: damaged places found when it was opened.
+        written: records written.
+        declined: records that were not written: no room, nobody needs them, or the disk refuses.
+        evicted: records that had to make room.
+    """
+
+    records: int
+    bytes_stored: int
+    bytes_budget: int
+    hits: int
+    bad_records: int
+    damages: int
+    written: int
+    declined: int
+    evicted: int
 
 
 class CollectionList(_Result):

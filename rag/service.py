@@ -3,26 +3,33 @@
 Every method may be called from any thread. Whoever makes a `Service` owns the data directory (`data_dir.open_owned`).
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import suppress
+from contextlib import closing
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from engine.errors import EngineStoppedError
+from rag.cleaning import clean, drop_namespace
+from rag.cleaning import purge as purge_kv
 from rag.components import Components
 from rag.config import RagConfig
+from rag.idle import IdlePrecompute
 from rag.operations import Progress, ignore_progress, ignored_settings
-from rag.pipeline import Pipeline, namespace_of
+from rag.pipeline import Pipeline
+from rag.precompute import Precompute
 from rag.schemas import (
     AnswerEvent,
     AnswerRequest,
     CollectionInfo,
+    DeletedDocument,
     DocumentInfo,
     DocumentInput,
     DocumentWithPassages,
     IngestReport,
     PassageInfo,
+    PrecomputePlan,
+    PrecomputeProgress,
     SearchRequest,
     SearchResult,
     SkippedDocument,
@@ -60,6 +67,8 @@ class Service:
         self.config = config
         self.components = Components(config, embedder=embedder)
         self.pipeline = Pipeline(self.components)
+        self._precompute = Precompute(self.components)
+        self._idle = IdlePrecompute(self.components, self._precompute)
 
     def __enter__(self) -> Self:
         return self
@@ -71,6 +80,7 @@ class Service:
 
     def close(self) -> None:
         """Stop the engine, save and close the library; unfinished answers end with `EngineStoppedError`."""
+        self._idle.close()
         self.components.close()
 
     def load(self) -> None:
@@ -88,6 +98,11 @@ class Service:
         handle = worker.submit_sync(tokens, SamplingParams(max_tokens=2, ignore_eos=True), namespace="warm-up")
         for _ in worker.stream_sync(handle):
             pass
+
+    def read_ahead_when_idle(self) -> None:
+        """From now on, compute the KV of passages while nobody waits, where the settings say so."""
+        if self.config.engine.precompute_when_idle and self.config.engine.kv_store_bytes != 0:
+            self._idle.start()
 
     @property
     def is_loaded(self) -> bool:
@@ -116,6 +131,14 @@ class Service:
         progress: Progress = ignore_progress,
     ) -> IngestReport:
         """Bring a collection in line with sources; see `Operations.ingest`."""
+        with self.components.activity.busy():
+            report = self._ingest(collection, sources, prune_scope, progress)
+        clean(self.components)
+        return report
+
+    def _ingest(
+        self, collection: str, sources: Sequence[Source], prune_scope: Sequence[str] | None, progress: Progress
+    ) -> IngestReport:
         started = perf_counter()
         encoder = self.components.passage_tokens()
         library = self.components.library()
@@ -141,6 +164,28 @@ class Service:
             seconds=perf_counter() - started,
         )
 
+    def precompute_plan(self, collection: str) -> PrecomputePlan:
+        """Tell what it takes to store the KV of a collection's passages; see `Precompute.plan`."""
+        return self._precompute.plan(collection)
+
+    def precompute(self, collection: str) -> Generator[PrecomputeProgress, None, None]:
+        """Compute and store the KV of a collection's passages; see `Operations.precompute`."""
+        with self.components.activity.busy():
+            run = self._precompute.start(collection)
+            with closing(iter(run)) as events:
+                yield from events
+
+    async def precompute_async(self, collection: str) -> AsyncGenerator[PrecomputeProgress, None]:
+        """Do what `precompute` does without blocking the event loop; cancelling the task ends it."""
+        with self.components.activity.busy():
+            run = await asyncio.to_thread(self._precompute.start, collection)
+            events = iter(run)
+            try:
+                while (progress := await asyncio.to_thread(next, events, None)) is not None:
+                    yield progress
+            finally:
+                run.stop()
+
     def collections(self) -> list[CollectionInfo]:
         """Return every collection, by name."""
         return [_collection_info(row) for row in self.components.library().collections()]
@@ -160,9 +205,8 @@ class Service:
             UnknownCollectionError: there is none of this name.
         """
         collection = self.components.library().delete_collection(name)
-        if worker := self.components.worker.if_made:
-            with suppress(EngineStoppedError):  # then its cache has gone with it
-                worker.call(lambda engine: engine.cache.drop_namespace(namespace_of(collection.id))).result()
+        drop_namespace(self.components, collection.id)
+        clean(self.components)
 
     def documents(self, collection: str) -> list[DocumentInfo]:
         """Return every document of a collection, by uri.
@@ -195,13 +239,20 @@ class Service:
         ]
         return DocumentWithPassages(**info.model_dump(), passage_list=passages)
 
-    def delete_document(self, collection: str, document_id: str) -> DocumentInfo:
-        """Delete a document with its passages, and return it.
+    def delete_document(self, collection: str, document_id: str, *, purge: bool = False) -> DeletedDocument:
+        """Delete a document with its passages, and return it; with `purge` no copy of their KV is left.
 
         Raises:
             UnknownDocumentError: the collection has none of this id.
         """
-        return _document_info(self.components.library().delete_document(collection, document_id))
+        library = self.components.library()
+        if not purge:
+            document = library.delete_document(collection, document_id)
+            clean(self.components)
+            return DeletedDocument(**_document_info(document).model_dump())
+        erasure = library.erase_document(collection, document_id)
+        purged = purge_kv(self.components, erasure)
+        return DeletedDocument(**_document_info(erasure.document).model_dump(), purge=purged)
 
 
 def _collection_info(row: "Collection") -> CollectionInfo:

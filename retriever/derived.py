@@ -68,6 +68,11 @@ class DerivedKeys:
         with self._store.read() as reader:
             return reader.live_keys(keys)
 
+    def all(self) -> set[bytes]:
+        """Return every key that lives."""
+        with self._store.read() as reader:
+            return reader.all_live_keys()
+
     def dead(self) -> list[DeadKey]:
         """Return the keys that wait for their data to be removed."""
         with self._store.read() as reader:

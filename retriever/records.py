@@ -184,6 +184,10 @@ class Reader:
         statement = "SELECT 1 FROM derived_keys WHERE key = ?"
         return {key for key in keys if self._connection.execute(statement, (key,)).fetchone()}
 
+    def all_live_keys(self) -> set[bytes]:
+        """Return every key of derived data that a passage or a collection needs."""
+        return {key for (key,) in self._connection.execute("SELECT DISTINCT key FROM derived_keys")}
+
     def keys_of(self, collection: Collection, document_id: str) -> set[bytes]:
         """Return the keys of data derived from a document's passages."""
         statement = """

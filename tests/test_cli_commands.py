@@ -125,7 +125,7 @@ def test_ask_shows_answer_sources_and_what_the_cache_saved(rag: Rag, docs: Path)
     assert (ran.code, ran.err) == (0, "")
     assert "From the sources: “Its lamp is lit every evening by Mara Venn.” [1]" in ran.out
     assert f"[1] Lighthouse\n      {docs / 'lighthouse.md'} · characters" in ran.out
-    assert "prompt tokens, 0 from cache · first token " in ran.out.splitlines()[-1]
+    assert "prompt tokens, 0 from cache · passages: " in ran.out.splitlines()[-1]
 
 
 def test_a_document_cannot_steer_the_terminal(rag: Rag, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from rag_helpers import HARBOUR, LIGHTHOUSE, make_chat_model
 from rag.config import AnswerSettings, EngineSettings, RagConfig, load_config
 from rag.errors import NoPassagesError, QuestionTooLongError
 from rag.operations import final_answer
-from rag.pipeline import order_hits
+from rag.pipeline import tied_groups
 from rag.schemas import Answer, AnswerRequest, RetrievalEvent, SearchRequest
 from rag.service import Service
 from retriever.document import TextSource
@@ -200,10 +200,11 @@ def test_unknown_and_empty_collections_are_told(service: Service) -> None:
 def test_near_ties_come_in_a_fixed_order(service: Service) -> None:
     hits = service.components.library().search("docs", "Who lights the lamp?", 3)
     spread = hits[0].score - hits[-1].score
-    assert order_hits(hits, 0.0) == hits
-    tied = order_hits(hits, spread + 0.01)
-    assert [hit.passage.id for hit in tied] == sorted(hit.passage.id for hit in hits)
-    assert order_hits(list(reversed(tied)), spread + 0.01) == tied
+    assert tied_groups(hits, 0.0) == tuple((hit,) for hit in hits)
+    tied = tied_groups(hits, spread + 0.01)
+    assert [[hit.passage.id for hit in group] for group in tied] == [sorted(hit.passage.id for hit in hits)]
+    assert tied_groups(list(reversed(tied[0])), spread + 0.01) == tied
+    assert tied_groups([], 0.0) == ()
 
 
 def test_sampling_is_repeatable_with_a_seed(service: Service) -> None:

@@ -48,7 +48,7 @@ def test_every_way_in_gives_the_same_answer(
     assert shape(response.json()) == shape(local.model_dump(mode="json")), "one format, whoever prints it"
     assert first.sources == local.sources
     passage_tokens = sum(passage.tokens for passage in second.cache.passages)
-    assert first.usage.cached_tokens < 0.5 * passage_tokens
+    assert first.cache.hit_tokens.disk == first.usage.cached_tokens > 0, "another process has read it"
     assert second.usage.cached_tokens >= 0.9 * passage_tokens
     assert second.timings_ms.prefill < first.timings_ms.prefill
     assert (events[0][0], events[-1][0]) == ("retrieval", "done")

@@ -15,7 +15,15 @@ from server_helpers import DOCUMENTS, QUESTION, Running, eventually, make_config
 from rag.client import Client
 from rag.config import RetrieverSettings
 from rag.operations import final_answer
-from rag.schemas import Answer, AnswerRequest, CollectionInfo, DocumentWithPassages, SearchRequest, SearchResult
+from rag.schemas import (
+    Answer,
+    AnswerRequest,
+    CollectionInfo,
+    DeletedDocument,
+    DocumentWithPassages,
+    SearchRequest,
+    SearchResult,
+)
 from rag.server import documents
 from rag.server.state import MAX_LARGE_BODIES, SMALL_BODY_BYTES
 from rag.service import Service
@@ -65,7 +73,8 @@ def test_health_tells_what_runs(api: Running) -> None:
     assert health["status"] == "ok"
     assert health["ready"] is True
     assert health["model"] == api.service.config.model
-    assert set(health) == {"status", "ready", "model", "embedder", "version"}
+    assert set(health) == {"status", "ready", "model", "embedder", "version", "kv_store"}
+    assert health["kv_store"]["bytes_budget"] > 0
     assert api.http.get("/readyz").json() == {"status": "ready"}
     assert api.http.head("/healthz").status_code == 200
 
@@ -86,7 +95,7 @@ def test_documents_come_and_go(api: Running) -> None:
     path = f"/v1/collections/zoo/documents/{listed[0]['id']}"
     document = DocumentWithPassages.model_validate(api.http.get(path).json())
     assert document.passage_list[0].text == "Owls hunt at dusk."
-    assert api.http.delete(path).json() == listed[0]
+    assert api.http.delete(path).json() == listed[0] | {"purge": None}
     assert api.http.get(path).status_code == 404
     gone = api.http.delete("/v1/collections/zoo")
     assert (gone.status_code, gone.content) == (204, b"")
@@ -151,7 +160,8 @@ def test_the_client_does_what_the_service_does(api: Running) -> None:
         assert client.search(request).results == api.service.search(request).results
         question = AnswerRequest(question="When?", collection="by-client")
         assert final_answer(client.answer(question)).sources == final_answer(api.service.answer(question)).sources
-        assert client.delete_document("by-client", documents[0].id) == documents[0]
+        deleted = client.delete_document("by-client", documents[0].id)
+        assert deleted == DeletedDocument(**documents[0].model_dump())
         client.delete_collection("by-client")
         assert "by-client" not in [collection.name for collection in api.service.collections()]
     finally:

@@ -31,6 +31,12 @@ def ask(  # noqa: PLR0917 - typer declares options as parameters
         bool | None,
         typer.Option("--extractive/--no-extractive", help="Quote the best sentence when the answer cites nothing."),
     ] = None,
+    reuse: Annotated[
+        str | None, typer.Option(metavar="auto|exact|chunk", help="Which cached KV of passages may serve.")
+    ] = None,
+    order: Annotated[
+        str | None, typer.Option(metavar="score|cache", help="Passages by score, or as they hit the cache best.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer a question from a collection."""
@@ -48,6 +54,8 @@ def ask(  # noqa: PLR0917 - typer declares options as parameters
         top_p=top_p,
         seed=seed,
         extractive=extractive,
+        reuse=reuse,
+        order=order,
     )
     with connect(config_of(context)) as operations:
         answer = show_answer(operations, request, quiet=as_json)

@@ -1,11 +1,14 @@
 """`rag documents`: list, show and delete documents of a collection."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rag.cli.options import AsJson, CollectionOption, config_of
-from rag.cli.output import number, print_json, print_table, printable
+from rag.cli.output import mebibytes, number, print_json, print_table, printable
+
+if TYPE_CHECKING:
+    from rag.schemas import Purge
 
 __all__ = ["app"]
 
@@ -50,14 +53,31 @@ def show(
 
 @app.command("delete")
 def delete(
-    context: typer.Context, document_id: DocumentId, collection: CollectionOption = "default", as_json: AsJson = False
+    context: typer.Context,
+    document_id: DocumentId,
+    collection: CollectionOption = "default",
+    purge: Annotated[
+        bool, typer.Option("--purge", help="Wait until no copy of its KV is left in memory and on disk, and check it.")
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Delete a document; searches that start later do not see it."""
     from rag.connect import connect
 
     with connect(config_of(context)) as operations:
-        document = operations.delete_document(collection, document_id)
+        document = operations.delete_document(collection, document_id, purge=purge)
     if as_json:
         print_json(document)
         return
     print(printable(f"deleted {document.title!r} ({document.uri}): {document.passages} passages"))
+    if document.purge is not None:
+        _tell_purge(document.purge)
+
+
+def _tell_purge(purge: "Purge") -> None:
+    print(
+        f"purged the KV of {purge.passages} passages: {purge.records} records erased; none of their keys is left in "
+        f"{mebibytes(purge.scanned_bytes)} of the KV store"
+    )
+    for kept in purge.kept:
+        print(printable(f"kept the KV of passage {kept.passage_id}: {kept.same_as_uri} has one of the same tokens"))

@@ -8,10 +8,11 @@ import typer
 
 from rag.cli.failures import FAILED, OK, PARTLY
 from rag.cli.options import AsJson, CollectionOption, config_of
-from rag.cli.output import ingest_progress, number, print_json, printable
+from rag.cli.output import ingest_progress, mebibytes, number, precompute_progress, print_json, printable, waiting
 
 if TYPE_CHECKING:
-    from rag.schemas import IngestReport, SkippedDocument
+    from rag.operations import Operations
+    from rag.schemas import IngestReport, PrecomputeProgress, SkippedDocument
     from retriever.document import Source
 
 __all__ = ["corpus_sources", "describe", "ingest"]
@@ -32,6 +33,9 @@ def ingest(
     index: Annotated[
         str | None, typer.Option(metavar="FACTORY", help="FAISS index, such as HNSW32; for a new collection.")
     ] = None,
+    precompute: Annotated[
+        bool, typer.Option("--precompute", help="Then read the collection's passages ahead: store their KV.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Read documents into a collection: new ones are added, changed ones updated, others left alone.
@@ -39,7 +43,7 @@ def ingest(
     A file that cannot be read is reported and skipped, and the exit code is 3. An interrupted run is taken up by the
     next one.
     """
-    if not paths and not corpus:
+    if not (paths or corpus or precompute):
         raise typer.BadParameter("name files or folders to read, or a corpus with --corpus")
     from rag.connect import connect
 
@@ -50,12 +54,19 @@ def ingest(
         print("WARNING: nothing is pruned, since paths are missing; check them and run it again", file=sys.stderr)
     given = {"passage_tokens": passage_tokens, "index_factory": index}
     settings = {name: value for name, value in given.items() if value is not None}
-    with connect(config_of(context, retriever=settings)) as operations, ingest_progress() as progress:
-        prune_scope = scope if prune and not missing else None
-        report = operations.ingest(collection, sources, prune_scope=prune_scope, progress=progress)
-    report = report.model_copy(update={"skipped": [*missing, *report.skipped]})
-    _print(report, as_json=as_json)
-    raise typer.Exit(_exit_code(report))
+    more = {}
+    with connect(config_of(context, retriever=settings)) as operations:
+        with ingest_progress() as progress:
+            prune_scope = scope if prune and not missing else None
+            report = operations.ingest(collection, sources, prune_scope=prune_scope, progress=progress)
+        report = report.model_copy(update={"skipped": [*missing, *report.skipped]})
+        if sources and not as_json:
+            _print(report)
+        if precompute and (report.added or report.updated or report.unchanged or not sources):
+            more["precompute"] = _read_ahead(operations, collection, quiet=as_json).model_dump(mode="json")
+    if as_json:
+        print_json(report.model_dump(mode="json") | more)
+    raise typer.Exit(_exit_code(report) if sources or missing else OK)
 
 
 def corpus_sources(name: str) -> "list[Source]":
@@ -104,10 +115,36 @@ def _gather(paths: list[str], corpora: list[str]) -> "tuple[list[Source], list[s
     return list({source.uri: source for source in sources}.values()), scope, missing
 
 
-def _print(report: "IngestReport", *, as_json: bool) -> None:
-    if as_json:
-        print_json(report)
-        return
+def _read_ahead(operations: "Operations", collection: str, *, quiet: bool) -> "PrecomputeProgress":
+    """Store the KV of a collection's passages, and say before how much disk space that takes."""
+    with waiting("loading the models"):
+        plan = operations.precompute_plan(collection)
+    left_out = plan.passages - plan.stored - plan.to_compute
+    print(
+        f"{number(plan.to_compute)} of {number(plan.passages)} passages to read ahead ({number(plan.tokens)} tokens): "
+        f"{mebibytes(plan.bytes_needed)} of KV, beside {mebibytes(plan.bytes_stored)} that is stored; the budget is "
+        f"{mebibytes(plan.bytes_budget)}",
+        file=sys.stderr,
+    )
+    if left_out:
+        print(
+            f"WARNING: there is no room for {number(left_out)} more, those found least; "
+            "raise PREREAD_ENGINE__KV_STORE_BYTES to read them ahead too",
+            file=sys.stderr,
+        )
+    with precompute_progress(plan.to_compute) as show:
+        for progress in operations.precompute(collection):
+            show(progress)
+    if not quiet:
+        rate = progress.tokens / progress.seconds if progress.tokens else 0
+        print(
+            f"{collection}: {number(progress.passages)} passages read ahead in {progress.seconds:.1f} s "
+            f"({number(round(rate))} tokens/s)"
+        )
+    return progress
+
+
+def _print(report: "IngestReport") -> None:
     for item in report.skipped:
         print(printable(f"skipped: {item.reason}"), file=sys.stderr)
     print(f"{report.collection}: {describe(report)}")

@@ -1,7 +1,8 @@
 """What commands print: results on stdout, progress and warnings on stderr."""
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -9,11 +10,11 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from rag.operations import Progress
-    from rag.schemas import Answer, Source
+    from rag.schemas import Answer, PrecomputeProgress, Source
 
 __all__ = [
-    "cache_summary", "ingest_progress", "number", "print_json", "print_sources", "print_table",
-    "printable", "waiting",
+    "cache_summary", "ingest_progress", "mebibytes", "number", "precompute_progress", "print_json", "print_sources",
+    "print_table", "printable", "waiting",
 ]  # fmt: skip
 
 CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
@@ -39,11 +40,19 @@ def number(value: int) -> str:
     return f"{value:,}".replace(",", " ")
 
 
+def mebibytes(size: int) -> str:
+    """Write a number of bytes for people."""
+    return f"{size / 2**20:.1f} MiB" if size < 10 * 2**30 else f"{size / 2**30:.1f} GiB"
+
+
 def cache_summary(answer: "Answer") -> str:
-    """Say in one line what the cache saved."""
-    usage = answer.usage
+    """Say in one line what the cache saved, and how the passages got their KV."""
+    usage, cache = answer.usage, answer.cache
+    disk = f" ({number(cache.hit_tokens.disk)} of them from disk)" if cache.hit_tokens.disk else ""
+    outcomes = Counter(passage.outcome for passage in cache.passages)
     return (
-        f"{number(usage.prompt_tokens)} prompt tokens, {number(usage.cached_tokens)} from cache"
+        f"{number(usage.prompt_tokens)} prompt tokens, {number(usage.cached_tokens)} from cache{disk}"
+        f" · passages: {', '.join(f'{count} {outcome}' for outcome, count in outcomes.items())}"
         f" · first token {answer.timings_ms.ttft:.0f} ms"
     )
 
@@ -107,6 +116,24 @@ def ingest_progress() -> "Iterator[Progress]":
                 bars.console.print(
                     printable(f"{event.stage}: {event.message}"), style="yellow", markup=False, highlight=False
                 )
+
+        yield show
+
+
+@contextmanager
+def precompute_progress(total: int) -> "Iterator[Callable[[PrecomputeProgress], None]]":
+    """Show on stderr how many passages are read ahead of the questions."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("passages read"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    times = (TimeElapsedColumn(), TimeRemainingColumn())
+    with Bars(*columns, *times, console=_stderr(), disable=not sys.stderr.isatty()) as bars:
+        task = bars.add_task("", total=total)
+
+        def show(progress: "PrecomputeProgress") -> None:
+            rate = progress.tokens / progress.seconds if progress.tokens else 0
+            bars.update(task, completed=progress.passages, description=f"{rate:.0f} tokens/s")
 
         yield show
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from rag.schemas import Answer, AnswerRequest, DoneEvent, SearchRequest, SearchResult
-from rag.server.feed import AnswerFeed, until_gone
+from rag.server.feed import EventFeed, until_gone
 from rag.server.problems import ProblemError, problem_responses
 from rag.server.sse import EventStream
 from rag.server.state import ReadyState
@@ -50,19 +50,17 @@ async def answer(body: AnswerRequest, request: Request, state: ReadyState) -> Re
     the data of `error`, which ends a stream that fails, is a problem document. An error before the first event is a
     response with its own status. Whoever closes the connection cancels the answer.
     """
-    feed = AnswerFeed(state.service.answer_async(body))
+    feed = EventFeed(state.service.answer_async(body))
+    if body.stream:
+        return await EventStream.begin(feed, request, ping_seconds=state.settings.ping_seconds)
     try:
-        if not body.stream:
-            return await until_gone(request.receive, _last(feed))
-        first = await until_gone(request.receive, feed.next())
+        return await until_gone(request.receive, _last(feed))
     except BaseException:
         feed.close()
         raise
-    assert first is not None, "an answer has at least one event"
-    return EventStream(feed, first, ping_seconds=state.settings.ping_seconds, request_id=request.state.request_id)
 
 
-async def _last(feed: AnswerFeed) -> Answer:
+async def _last(feed: EventFeed) -> Answer:
     while (event := await feed.next()) is not None:
         if isinstance(event, DoneEvent):
             return event.answer

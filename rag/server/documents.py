@@ -4,21 +4,25 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from anyio import to_thread
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
+from starlette.responses import Response
 
 from rag.schemas import (
     CollectionInfo,
     CollectionList,
-    DocumentInfo,
+    DeletedDocument,
     DocumentList,
     DocumentWithPassages,
     IngestReport,
     IngestRequest,
+    PrecomputePlan,
 )
+from rag.server.feed import EventFeed
 from rag.server.problems import ProblemError, problem_responses
+from rag.server.sse import EventStream
 from rag.server.state import ReadyState, SharedState
 from rag.service import source_from_input
 from retriever.document import BytesSource, Source
@@ -30,6 +34,14 @@ router = APIRouter(prefix="/v1/collections", tags=["documents"])
 
 Name = Annotated[str, Path(description="The collection's name.")]
 DocumentId = Annotated[str, Path(description="The document's id, as the listing has it.")]
+Purged = Annotated[bool, Query(description="Leave no copy of its KV, not even in free space.")]
+
+PROGRESS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Events `progress`, or `error`, whose data is a problem document.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
 
 JSON, FORM = "application/json", "multipart/form-data"
 FILES = "files"
@@ -82,6 +94,23 @@ async def add_documents(collection: Name, request: Request, state: ReadyState) -
     return report
 
 
+@router.get("/{collection}/precompute", responses=problem_responses(404, 409))
+def plan_precompute(collection: Name, state: ReadyState) -> PrecomputePlan:
+    """Tell what it takes to store the KV of the collection's passages."""
+    return state.service.precompute_plan(collection)
+
+
+@router.post("/{collection}/precompute", response_model=None, responses=PROGRESS | problem_responses(404, 409))
+async def precompute(collection: Name, request: Request, state: ReadyState) -> Response:
+    """Compute and store the KV of the collection's passages, best ones first, as far as the budget goes.
+
+    Sends an event `progress` after each passage; the last one has `finished`. Questions go first. What is stored is
+    skipped, and stays when the connection is closed, which ends the work.
+    """
+    feed = EventFeed(state.service.precompute_async(collection))
+    return await EventStream.begin(feed, request, ping_seconds=state.settings.ping_seconds)
+
+
 @router.get("/{collection}/documents", responses=problem_responses(404))
 def list_documents(collection: Name, state: SharedState) -> DocumentList:
     """Return every document of a collection, by uri."""
@@ -95,9 +124,14 @@ def get_document(collection: Name, document_id: DocumentId, state: SharedState) 
 
 
 @router.delete("/{collection}/documents/{document_id}", responses=problem_responses(404))
-def delete_document(collection: Name, document_id: DocumentId, state: SharedState) -> DocumentInfo:
-    """Delete a document with its passages, and return it."""
-    return state.service.delete_document(collection, document_id)
+def delete_document(
+    collection: Name, document_id: DocumentId, state: SharedState, *, purge: Purged = False
+) -> DeletedDocument:
+    """Delete a document with its passages, and return it.
+
+    With `purge=true` the answer comes when no copy of its passages' KV is left in memory and on disk.
+    """
+    return state.service.delete_document(collection, document_id, purge=purge)
 
 
 async def _sources(request: Request) -> Sequence[Source]:

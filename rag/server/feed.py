@@ -1,4 +1,4 @@
-"""An answer that is made in a task of its own, so that its reader may wait, ping, or leave at any moment."""
+"""Events that are made in a task of their own, so that their reader may wait, ping, or leave at any moment."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine
@@ -8,30 +8,31 @@ from typing import Any, TypeVar
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from rag.schemas import AnswerEvent
+from rag.schemas import AnswerEvent, PrecomputeProgress
 
-__all__ = ["AnswerFeed", "SilenceError", "until_gone"]
+__all__ = ["EventFeed", "SilenceError", "StreamEvent", "until_gone"]
 
 T = TypeVar("T")
+StreamEvent = AnswerEvent | PrecomputeProgress
 
 
 class SilenceError(Exception):
     """Report that nothing came in the time given; the next event is still to come."""
 
 
-class AnswerFeed:
-    """Runs an answer to its end, or until it is closed.
+class EventFeed:
+    """Runs an answer, or other work that tells of itself, to its end, or until it is closed.
 
     Args:
-        events: the answer; closed by the task that runs it.
+        events: the work; closed by the task that runs it.
     """
 
-    def __init__(self, events: AsyncGenerator[AnswerEvent, None]) -> None:
-        self._queue: asyncio.Queue[AnswerEvent | Exception | None] = asyncio.Queue()
+    def __init__(self, events: AsyncGenerator[StreamEvent, None]) -> None:
+        self._queue: asyncio.Queue[StreamEvent | Exception | None] = asyncio.Queue()
         self._task = asyncio.create_task(self._run(events))
 
-    async def next(self, patience: float | None = None) -> AnswerEvent | None:
-        """Return the next event, None after the last one; what ended the answer early is raised.
+    async def next(self, patience: float | None = None) -> StreamEvent | None:
+        """Return the next event, None after the last one; what ended the work early is raised.
 
         Raises:
             SilenceError: there was none for `patience` seconds.
@@ -49,7 +50,7 @@ class AnswerFeed:
         """Cancel what has not ended."""
         self._task.cancel()
 
-    async def _run(self, events: AsyncGenerator[AnswerEvent, None]) -> None:
+    async def _run(self, events: AsyncGenerator[StreamEvent, None]) -> None:
         end: Exception | None = None
         try:
             async with aclosing(events):

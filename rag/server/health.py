@@ -6,6 +6,7 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import BaseModel
 
+from rag.schemas import KVStoreInfo
 from rag.server.problems import problem_responses
 from rag.server.state import ReadyState, SharedState
 
@@ -15,13 +16,14 @@ router = APIRouter(tags=["health"])
 
 
 class Health(BaseModel):
-    """What the server says about itself."""
+    """What the server says about itself; `kv_store` is null where no KV is stored, and before the models are loaded."""
 
     status: Literal["ok"] = "ok"
     ready: bool
     model: str
     embedder: str
     version: str
+    kv_store: KVStoreInfo | None
 
 
 class Readiness(BaseModel):
@@ -34,8 +36,14 @@ class Readiness(BaseModel):
 @router.get("/healthz")
 async def healthz(state: SharedState) -> Health:
     """Tell that the process lives, and what it runs."""
-    config = state.service.config
-    return Health(ready=state.is_ready, model=config.model, embedder=config.embedder, version=version("preread"))
+    config, store = state.service.config, state.service.components.store.if_made
+    return Health(
+        ready=state.is_ready,
+        model=config.model,
+        embedder=config.embedder,
+        version=version("preread"),
+        kv_store=store.info() if store else None,
+    )
 
 
 @router.head("/readyz", include_in_schema=False)

@@ -108,7 +108,9 @@ class Rule:
 INTERNAL = Rule(500, "internal-error")
 RULES: dict[type[Exception], Rule] = {
     rag_errors.InvalidRequestError: Rule(422, "invalid-request"),
+    rag_errors.NoKVStoreError: Rule(409, "no-kv-store"),
     rag_errors.NoPassagesError: Rule(409, "no-passages"),
+    rag_errors.PurgeError: Rule(500, "not-purged"),
     rag_errors.QuestionTooLongError: Rule(422, "question-too-long"),
     rag_errors.NotReadyError: Rule(503, "not-ready", retry_after=2),
     engine_errors.ConfigError: Rule(422, "invalid-request"),

@@ -105,6 +105,7 @@ class Server(uvicorn.Server):
             self._owned.announce(self.url)
             sys.stderr.write(_welcome(self.url, self._state.service))
             sys.stderr.flush()
+            self._state.service.read_ahead_when_idle()
 
     async def _end_answers(self) -> None:
         """Stop the engine after the time of grace: who still reads gets `EngineStoppedError`."""

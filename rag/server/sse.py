@@ -1,14 +1,14 @@
-"""Server-sent events of an answer."""
+"""Server-sent events of an answer, or of other work that tells of itself."""
 
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from typing import Self
 
 from fastapi.sse import EventSourceResponse, format_sse_event
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
-from rag.schemas import AnswerEvent
-from rag.server.feed import AnswerFeed, SilenceError, until_gone
+from rag.server.feed import EventFeed, SilenceError, StreamEvent, until_gone
 from rag.server.problems import describe
 
 __all__ = ["EventStream"]
@@ -18,20 +18,31 @@ HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # a proxy th
 
 
 class EventStream(EventSourceResponse):
-    """Sends an answer's events; closes its feed however it ends.
+    """Sends events; closes their feed however it ends.
 
     Args:
-        feed: the answer from its second event on.
-        first: its first event.
+        feed: the events from the second one on.
+        first: the first event.
         ping_seconds: a comment is sent after so long a silence.
-        request_id: named in the log where the answer fails.
+        request_id: named in the log where the work fails.
     """
 
-    def __init__(self, feed: AnswerFeed, first: AnswerEvent, *, ping_seconds: float, request_id: str) -> None:
+    def __init__(self, feed: EventFeed, first: StreamEvent, *, ping_seconds: float, request_id: str) -> None:
         super().__init__(self._frames(first), headers=HEADERS)
         self._feed = feed
         self._ping_seconds = ping_seconds
         self._request_id = request_id
+
+    @classmethod
+    async def begin(cls, feed: EventFeed, request: Request, *, ping_seconds: float) -> Self:
+        """Wait for the first event, so that an error before it gets a status of its own."""
+        try:
+            first = await until_gone(request.receive, feed.next())
+        except BaseException:
+            feed.close()
+            raise
+        assert first is not None, "a stream has at least one event"
+        return cls(feed, first, ping_seconds=ping_seconds, request_id=request.state.request_id)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
         """Send the response until it ends or the client has gone, which is noticed even while nothing is sent."""
@@ -41,8 +52,8 @@ class EventStream(EventSourceResponse):
         finally:
             self._feed.close()
 
-    async def _frames(self, first: AnswerEvent) -> AsyncIterator[bytes]:
-        event: AnswerEvent | None = first
+    async def _frames(self, first: StreamEvent) -> AsyncIterator[bytes]:
+        event: StreamEvent | None = first
         try:
             while event is not None:
                 yield format_sse_event(event=event.type, data_str=event.model_dump_json())

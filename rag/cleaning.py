@@ -1,0 +1,81 @@
+"""Removes the KV of passages that have gone; where that is asked for, so that no copy of it is left."""
+
+from contextlib import suppress
+from time import monotonic, sleep
+from typing import TYPE_CHECKING
+
+from engine.errors import EngineStoppedError
+from rag.errors import PurgeError
+from rag.living_store import namespace_of
+from rag.schemas import KeptPassage, Purge
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rag.components import Components
+    from retriever.derived import Erasure
+    from retriever.document import Passage
+
+__all__ = ["clean", "drop_namespace", "purge"]
+
+PATIENCE_SECONDS = 60.0  # for answers that run over a purged passage to end
+POLL_SECONDS = 0.05
+
+
+def clean(components: "Components") -> None:
+    """Remove the KV of passages that have gone, where KV is stored."""
+    if store := components.store():
+        store.clean()
+
+
+def drop_namespace(components: "Components", collection_id: int) -> None:
+    """Forget what the engine has cached for a collection that is deleted."""
+    if worker := components.worker.if_made:
+        with suppress(EngineStoppedError):  # then its cache has gone with it
+            worker.call(lambda engine: engine.cache.drop_namespace(namespace_of(collection_id))).result()
+
+
+def purge(components: "Components", erasure: "Erasure") -> Purge:
+    """Remove every copy of a deleted document's KV: in the engine's memory, then on the disk.
+
+    Raises:
+        PurgeError: an answer over its passages goes on for too long, or the disk fails.
+    """
+    gone = [passage for passage in erasure.passages if passage.id not in erasure.twins]
+    _purge_memory(components, erasure.collection_id, gone)
+    store = components.store()
+    report = store.clean() if store else None
+    if report and not report.absent:
+        raise PurgeError(
+            "the document is deleted, but remains of its KV may be on the disk: "
+            f"{', '.join(report.unreadable) or 'a record'} cannot be read; mend the disk, or delete that file while no "
+            "server runs"
+        )
+    kept = [
+        KeptPassage(passage_id=passage_id, same_as=twin.id, same_as_uri=twin.uri)
+        for passage_id, twin in erasure.twins.items()
+    ]
+    return Purge(
+        passages=len(gone),
+        records=report.erased if report else 0,
+        scanned_bytes=report.scanned_bytes if report else 0,
+        kept=kept,
+    )
+
+
+def _purge_memory(components: "Components", collection_id: int, passages: "Sequence[Passage]") -> None:
+    """Make the engine forget passages; answers that read them may end first."""
+    worker = components.worker.if_made
+    if worker is None:
+        return
+    tokens_of = components.passage_tokens().of  # of the engine's own model
+    tokens = list({passage.token_ids for passage in passages} | {tokens_of(passage) for passage in passages})
+    namespace, deadline = namespace_of(collection_id), monotonic() + PATIENCE_SECONDS
+    with suppress(EngineStoppedError):  # then its cache has gone with it
+        while not worker.call(lambda engine: engine.purge(namespace, tokens)).result():
+            if monotonic() >= deadline:
+                raise PurgeError(
+                    "the document is deleted, but an answer that uses its passages runs on; its KV is left in memory "
+                    "until that has ended, and on disk until the next delete, ingestion or start"
+                )
+            sleep(POLL_SECONDS)

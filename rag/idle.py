@@ -1,0 +1,81 @@
+"""Reads passages ahead of the questions while nobody waits for anything."""
+
+import logging
+from threading import Event, Thread
+from typing import TYPE_CHECKING
+
+from engine.errors import EngineStoppedError
+
+if TYPE_CHECKING:
+    from rag.components import Components
+    from rag.precompute import Precompute
+    from retriever.records import Collection
+
+__all__ = ["IdlePrecompute"]
+
+logger = logging.getLogger(__name__)
+
+IDLE_SECONDS = 2.0  # people ask again within seconds; somebody who reads an answer does not
+POLL_SECONDS = 0.5
+
+
+class IdlePrecompute:
+    """A thread that works only while nobody waits, and stops at once when somebody does.
+
+    Args:
+        components: library, engine and what tells whether somebody waits.
+        precompute: makes the runs.
+        idle_seconds: how long nobody may have waited before it begins.
+    """
+
+    def __init__(
+        self, components: "Components", precompute: "Precompute", *, idle_seconds: float = IDLE_SECONDS
+    ) -> None:
+        self._components = components
+        self._precompute = precompute
+        self._idle_seconds = idle_seconds
+        self._stopping = Event()
+        self._left: dict[int, tuple[int, int]] = {}  # collection id -> its generation, passages left to compute
+        self._thread = Thread(target=self._loop, name="read-ahead", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End what runs, and the thread."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _loop(self) -> None:
+        while not self._stopping.wait(min(POLL_SECONDS, self._idle_seconds)):
+            if self._components.activity.idle_seconds < self._idle_seconds:
+                continue
+            try:
+                self._components.library().popularity.flush()
+                for row in self._components.library().collections():
+                    self._read(row)
+            except EngineStoppedError:
+                return
+            except Exception:
+                logger.exception("reading ahead has failed and is over; questions are answered as before")
+                return
+
+    def _read(self, row: "Collection") -> None:
+        """Read what is left of a collection, unless somebody waits or the last run has made no headway."""
+        generation, left = self._left.get(row.id, (-1, 0))
+        if not row.num_passages or (generation == row.generation and not left):
+            return
+        run = self._precompute.start(row.name)
+        stuck = generation == row.generation and len(run) >= left
+        self._left[row.id] = row.generation, 0 if stuck else len(run)
+        if stuck:
+            logger.info("%d passages of collection %r could not be kept; their KV is made when needed", left, row.name)
+            return
+        with self._components.activity.interrupting(run.stop) as idle:
+            if not idle:
+                run.stop()
+            for _ in run:
+                if self._stopping.is_set():
+                    run.stop()

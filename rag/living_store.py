@@ -1,0 +1,193 @@
+"""A KV store whose records live and die with the passages that they were computed from.
+
+Every record has a row in the library that says whose it is. The row comes first, so that a crash leaves no record that
+nobody names; a row without its record is only a miss. It is written when the KV is put, which the engine does behind
+its answers, so that none waits for the database. Keys that have died wait in the library's queue until `clean` has
+removed their records: done twice, it does no harm.
+"""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from rag.errors import PurgeError
+from rag.schemas import KVStoreInfo
+from retriever.derived import Claim
+from retriever.errors import StoreError
+
+if TYPE_CHECKING:
+    from engine.kv_identity import KVIdentity
+    from engine.kv_report import PurgeReport, StoreStats
+    from engine.kv_store import KVStore
+    from engine.prompt import Segment
+    from retriever.derived import DerivedKeys
+
+__all__ = ["LivingStore", "claims_of", "namespace_of"]
+
+logger = logging.getLogger(__name__)
+
+EXPECTED_CLAIMS = 4096  # remembered until their KV is written; a lost one costs only that it is not kept this time
+
+
+def namespace_of(collection_id: int) -> str:
+    """Return the name of a collection's tree of cached KV; ids are never used again."""
+    return str(collection_id)
+
+
+def claims_of(
+    identity: "KVIdentity", collection_id: int, head: "Segment", passages: "Sequence[Segment]"
+) -> list[Claim]:
+    """Say whose KV is whose: that of the template belongs to the collection, the others to passages.
+
+    Args:
+        identity: of the engine.
+        collection_id: whose passages they are.
+        head: the template.
+        passages: segments that are named by the passages' ids.
+    """
+    namespace, template = namespace_of(collection_id), head.tokens
+    own = Claim(identity.key(namespace, template, ()), collection_id, None)
+    keys = (identity.key(namespace, template, segment.tokens) for segment in passages)
+    return [own, *(Claim(key, collection_id, int(s.name)) for key, s in zip(keys, passages, strict=True))]
+
+
+class LivingStore:
+    """A `KVStore` around another one; every method may be called from any thread.
+
+    Args:
+        store: holds the records.
+        keys: says which keys live.
+    """
+
+    def __init__(self, store: "KVStore", keys: "DerivedKeys") -> None:
+        self._store = store
+        self._keys = keys
+        self._changing = Lock()  # no key dies unnoticed between the look at its row and the write of its record
+        self._expected: OrderedDict[bytes, Claim] = OrderedDict()
+        self._expecting = Lock()
+
+    def expect(self, claims: Iterable[Claim]) -> None:
+        """Remember whose keys these are, so that they can be claimed when their KV is put."""
+        with self._expecting:
+            for claim in claims:
+                self._expected[claim.key] = claim
+                self._expected.move_to_end(claim.key)
+            while len(self._expected) > EXPECTED_CLAIMS:
+                self._expected.popitem(last=False)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._store
+
+    def get(self, key: bytes, tokens: Sequence[int], into: Sequence[memoryview]) -> bool:
+        """See `KVStore.get`."""
+        return self._store.get(key, tokens, into)
+
+    def put(self, key: bytes, tokens: Sequence[int], payload: memoryview) -> bool:
+        """See `KVStore.put`; what nothing that lives needs is declined."""
+        with self._changing:
+            try:
+                return self._is_needed(key) and self._store.put(key, tokens, payload)
+            except StoreError as error:
+                logger.warning("KV is not stored, since it could not be written down whose it is: %s", error)
+                return False
+
+    def delete(self, *keys: bytes) -> int:
+        """See `KVStore.delete`."""
+        return self._store.delete(*keys)
+
+    def purge(self, keys: Iterable[bytes]) -> "PurgeReport":
+        """See `KVStore.purge`."""
+        return self._store.purge(keys)
+
+    def prefetch(self, keys: Iterable[bytes]) -> None:
+        """See `KVStore.prefetch`."""
+        self._store.prefetch(keys)
+
+    def keys(self) -> list[bytes]:
+        """See `KVStore.keys`."""
+        return self._store.keys()
+
+    def compact(self) -> int:
+        """See `KVStore.compact`."""
+        return self._store.compact()
+
+    def stats(self) -> "StoreStats":
+        """See `KVStore.stats`."""
+        return self._store.stats()
+
+    def info(self) -> KVStoreInfo:
+        """Return what there is and what happened, for people."""
+        stats = self._store.stats()
+        return KVStoreInfo(
+            records=stats.records,
+            bytes_stored=stats.nbytes,
+            bytes_budget=stats.capacity_bytes,
+            hits=stats.hits,
+            bad_records=stats.bad_records,
+            damages=stats.damages,
+            written=stats.written,
+            declined=stats.declined,
+            evicted=stats.evicted,
+        )
+
+    def flush(self) -> None:
+        """See `KVStore.flush`."""
+        self._store.flush()
+
+    def close(self) -> None:
+        """See `KVStore.close`."""
+        self._store.close()
+
+    def sweep(self) -> int:
+        """Remove the records that no row names, and return how many they were.
+
+        A library that was restored from a backup, or made anew, has such records beside it.
+        """
+        orphans = set(self._store.keys()) - self._keys.all()  # in this order, since rows come first
+        if orphans:
+            logger.info("%d records of the KV store belong to no passage and are removed", len(orphans))
+            self._delete(orphans)
+        return len(orphans)
+
+    def clean(self) -> "PurgeReport | None":
+        """Remove the records of keys that have died; of those that must be erased, return what was found.
+
+        Raises:
+            PurgeError: the disk did not let them be erased.
+        """
+        with self._changing:
+            dead = self._keys.dead()
+            erased = [item.key for item in dead if item.erase]
+            report = self._purge(erased) if erased else None
+            if self._delete(item.key for item in dead if not item.erase):
+                self._keys.forget(item.key for item in dead)
+            return report
+
+    def _purge(self, keys: list[bytes]) -> "PurgeReport":
+        try:
+            report = self._store.purge(keys)
+        except OSError as error:
+            raise PurgeError(
+                f"the document is deleted, but its KV could not be erased from the disk ({error}); that is tried again "
+                "with every delete, ingestion and start: mend the disk and run one of them"
+            ) from error
+        self._keys.forget(keys)
+        return report
+
+    def _delete(self, keys: Iterable[bytes]) -> bool:
+        """Delete records; what fails stays, where nothing reaches it, and is tried again."""
+        try:
+            self._store.delete(*keys)
+        except OSError as error:
+            logger.warning("KV of deleted passages could not be removed (%s); it is tried again later", error)
+            return False
+        return True
+
+    def _is_needed(self, key: bytes) -> bool:
+        if self._keys.living([key]):
+            return True
+        with self._expecting:
+            claim = self._expected.pop(key, None)
+        return claim is not None and key in self._keys.claim([claim])
