@@ -21,7 +21,7 @@ __all__ = ["Replay"]
 NAMESPACE = "bench-trace"
 
 
-class Contestant(Protocol):
+class _Contestant(Protocol):
     """Answers prompts: the engine, or its bookkeeping alone."""
 
     cache: PrefixCache
@@ -116,7 +116,7 @@ class Replay:
             tier.fill(NAMESPACE, self._prompts.template, self._prompts.passages)
         return SimulatedEngine(model, self._config, self._num_blocks(variant), policy_named(variant.policy), tier)
 
-    def _replay(self, variant: Variant, contestant: Contestant, stage: str) -> list[TraceRun]:
+    def _replay(self, variant: Variant, contestant: _Contestant, stage: str) -> list[TraceRun]:
         """Answer all prompts, or those before Ctrl-C; no run where that comes before the first."""
         began, answers = perf_counter(), list[Answer]()
         prompts = self._prompts.prompts
