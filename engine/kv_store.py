@@ -178,7 +178,8 @@ class ExtentStore:
         """See `KVStore.prefetch`."""
         with self._state:
             records = [record for key in keys if (record := self._index.get(key)) is not None]
-            for record in records:
+            for record in records:  # they count as used, since what is still on the device will not be loaded
+                self._index.note_use(record.header.key)
                 self._prefetching.submit(record.extent.prefetch, record)  # takes milliseconds of a cold record
 
     def keys(self) -> list[bytes]:

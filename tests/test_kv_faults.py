@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kv_helpers import MIB, extents, get, holds, key_of, payload_of, put
+from kv_helpers import MIB, extents, get, holds, key_of, payload_of, put, raw_bytes
 
 from engine import kv_extent, kv_record, kv_store
 from engine.kv_store import ExtentStore
@@ -279,22 +279,39 @@ def test_an_erasure_that_fails_is_told_and_can_be_tried_again(folder, monkeypatc
     store.close()
 
 
-def test_compaction_on_a_full_disk_loses_nothing(folder, monkeypatch, caplog):
+@pytest.mark.parametrize("writes", [0, 1, 2, 3])
+def test_compaction_on_a_full_disk_changes_nothing(folder, monkeypatch, caplog, writes):
     store = ExtentStore(folder, capacity_bytes=MIB)
-    kept = set(NUMBERS)
-    for path in extents(folder)[:-1]:  # leave one record in each
-        rest = [n for n in NUMBERS if store._index.get(key_of(n)).extent.path == path][1:]
-        store.delete(*map(key_of, rest))
-        kept -= set(rest)
+    path = extents(folder)[0]
+    gone = [n for n in NUMBERS if store._index.get(key_of(n)).extent.path == path][2:]
+    store.delete(*map(key_of, gone))
+    before = raw_bytes(folder)
+    left = writes
 
-    def fail(*_):
-        raise OSError(28, "No space left on device")
+    def write(*arguments, access=os.pwrite):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(28, "No space left on device")
+        return access(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "pwrite", fail)
+        patch.setattr(os, "pwrite", write)
         assert store.compact() == 0
     assert "cannot be moved" in caplog.text
-    assert {n for n in NUMBERS if holds(store, n)} == kept
-    store.compact()
-    assert {n for n in NUMBERS if holds(store, n)} == kept
+    assert raw_bytes(folder).rstrip(b"\0") == before.rstrip(b"\0")
+    assert store.compact() == 2
+    assert {n for n in NUMBERS if holds(store, n)} == {*NUMBERS} - {*gone}
+    store.close()
+
+
+def test_a_purge_takes_damage_with_it(folder):
+    """Nobody can say what it was."""
+    store = ExtentStore(folder, capacity_bytes=MIB)
+    record = store._index.get(key_of(2))
+    flip(record.extent.path, record.offset + 30, 1)
+    assert store.purge([key_of(1)]).absent
+    assert payload_of(2)[:100] not in raw_bytes(folder)
+    assert {n for n in NUMBERS if not holds(store, n)} == {1, 2}
+    assert store.stats().bad_records == 1
     store.close()

@@ -97,14 +97,17 @@ def test_compaction_gathers_records_and_keeps_their_content(store, tmp_path, fil
     again.close()
 
 
-def test_capacity_is_kept_and_what_is_used_stays(tmp_path, fills):
+@pytest.mark.parametrize("how", ["loaded", "read ahead"])
+def test_capacity_is_kept_and_what_is_used_stays(tmp_path, fills, how):
     store = ExtentStore(tmp_path, capacity_bytes=MIB)
     popular = range(5)
+    keys = [key_of(p) for p in popular]
     for n in range(400):
         assert put(store, n)
         assert store.stats().nbytes <= MIB
         if n >= 5:
-            assert all(holds(store, p) for p in popular), n
+            assert all(key in store for key in keys), n
+            store.prefetch(keys) if how == "read ahead" else [holds(store, p) for p in popular]
     stats = store.stats()
     assert stats.evicted > 250
     assert stats.nbytes > MIB // 2
