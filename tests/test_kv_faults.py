@@ -123,6 +123,16 @@ def check_opens(folder: Path, lost: set[int]) -> None:
     store.close()
 
 
+@pytest.mark.parametrize("torn", ["garbage", "record"])
+def test_a_torn_tail_is_cut_off(folder, torn):
+    path = extents(folder)[-1]
+    size = path.stat().st_size
+    start = -(-size // kv_record.ALIGNMENT) * kv_record.ALIGNMENT
+    overwrite(path, start, b"garbage" * 1000 if torn == "garbage" else path.read_bytes()[:73])
+    check_opens(folder, set())
+    assert path.stat().st_size == size
+
+
 def test_extents_that_vanish(folder):
     path = extents(folder)[0]
     lost = {n for n in NUMBERS if place_of(folder, n)[0] == path}
