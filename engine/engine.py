@@ -256,15 +256,14 @@ class Engine:
     def purge(self, namespace: str, passages: Sequence[tuple[int, ...]]) -> bool:
         """Remove all KV of these passages' tokens from the device, and what was computed after them.
 
-        Blocks that nobody holds are overwritten with zeros. What a store has of them is to be purged there, afterwards.
+        Blocks that nobody holds are overwritten with zeros. What waits to be written (`tier.flush`) and what a store
+        has of them is to be purged there, afterwards.
 
         Returns:
             Whether nothing is left; False while a request that reads one of them runs or waits: purge again when it
             has ended.
         """
         complete = self.cache.purge(namespace, passages, self._streams)
-        if self.tier is not None:
-            self.tier.flush()  # so that what is purged from the store next does not come behind
         self.runner.kv_cache.data[self.cache.pool.free_blocks] = 0
         return complete
 

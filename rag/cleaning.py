@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rag.components import Components
-    from retriever.derived import Erasure
-    from retriever.document import Passage
+    from retriever.document import Document, Passage
 
 __all__ = ["clean", "drop_namespace", "purge"]
 
@@ -32,19 +31,21 @@ def drop_namespace(components: "Components", collection_id: int) -> None:
     """Forget what the engine has cached for a collection that is deleted."""
     if worker := components.worker.if_made:
         with suppress(EngineStoppedError):  # then its cache has gone with it
-            worker.call(lambda engine: engine.cache.drop_namespace(namespace_of(collection_id))).result()
+            worker.call(lambda engine: engine.drop_namespace(namespace_of(collection_id))).result()
 
 
-def purge(components: "Components", erasure: "Erasure") -> Purge:
-    """Remove every copy of a deleted document's KV: in the engine's memory, then on the disk.
+def purge(components: "Components", collection: str, document_id: str) -> "tuple[Document, Purge]":
+    """Delete a document and remove every copy of its KV: in the engine's memory, then on the disk.
 
     Raises:
+        UnknownDocumentError: the collection has none of this id.
         PurgeError: an answer over its passages goes on for too long, or the disk fails.
     """
+    store = components.store()  # opened before the document is deleted, so that it does not clean up on its own
+    erasure = components.library().erase_document(collection, document_id)
     gone = [passage for passage in erasure.passages if passage.id not in erasure.twins]
     _purge_memory(components, erasure.collection_id, gone)
-    store = components.store()
-    report = store.clean() if store else None
+    report = store.erase(erasure.keys) if store and erasure.keys else None
     if report and not report.absent:
         raise PurgeError(
             "the document is deleted, but remains of its KV may be on the disk: "
@@ -55,7 +56,7 @@ def purge(components: "Components", erasure: "Erasure") -> Purge:
         KeptPassage(passage_id=passage_id, same_as=twin.id, same_as_uri=twin.uri)
         for passage_id, twin in erasure.twins.items()
     ]
-    return Purge(
+    return erasure.document, Purge(
         passages=len(gone),
         records=report.erased if report else 0,
         scanned_bytes=report.scanned_bytes if report else 0,
@@ -79,3 +80,6 @@ def _purge_memory(components: "Components", collection_id: int, passages: "Seque
                     "until that has ended, and on disk until the next delete, ingestion or start"
                 )
             sleep(POLL_SECONDS)
+    if worker.engine.tier is not None:
+        with suppress(OSError):  # a disk that fails tells it when it is to erase
+            worker.engine.tier.flush()  # what waited to be written is declined, since its passage is gone

@@ -129,7 +129,6 @@ class Components:
         """Stop the engine, write its KV down, then save and close the library."""
         if worker := self.worker.if_made:
             worker.close()
-            worker.engine.close()
         if store := self.store.if_made:
             store.close()
         if library := self.library.if_made:

@@ -130,5 +130,6 @@ def test_a_purged_passage_is_not_loaded_again(start):
     assert engine.purge("", [PASSAGES[0].tokens])
     key = engine.identity.key("", TEMPLATE.tokens, PASSAGES[0].tokens)
     assert engine.tier is not None
+    engine.tier.flush()
     engine.tier._store.purge([key])
     assert engine.missing(TEMPLATE, PASSAGES) == [0]
