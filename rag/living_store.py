@@ -148,42 +148,39 @@ class LivingStore:
         orphans = set(self._store.keys()) - self._keys.all()  # in this order, since rows come first
         if orphans:
             logger.info("%d records of the KV store belong to no passage and are removed", len(orphans))
-            self._delete(orphans)
+            self._store.delete(*orphans)
         return len(orphans)
 
-    def clean(self) -> "PurgeReport | None":
-        """Remove the records of keys that have died; of those that must be erased, return what was found.
-
-        Raises:
-            PurgeError: the disk did not let them be erased.
-        """
+    def clean(self) -> None:
+        """Remove the records of keys that have died; what fails stays, where nothing reaches it, and is tried again."""
         with self._changing:
             dead = self._keys.dead()
-            erased = [item.key for item in dead if item.erase]
-            report = self._purge(erased) if erased else None
-            if self._delete(item.key for item in dead if not item.erase):
+            try:
+                self._store.delete(*(item.key for item in dead if not item.erase))
+                if erased := [item.key for item in dead if item.erase]:
+                    self._store.purge(erased)
+            except OSError as error:
+                logger.warning("KV of deleted passages could not be removed (%s); it is tried again later", error)
+                return
+            if dead:
                 self._keys.forget(item.key for item in dead)
+
+    def erase(self, keys: Iterable[bytes]) -> "PurgeReport":
+        """Remove the records of dead keys so that no copy is left.
+
+        Raises:
+            PurgeError: the disk does not let them be erased; `clean` tries again.
+        """
+        with self._changing:
+            try:
+                report = self._store.purge(keys)
+            except OSError as error:
+                raise PurgeError(
+                    f"the document is deleted, but its KV could not be erased from the disk ({error}); that is tried "
+                    "again with every delete, ingestion and start: mend the disk and run one of them"
+                ) from error
+            self._keys.forget(keys)
             return report
-
-    def _purge(self, keys: list[bytes]) -> "PurgeReport":
-        try:
-            report = self._store.purge(keys)
-        except OSError as error:
-            raise PurgeError(
-                f"the document is deleted, but its KV could not be erased from the disk ({error}); that is tried again "
-                "with every delete, ingestion and start: mend the disk and run one of them"
-            ) from error
-        self._keys.forget(keys)
-        return report
-
-    def _delete(self, keys: Iterable[bytes]) -> bool:
-        """Delete records; what fails stays, where nothing reaches it, and is tried again."""
-        try:
-            self._store.delete(*keys)
-        except OSError as error:
-            logger.warning("KV of deleted passages could not be removed (%s); it is tried again later", error)
-            return False
-        return True
 
     def _is_needed(self, key: bytes) -> bool:
         if self._keys.living([key]):

@@ -245,14 +245,12 @@ class Service:
         Raises:
             UnknownDocumentError: the collection has none of this id.
         """
-        library = self.components.library()
         if not purge:
-            document = library.delete_document(collection, document_id)
+            document = self.components.library().delete_document(collection, document_id)
             clean(self.components)
             return DeletedDocument(**_document_info(document).model_dump())
-        erasure = library.erase_document(collection, document_id)
-        purged = purge_kv(self.components, erasure)
-        return DeletedDocument(**_document_info(erasure.document).model_dump(), purge=purged)
+        document, purged = purge_kv(self.components, collection, document_id)
+        return DeletedDocument(**_document_info(document).model_dump(), purge=purged)
 
 
 def _collection_info(row: "Collection") -> CollectionInfo:

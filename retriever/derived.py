@@ -38,6 +38,7 @@ class Erasure:
         collection_id: where it was.
         document: the document.
         passages: its passages, in order.
+        keys: of derived data that nothing needs any more.
         twins: by passage id, a passage of another document that lives on with the same tokens: what was derived from
             one is the other's too.
     """
@@ -45,6 +46,7 @@ class Erasure:
     collection_id: int
     document: Document
     passages: tuple[Passage, ...]
+    keys: frozenset[bytes]
     twins: dict[int, Passage]
 
 

@@ -256,14 +256,15 @@ class Library:
             row = writer.collection(collection)
             document = writer.document(row, document_id)
             passages = tuple(writer.passages(row, document_id))
-            erasure = Erasure(row.id, document, passages, writer.twins(row, document_id) if erase else {})
+            twins = writer.twins(row, document_id) if erase else {}
             keys = writer.keys_of(row, document_id)
             writer.delete_documents(row, [document_id])
             writer.next_generation(row)
             if erase:
                 writer.ask_for_erasure(keys)
+            dead = frozenset(keys - writer.live_keys(keys))
         self._maintain(collection)
-        return erasure
+        return Erasure(row.id, document, passages, dead, twins)
 
     def passages(self, collection: str, document_id: str | None = None) -> list[Passage]:
         """Return the passages of a document, or of the whole collection, in order.

@@ -187,6 +187,10 @@ def test_a_document_is_deleted_with_its_kv_where_no_engine_runs(config: RagConfi
         service.delete_document("docs", document)
         assert service.components.worker.if_made is None
         assert service.components.store().stats().records == 4
+    with Service(config, embedder=HashEmbedder()) as service:
+        purge = service.delete_document("docs", service.documents("docs")[0].id, purge=True).purge
+        assert purge is not None
+        assert (purge.passages, purge.records) == (1, 1)
 
 
 def test_a_purge_leaves_no_byte_of_it(config: RagConfig) -> None:

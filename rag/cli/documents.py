@@ -75,9 +75,12 @@ def delete(
 
 
 def _tell_purge(purge: "Purge") -> None:
-    print(
-        f"purged the KV of {purge.passages} passages: {purge.records} records erased; none of their keys is left in "
+    on_disk = (
+        f"{purge.records} records erased from disk, and none of their keys is left in the "
         f"{mebibytes(purge.scanned_bytes)} of the KV store"
+        if purge.scanned_bytes
+        else "nothing of it was stored"
     )
+    print(f"purged the KV of {purge.passages} passages: {on_disk}")
     for kept in purge.kept:
         print(printable(f"kept the KV of passage {kept.passage_id}: {kept.same_as_uri} has one of the same tokens"))
