@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine import Engine, EngineConfig
 from kernels.cpu_decoder import CpuDecoder
 from kernels.cpu_library import available_variants
 from kernels.cpu_linear import PackedLinear
 from kernels.cpu_weights import WeightSet
 from kernels.errors import ShapeError
+from kernels.runs import Run, SequencePlan
 
 pytestmark = pytest.mark.skipif(not available_variants(), reason="the C++ kernels are not compiled")
 
@@ -59,3 +61,23 @@ def test_a_norm_of_another_shape_or_kind_is_refused(name, wrong: Tensor):
     parts = weights()
     with pytest.raises(ShapeError, match=name.rpartition(".")[2]):
         decoder(replace(parts, vectors={**parts.vectors, name: wrong}))
+
+
+def test_fewer_threads_than_planned_change_nothing(tiny_folder):
+    config = EngineConfig(dtype="float16", weights="full", kv_cache_bytes=4 << 20)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        runner = Engine.from_pretrained(tiny_folder, config).runner
+        for rows in (1, 5, 200):
+            plan = runner.model.plan([SequencePlan(range(rows), (Run(tuple(range(13)), rows, 0),))], 16)
+            ids = torch.arange(rows)
+            found = []
+            for count in (3, 2, 1):
+                torch.set_num_threads(count)
+                found.append(runner.model.forward(ids % 50, ids, ids, plan, runner.kv_cache, ids))
+            torch.set_num_threads(3)
+            assert torch.equal(found[0], found[1])
+            assert torch.equal(found[0], found[2])
+    finally:
+        torch.set_num_threads(threads)

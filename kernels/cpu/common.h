@@ -71,10 +71,10 @@ double now();
 
 // Run `work(team)` on every thread of one OpenMP parallel region and count its time.
 template <class Work>
-void run_team(Work&& work) {
+void run_team(Work&& work, int size = omp_get_max_threads()) {
   const double start = now();
   TeamState state;
-#pragma omp parallel
+#pragma omp parallel num_threads(size)
   {
     const Team team{omp_get_thread_num(), omp_get_num_threads(), &state};
     work(team);

@@ -1,6 +1,9 @@
 #include "decoder.h"
 
+#include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <ctime>
 
 namespace preread {
 namespace {
@@ -9,6 +12,42 @@ namespace {
 constexpr int64_t kOwnRows = 32;
 // So many of them at a time, so that what one operation leaves is still in the L2 cache when the next reads it.
 constexpr int64_t kBlockRows = 96;
+
+// Nanoseconds for which this thread has had a processor.
+int64_t thread_time() {
+  timespec time = {};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return int64_t(time.tv_sec) * 1000000000 + time.tv_nsec;
+}
+
+// How many threads a step of few rows gets. They wait for each other after every operation: where other processes take
+// the cores, several get less done than one that has nobody to wait for. What is computed does not depend on it.
+class Crew {
+ public:
+  int size() const {
+    const int all = omp_get_max_threads();
+    return now() < retry_ ? std::min(few_, all) : all;
+  }
+
+  // Look at a step that took `wall` seconds, in which its threads had processors for `processor` seconds together: where
+  // that is less than half of them all the time, the next steps get fewer threads, until all of them are tried again.
+  void judge(int size, double wall, double processor) {
+    if (size < omp_get_max_threads()) return;
+    if (processor >= 0.5 * size * wall || wall < kShortest) {
+      pause_ = kFirstPause;
+      return;
+    }
+    few_ = std::max(1, int(processor / wall));
+    retry_ = now() + pause_;
+    pause_ = std::min(2 * pause_, kLongestPause);
+  }
+
+ private:
+  static constexpr double kShortest = 1e-3, kFirstPause = 0.05, kLongestPause = 1;  // seconds
+
+  int few_ = 1;
+  double retry_ = 0, pause_ = kFirstPause;
+};
 
 // Memory between the operations of a layer; all of it float32, row-major.
 struct Buffers {
@@ -188,5 +227,18 @@ void decode(const DecoderWeights& weights, const DecoderStep& step, const Team& 
 }  // namespace preread
 
 PREREAD_API void preread_decode(const preread::DecoderWeights* weights, const preread::DecoderStep* step) {
-  preread::run_team([&](const preread::Team& team) { preread::decode(*weights, *step, team); });
+  using namespace preread;
+  static thread_local Crew crew;
+  const bool together = step->rows < kOwnRows * omp_get_max_threads();
+  const int size = together ? crew.size() : omp_get_max_threads();
+  const double began = now();
+  std::atomic<int64_t> processor_time{0};
+  run_team(
+      [&](const Team& team) {
+        const int64_t start = thread_time();
+        decode(*weights, *step, team);
+        processor_time += thread_time() - start;
+      },
+      size);
+  if (together) crew.judge(size, now() - began, 1e-9 * double(processor_time));
 }
