@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 MIB = 1 << 20
 EXTENT_BYTES = 64 * MIB
+MAX_EXTENTS = 256  # of those that are full
 RETRY_SECONDS = 30.0  # how long puts are declined after the disk has refused one
 MAX_SPARSE = 8  # sparse extents are files held open; more of them are compacted
 EVICTED_SHARE = 32  # at least one part in so many is evicted at once, so that records are seldom sorted
@@ -118,8 +119,7 @@ class ExtentStore:
         self._retry_at = 0.0
         self._closed = False
         try:
-            extent_bytes = max(min(EXTENT_BYTES, capacity_bytes // 16), ALIGNMENT)
-            self._folder = ExtentFolder(Path(folder), extent_bytes)
+            self._folder = ExtentFolder(Path(folder), _extent_bytes(capacity_bytes))
             self._recover()
         except OSError as error:
             raise ConfigError(f"{folder} cannot be used as a KV store ({error}); choose another folder") from error
@@ -314,3 +314,8 @@ class ExtentStore:
             self._stats.moved += len(copies)
         self._folder.erase(records)
         return len(copies)
+
+
+def _extent_bytes(capacity_bytes: int) -> int:
+    """Choose the size of an extent: a small store has several, a large one not more than files may be open."""
+    return max(min(EXTENT_BYTES, capacity_bytes // 16), capacity_bytes // MAX_EXTENTS, ALIGNMENT)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from kv_helpers import MIB, extents, get, holds, key_of, payload_of, put, raw_bytes, tokens_of
 
-from engine import kv_extent
+from engine import kv_extent, kv_store
 from engine.errors import ConfigError
 from engine.kv_store import ExtentStore
 
@@ -160,6 +160,12 @@ def test_files_stay_few_while_records_come_and_go(tmp_path):
     assert store.stats().moved > 0
     assert all(holds(store, n) for n in range(47, 597, 50))
     store.close()
+
+
+@pytest.mark.parametrize("capacity", [1, MIB, 8 << 30, 1 << 40])
+def test_extents_are_never_more_than_files_may_be_open(capacity):
+    assert capacity / kv_store._extent_bytes(capacity) <= 256
+    assert kv_store._extent_bytes(8 << 30) == 64 * MIB
 
 
 def test_purge_erases_record_and_key(store, tmp_path, fills):
