@@ -83,7 +83,7 @@ def check(folder: Path, model: Path) -> None:
         assert store is not None
         assert set(store.keys()) <= library.derived.all(), "a record without a living passage"
         assert library.derived.dead() == [], "what has died was removed at the start"
-        if not service.collections():
+        if not any(collection.documents for collection in service.collections()):
             return
         library.check_invariants("docs")
         texts = {f"d:{n}": {text(n, version) for version in range(50)} for n in range(COUNT)}
