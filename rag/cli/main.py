@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rag.cli import ask, bench, collections, demo, doctor, documents, ingest, model, search, serve
+from rag.cli import ask, bench, certify, collections, demo, doctor, documents, ingest, model, search, serve
 from rag.cli.failures import FAILED, USAGE, expected_errors
 from rag.cli.options import GLOBAL_OPTIONS, Options, hoist
 
@@ -30,6 +30,7 @@ app.command(name="ask")(ask.ask)
 app.command(name="search")(search.search)
 app.command(name="serve")(serve.serve)
 app.command(name="demo")(demo.demo)
+app.command(name="certify")(certify.certify)
 app.command(name="doctor")(doctor.doctor)
 app.add_typer(collections.app, name="collections")
 app.add_typer(documents.app, name="documents")

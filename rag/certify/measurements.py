@@ -1,0 +1,97 @@
+"""What is measured for the test, question by question, and never twice."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from blake3 import blake3
+
+from engine.certificate import Stage
+from rag.bench.collection import default_work_dir
+from rag.bench.progress import Counter, Progress
+from rag.certify.config import CertifyConfig
+from rag.certify.figures import FiguresFile, ProbeFigures, SetFigures
+from rag.certify.probes import Probe
+from rag.certify.scorer import Scorer
+
+if TYPE_CHECKING:
+    from engine.engine import Engine
+
+__all__ = ["Measurements", "Sets"]
+
+Sets = Mapping[int, Sequence[SetFigures]]  # by number of passages
+
+
+class Measurements:
+    """The figures of both stages, each measured when it is first asked for, and kept in a file.
+
+    Attributes:
+        count: questions measured here; the others were in the file.
+
+    Args:
+        engine: nobody else uses it.
+        certify: what to test.
+        key: of the certificate that may come of it.
+        probes: of both stages, in that order.
+        progress: called as it advances.
+    """
+
+    def __init__(
+        self, engine: "Engine", certify: CertifyConfig, key: str, probes: Sequence[Probe], progress: Progress
+    ) -> None:
+        self._certificate_key = key
+        self.count = 0
+        self._certify = certify
+        self._probes = probes
+        self._progress = progress
+        self._file = FiguresFile((certify.work_dir or default_work_dir()) / f"certify-{key[:16]}.jsonl")
+        self._scorer = Scorer(
+            engine, certify.repairs, certify.max_tokens, certify.orders,
+            answers=certify.answers, template=certify.template,
+        )  # fmt: skip
+        self._stages: dict[Stage, Sets] = {}
+
+    def screening(self) -> Sets:
+        """Return the figures of the first half of the questions."""
+        return self._stage("screening", self._probes[: self._certify.sets])
+
+    def confirmation(self) -> Sets:
+        """Return those of the second half."""
+        return self._stage("confirmation", self._probes[self._certify.sets :])
+
+    def lengths(self) -> list[int]:
+        """Return the length of every passage that was measured."""
+        stages = self._stages.values()
+        return [length for sets in stages for some in sets.values() for one in some for length in one.passage_tokens]
+
+    def _stage(self, stage: Stage, probes: Sequence[Probe]) -> Sets:
+        if stage not in self._stages:
+            counter, found = Counter(self._progress, stage, len(probes)), []
+            for probe in probes:
+                found.append(self._measured(probe))
+                counter.advance()
+            self._stages[stage] = {k: [figures.sets[k] for figures in found] for k in self._certify.ks}
+        return self._stages[stage]
+
+    def _measured(self, probe: Probe) -> ProbeFigures:
+        """Return a question's figures, from the file where they are in it."""
+        key = self._key(probe)
+        known = self._file.get(key)
+        if known is not None:
+            return known
+        seed = f"{self._certify.seed}/{probe.asked.question}"
+        sets = self._scorer.measure(probe.prompts, probe.asked.golds, seed=seed)
+        figures = ProbeFigures(key=key, sets=sets)
+        self._file.add(figures)
+        self.count += 1
+        return figures
+
+    def _key(self, probe: Probe) -> str:
+        """Hash everything that a question's figures depend on."""
+        certify = self._certify
+        prompts = {k: [segment.tokens for segment in prompt.segments] for k, prompt in probe.prompts.items()}
+        golds = probe.asked.golds if certify.answers else ()
+        how = (certify.repairs, certify.max_tokens, certify.orders, certify.seed, certify.answers, certify.template)
+        return blake3(
+            json.dumps([self._certificate_key, probe.asked.question, prompts, golds, how]).encode()
+        ).hexdigest()

@@ -1,0 +1,188 @@
+"""Teacher forcing through the engine: what each way to compute the same passages makes of full prefill's answer."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from math import factorial
+from typing import TYPE_CHECKING, Any
+
+from engine.config import SamplingParams
+from engine.ladder import Outcome
+from engine.output import Generation
+from engine.prompt import Prompt, Reuse, Segment, SegmentKind
+from rag.certify.answers import score_answer
+from rag.certify.figures import SetFigures, WayFigures
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from engine.engine import Engine
+
+__all__ = ["Scorer", "draw_orders", "drift_of", "figures_of"]
+
+Question = tuple[Prompt, str, dict[str, Any]]  # prompt, namespace, more arguments of `Engine.submit`
+
+FULL, CHUNK = "certify-full", "certify-chunk"  # namespaces: what full prefill leaves behind is no chunk's path
+
+
+def drift_of(full: "Tensor", other: "Tensor") -> "tuple[Tensor, Tensor]":
+    """Compare log-probabilities [tokens, vocab]: KL(full || other) in nats [tokens], and whether top tokens agree."""
+    import torch
+
+    kl = (full.exp() * (full - other)).sum(-1, dtype=torch.float64).clamp_min(0)
+    return kl, full.argmax(-1) == other.argmax(-1)
+
+
+def figures_of(full: "Tensor", other: "Tensor") -> WayFigures:
+    """Summarise an answer's tokens; arguments are those of `drift_of`."""
+    kl, agrees = drift_of(full, other)
+    return WayFigures(kl=float(kl.mean()), agreement=float(agrees.double().mean()), first_kl=float(kl[0]))
+
+
+def draw_orders(count: int, k: int, seed: str) -> list[tuple[int, ...]]:
+    """Draw distinct orders of k things, none of them the one that they have; fewer where there are not so many."""
+    generator, given = random.Random(seed), tuple(range(k))
+    if factorial(k) - 1 <= count:
+        return [order for order in permutations(given) if order != given]
+    found: dict[tuple[int, ...], None] = {}
+    while len(found) < count:
+        order = tuple(generator.sample(given, k))
+        if order != given:
+            found[order] = None
+    return list(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """Measures questions, one at a time.
+
+    Attributes:
+        engine: nobody else uses it.
+        repairs: tokens, each a whole number of blocks.
+        max_tokens: length of an answer at most.
+        orders: random orders a set.
+        answers: whether to let every way answer freely, too.
+        template: whether passages are read after the template when their KV is made for reuse; without it only after
+            its first token, which no certificate should survive.
+    """
+
+    engine: "Engine"
+    repairs: Sequence[int]
+    max_tokens: int
+    orders: int
+    answers: bool = False
+    template: bool = True
+
+    def measure(self, prompts: Mapping[int, Prompt], golds: Sequence[str], *, seed: str) -> dict[int, SetFigures]:
+        """Measure a question's prompts of template, passages in the order of retrieval, and tail; keep nothing.
+
+        Args:
+            prompts: by number of passages, at least two; every one has the first passages of the longest.
+            golds: texts that answer the question; only used with `answers`.
+            seed: of the orders.
+        """
+        longest = prompts[max(prompts)]
+        try:
+            self._compute([Prompt(longest.segments[:-1])], FULL)
+            self._compute([Prompt([self._reused(longest).segments[0], one]) for one in _passages(longest)], CHUNK)
+            answers = self._ask_all([(prompt, FULL, {}) for prompt in prompts.values()])
+            return {
+                k: self._measure_set(prompt, answer, golds, f"{seed}/{k}")
+                for (k, prompt), answer in zip(prompts.items(), answers, strict=True)
+            }
+        finally:
+            for namespace in (FULL, CHUNK):
+                self.engine.cache.drop_namespace(namespace)
+
+    def _measure_set(self, prompt: Prompt, answer: Generation, golds: Sequence[str], seed: str) -> SetFigures:
+        tokens, passages = answer.token_ids, _passages(prompt)
+        full = self._forced(prompt, tokens, FULL)
+        swapped = [_reordered(prompt, order) for order in draw_orders(self.orders, len(passages), seed)]
+        reordered = [figures_of(full, self._forced(other, tokens, FULL)) for other in swapped]
+        blind = _without_passages(prompt)
+        reused = self._reused(prompt)
+        texts = self._answer_freely(swapped[0], blind, reused) if self.answers else {}
+        return SetFigures(
+            passage_tokens=tuple(len(passage.tokens) for passage in passages),
+            answer_tokens=len(tokens),
+            reordered=_mean(reordered),
+            no_passages=figures_of(full, self._forced(blind, tokens, FULL)),
+            chunk={repair: figures_of(full, self._repaired(reused, tokens, repair)) for repair in self.repairs},
+            answers={
+                way: score_answer(text, answer.text, golds)
+                for way, text in ({"full": answer.text} | texts if texts else {}).items()
+            },
+        )
+
+    def _answer_freely(self, reordered: Prompt, blind: Prompt, reused: Prompt) -> dict[str, str]:
+        """Let every way but full prefill answer."""
+        ways: dict[str, Question] = {"another order": (reordered, FULL, {}), "no passages": (blind, FULL, {})}
+        ways |= {f"repair {repair}": (reused, CHUNK, _at_repair(repair)) for repair in self.repairs}
+        return {way: one.text for way, one in zip(ways, self._ask_all(list(ways.values())), strict=True)}
+
+    def _forced(self, prompt: Prompt, answer: Sequence[int], namespace: str) -> "Tensor":
+        generation = self._ask(prompt, namespace, forced=answer)
+        assert generation.logprobs is not None, "a forced answer comes with its log-probabilities"
+        return generation.logprobs
+
+    def _repaired(self, prompt: Prompt, answer: Sequence[int], repair: int) -> "Tensor":
+        """Force the answer over reused KV; every passage but the first must really come from elsewhere."""
+        generation = self._ask(prompt, CHUNK, forced=answer, **_at_repair(repair))
+        reports = [one for one in generation.cache.segments if one.kind is SegmentKind.PASSAGE][1:]
+        wrong = [one for one in reports if one.num_tokens > repair and one.outcome is not Outcome.SHIFTED]
+        assert not wrong, f"passages were not reused, so nothing is measured: {wrong}"
+        assert generation.logprobs is not None, "a forced answer comes with its log-probabilities"
+        return generation.logprobs
+
+    def _reused(self, prompt: Prompt) -> Prompt:
+        return prompt if self.template else _without_template(prompt)
+
+    def _compute(self, prompts: Sequence[Prompt], namespace: str) -> None:
+        self.engine.generate(prompts, SamplingParams(max_tokens=0), namespace=namespace)
+
+    def _ask(self, prompt: Prompt, namespace: str, **how: Any) -> Generation:
+        return self._ask_all([(prompt, namespace, how)])[0]
+
+    def _ask_all(self, questions: Sequence[Question]) -> list[Generation]:
+        """Answer greedily, side by side: a step of a few rows takes hardly longer than one of a single row."""
+        sampling = SamplingParams(max_tokens=self.max_tokens)
+        requests = [self.engine.submit(prompt, sampling, namespace=name, **how) for prompt, name, how in questions]
+        generations = []
+        for request in requests:
+            *_, generation = self.engine.stream(request)
+            assert isinstance(generation, Generation), f"an answer ended with {generation}"
+            generations.append(generation)
+        return generations
+
+
+def _at_repair(repair: int) -> dict[str, Any]:
+    return {"reuse": Reuse.CHUNK, "uncertified_repair": repair}
+
+
+def _passages(prompt: Prompt) -> list[Segment]:
+    return [segment for segment in prompt.segments if segment.kind is SegmentKind.PASSAGE]
+
+
+def _reordered(prompt: Prompt, order: Sequence[int]) -> Prompt:
+    passages = _passages(prompt)
+    return Prompt([prompt.segments[0], *(passages[i] for i in order), prompt.segments[-1]])
+
+
+def _without_passages(prompt: Prompt) -> Prompt:
+    return Prompt([segment for segment in prompt.segments if segment.kind is not SegmentKind.PASSAGE])
+
+
+def _without_template(prompt: Prompt) -> Prompt:
+    """Return the same tokens with the template cut behind its first token; the rest of it is read as a passage."""
+    template, *others = prompt.segments
+    head = Segment(template.tokens[:1], SegmentKind.TEMPLATE)
+    return Prompt([head, Segment(template.tokens[1:], SegmentKind.PASSAGE, "rest of the template"), *others])
+
+
+def _mean(ways: Sequence[WayFigures]) -> WayFigures:
+    return WayFigures(
+        kl=sum(way.kl for way in ways) / len(ways),
+        agreement=sum(way.agreement for way in ways) / len(ways),
+        first_kl=sum(way.first_kl for way in ways) / len(ways),
+    )
