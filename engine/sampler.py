@@ -1,6 +1,7 @@
 """From logits to the next token: greedy, temperature, top-k, top-p, seeded."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,11 +18,16 @@ class Sampler:
 
     def __init__(self, params: SamplingParams) -> None:
         self._params = params
-        self._generator = torch.Generator()
-        if params.seed is None:
-            self._generator.seed()
+
+    @cached_property
+    def _generator(self) -> torch.Generator:
+        """Random numbers; greedy answers never wait for the system's."""
+        generator = torch.Generator()
+        if self._params.seed is None:
+            generator.seed()
         else:
-            self._generator.manual_seed(params.seed)
+            generator.manual_seed(self._params.seed)
+        return generator
 
     def sample(self, logits: Tensor) -> int:
         """Choose a token from logits [vocab] float32."""
