@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from engine.tokenizer import Tokenizer
     from engine.worker import EngineWorker
     from rag.prompt_layout import PassageTokens, PromptLayout
+    from rag.shadow import ShadowChecker
     from retriever.embedder import TextEmbedder, Vectors
     from retriever.retriever import Library
 
@@ -103,6 +104,7 @@ class Components:
         self.library: Once[Library] = Once(self._make_library)
         self.store: Once[LivingStore | None] = Once(self._make_store)
         self.worker: Once[EngineWorker] = Once(self._make_worker)
+        self.shadow: Once[ShadowChecker | None] = Once(self._make_shadow)
         self.activity = Activity()
         self._is_loaded = False
 
@@ -129,6 +131,8 @@ class Components:
         """Stop the engine, write its KV down, then save and close the library."""
         if worker := self.worker.if_made:
             worker.close()
+        if shadow := self.shadow.if_made:
+            shadow.close()
         if store := self.store.if_made:
             store.close()
         if library := self.library.if_made:
@@ -184,6 +188,16 @@ class Components:
         certificates = certificates_of(self.hub, self.config.model)
         engine = Engine.from_pretrained(folder, self.config.engine.build(), store=store, certificates=certificates)
         return EngineWorker(engine).start()
+
+    def _make_shadow(self) -> "ShadowChecker | None":
+        """Make what looks at answers again; there is none where no certificate allows anything to look at."""
+        from rag.certify.folders import certificates_of
+        from rag.shadow import ShadowChecker
+
+        worker, rate = self.worker(), self.config.server.shadow_rate
+        certificates = certificates_of(self.hub, self.config.model)
+        certificate = certificates.find(worker.engine.identity, self.layout().head.tokens)
+        return ShadowChecker(worker, rate, certificate) if rate and certificate else None
 
 
 def _default_budget(folder: "Path") -> int:

@@ -128,12 +128,15 @@ class ServerSettings(_Group):
         max_body_bytes: larger request bodies are refused.
         ping_seconds: a streamed answer sends a comment after so long a silence.
         shutdown_seconds: answers that run when the server is stopped may take so long to end.
+        shadow_rate: share of the answers over reused KV that are looked at again in full while nobody waits; where they
+            drift further than the certificate says, reuse falls back to exact.
     """
 
     allowed_hosts: str = ""
     max_body_bytes: int = Field(default=128 * 2**20, ge=1)
     ping_seconds: float = Field(default=15.0, gt=0)
     shutdown_seconds: float = Field(default=5.0, ge=0)
+    shadow_rate: float = Field(default=0.02, ge=0, le=1)
 
 
 class RagConfig(BaseSettings):

@@ -5,6 +5,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -136,7 +137,8 @@ def _kv_store(config: RagConfig) -> Iterator[Check]:
 
 
 def _served_store(url: str) -> KVStoreInfo | None:
-    info = Client(url).health().get("kv_store")
+    with closing(Client(url)) as client:
+        info = client.health().get("kv_store")
     return KVStoreInfo.model_validate(info) if info else None
 
 

@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from engine.config import SamplingParams
+from engine.output import Generation
 from engine.prompt import Reuse
 from rag.answer import AnswerAssembler, source_of
 from rag.components import Components
@@ -29,6 +30,7 @@ from rag.schemas import (
 from retriever.ingest import check_embedder
 
 if TYPE_CHECKING:
+    from engine.output import Event
     from engine.prompt import Prompt
     from engine.worker import EngineWorker
     from retriever.document import Hit
@@ -139,6 +141,7 @@ class Pipeline:
         try:
             yield RetrievalEvent(sources=list(prepared.sources), warnings=list(prepared.warnings))
             for event in events:
+                self._observe(prepared, event)
                 yield from assembler.take(event)
                 if assembler.wants_end:
                     worker.cancel(handle)
@@ -161,6 +164,7 @@ class Pipeline:
         try:
             yield RetrievalEvent(sources=list(prepared.sources), warnings=list(prepared.warnings))
             async for event in worker.stream(handle):
+                self._observe(prepared, event)
                 for out in assembler.take(event):
                     yield out
                 if assembler.wants_end:
@@ -218,13 +222,25 @@ class Pipeline:
             prompt=laid_out.prompt,
             sampling=sampling,
             namespace=namespace_of(found.collection_id),
-            reuse=Reuse(request.reuse or self._config.answer.reuse),
+            reuse=self._reuse(request),
             groups=self._movable(request, found, used),
             sources=tuple(source_of(n, hit) for n, hit in enumerate(hits, 1)),
             warnings=tuple(warnings),
             embed_ms=found.embed_ms,
             search_ms=found.search_ms,
         )
+
+    def _reuse(self, request: AnswerRequest) -> Reuse:
+        """Return which cached KV may serve; no more than is exact once answers were found to drift."""
+        wanted = Reuse(request.reuse or self._config.answer.reuse)
+        shadow = self._components.shadow.if_made
+        return shadow.reuse(wanted) if shadow else wanted
+
+    def _observe(self, prepared: Prepared, event: "Event") -> None:
+        """Show a finished answer to what may look at it again."""
+        shadow = self._components.shadow.if_made
+        if shadow and isinstance(event, Generation):
+            shadow.observe(prepared.prompt, event, prepared.namespace)
 
     def _expect_kv(self, collection_id: int, prompt: "Prompt") -> None:
         """Tell the KV store whose KV this prompt may give it."""

@@ -99,8 +99,9 @@ class Service:
         for _ in worker.stream_sync(handle):
             pass
 
-    def read_ahead_when_idle(self) -> None:
-        """From now on, compute the KV of passages while nobody waits, where the settings say so."""
+    def work_while_idle(self) -> None:
+        """From now on, while nobody waits, look at answers again and read passages ahead, as the settings say."""
+        self.components.shadow()
         if self.config.engine.precompute_when_idle and self.config.engine.kv_store_bytes != 0:
             self._idle.start()
 

@@ -33,7 +33,14 @@ def make_config(folder: Path, model: Path, *, server: dict | None = None, **engi
         embedder=str(model),
         # slow on purpose: readers leave, and questions queue, while an answer of some thousand tokens is on its way
         engine=EngineSettings(
-            **{"dtype": "float32", "backend": "torch", "max_draft_tokens": 0, "kv_cache_bytes": 16 * 2**20, **engine}
+            **{
+                "dtype": "float32",
+                "backend": "torch",
+                "max_draft_tokens": 0,
+                "kv_cache_bytes": 16 * 2**20,
+                "precompute_when_idle": False,
+                **engine,
+            }
         ),
         answer=AnswerSettings(max_tokens=8, stop_repetition=False),
         server=ServerSettings(**(server or {})),

@@ -73,14 +73,16 @@ def ask(url: str) -> httpx.Response:
     return httpx.post(f"{url}/v1/answer", json=QUESTION, trust_env=False, timeout=60)
 
 
-def test_a_killed_server_leaves_its_documents_and_no_owner(spawn: Spawn, tmp_path: Path) -> None:
+def test_a_killed_server_leaves_its_documents_their_kv_and_no_owner(spawn: Spawn, tmp_path: Path) -> None:
     first = spawn()
     url = welcome(first)
     owner = find_owner(tmp_path / "data")
     assert owner is not None
     assert (owner.pid, owner.url) == (first.pid, url)
     add(url, *DOCUMENTS)
-    assert ask(url).status_code == 200
+    answer = ask(url).json()
+    assert answer["usage"]["cached_tokens"] == 0
+    eventually(lambda: httpx.get(f"{url}/healthz", trust_env=False).json()["kv_store"]["written"] == 2)
     first.send_signal(signal.SIGKILL)
     first.wait()
     assert (tmp_path / "data" / "owner.json").exists(), "what the killed one wrote is still there"
@@ -89,7 +91,10 @@ def test_a_killed_server_leaves_its_documents_and_no_owner(spawn: Spawn, tmp_pat
     again = welcome(second)
     listed = httpx.get(f"{again}/v1/collections/docs/documents", trust_env=False).json()["documents"]
     assert {item["uri"] for item in listed} == {item["uri"] for item in DOCUMENTS}
-    assert len(ask(again).json()["sources"]) == 2
+    same = ask(again).json()
+    assert (same["answer"], same["sources"]) == (answer["answer"], answer["sources"])
+    assert same["cache"]["hit_tokens"]["disk"] == same["usage"]["cached_tokens"] > 0, "it is read once"
+    assert same["cache"]["passages"][0]["tier"] == "disk"
     second.send_signal(signal.SIGINT)
     assert second.wait(30) == 0
 

@@ -73,7 +73,7 @@ def test_health_tells_what_runs(api: Running) -> None:
     assert health["status"] == "ok"
     assert health["ready"] is True
     assert health["model"] == api.service.config.model
-    assert set(health) == {"status", "ready", "model", "embedder", "version", "kv_store"}
+    assert set(health) == {"status", "ready", "model", "embedder", "version", "kv_store", "shadow"}
     assert health["kv_store"]["bytes_budget"] > 0
     assert api.http.get("/readyz").json() == {"status": "ready"}
     assert api.http.head("/healthz").status_code == 200

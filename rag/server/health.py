@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from rag.schemas import KVStoreInfo
 from rag.server.problems import problem_responses
 from rag.server.state import ReadyState, SharedState
+from rag.shadow import ShadowStats
 
 __all__ = ["Health", "Readiness", "router"]
 
@@ -16,7 +17,11 @@ router = APIRouter(tags=["health"])
 
 
 class Health(BaseModel):
-    """What the server says about itself; `kv_store` is null where no KV is stored, and before the models are loaded."""
+    """What the server says about itself.
+
+    `kv_store` is null where no KV is stored and before the models are loaded, `shadow` where no answers are looked at
+    again.
+    """
 
     status: Literal["ok"] = "ok"
     ready: bool
@@ -24,6 +29,7 @@ class Health(BaseModel):
     embedder: str
     version: str
     kv_store: KVStoreInfo | None
+    shadow: ShadowStats | None
 
 
 class Readiness(BaseModel):
@@ -36,13 +42,15 @@ class Readiness(BaseModel):
 @router.get("/healthz")
 async def healthz(state: SharedState) -> Health:
     """Tell that the process lives, and what it runs."""
-    config, store = state.service.config, state.service.components.store.if_made
+    config, components = state.service.config, state.service.components
+    store, shadow = components.store.if_made, components.shadow.if_made
     return Health(
         ready=state.is_ready,
         model=config.model,
         embedder=config.embedder,
         version=version("preread"),
         kv_store=store.info() if store else None,
+        shadow=shadow.stats() if shadow else None,
     )
 
 

@@ -105,7 +105,6 @@ class Server(uvicorn.Server):
             self._owned.announce(self.url)
             sys.stderr.write(_welcome(self.url, self._state.service))
             sys.stderr.flush()
-            self._state.service.read_ahead_when_idle()
 
     async def _end_answers(self) -> None:
         """Stop the engine after the time of grace: who still reads gets `EngineStoppedError`."""
@@ -120,6 +119,7 @@ def _prepare(service: Service) -> None:
     service.collections()
     service.load()
     _ = service.components.layout().head
+    service.work_while_idle()
 
 
 def _welcome(url: str, service: Service) -> str:
