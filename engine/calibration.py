@@ -34,7 +34,7 @@ def calibrate(runner: ModelRunner, *, measure: bool) -> bool:
     if runner.lean is None:
         return True
     key = _key(runner)
-    profile = load_profile(key)
+    profile = load_profile(key, Profile)
     if profile is None and measure:
         profile = Profile(lean_rows=_measure(runner.model, runner.lean, runner.kv_cache))
         save_profile(key, profile)

@@ -17,7 +17,7 @@ from engine.config import EngineConfig, SamplingParams
 from engine.cuda_graphs import CudaGraphs
 from engine.drafts import Drafts
 from engine.errors import ModelFileError
-from engine.eviction import policy_named
+from engine.eviction import Pgdsf, policy_named
 from engine.intake import Intake
 from engine.kv_cache import allocate_kv_cache, check_device, resolve_dtype
 from engine.model_runner import ModelRunner
@@ -25,6 +25,7 @@ from engine.models.loader import load_models
 from engine.output import Event, Generation, OutputStream
 from engine.prefix_cache import PrefixCache
 from engine.prompt import Prompt, Reuse, Segment
+from engine.recompute_profile import recompute_cost
 from engine.request import FinishReason, Request, RequestState
 from engine.sampler import ForcedSampler, Sampler, sample_rows
 from engine.scheduler import ScheduledWork, Scheduler
@@ -71,8 +72,8 @@ class Engine:
         self.runner = runner
         self.folder = folder
         self.tier = self._make_tier(store)
-        policy = policy_named(config.eviction)
-        self.cache = PrefixCache(runner.kv_cache.num_blocks, config.block_size, policy=policy, tier=self.tier)
+        self._policy = policy_named(config.eviction)
+        self.cache = PrefixCache(runner.kv_cache.num_blocks, config.block_size, policy=self._policy, tier=self.tier)
         budget = StepBudget(config.max_num_batched_tokens, MIN_PREFILL_BLOCKS * config.block_size, config.max_slowdown)
         self.scheduler = Scheduler(
             self.cache,
@@ -308,12 +309,17 @@ class Engine:
         )
 
     def calibrate(self, *, measure: bool = True) -> None:
-        """Choose which steps run with 8-bit weights: by the profile on disk, else by measuring, once, under a second.
+        """Learn the machine's times: from profiles on disk, else by measuring once, in a second or two.
 
-        Call it while nothing runs; the worker does when it is idle.
+        They say which steps run with 8-bit weights, and to `pgdsf` what computing evicted tokens anew costs. Call it
+        while nothing runs; the worker does when it is idle.
         """
-        if self.config.weights == "auto" and not self._calibrated:
-            self._calibrated = calibrate(self.runner, measure=measure)
+        if self._calibrated:
+            return
+        self._calibrated = self.config.weights != "auto" or calibrate(self.runner, measure=measure)
+        if isinstance(self._policy, Pgdsf):
+            self._policy.cost, known = recompute_cost(self.runner, measure=measure)
+            self._calibrated = self._calibrated and known
 
     def check_invariants(self) -> None:
         """Assert the conservation laws of DESIGN section 3."""

@@ -39,15 +39,16 @@ class Pgdsf:
 
     Attributes:
         clock: the highest priority that was evicted so far, by which later use counts for more.
+        cost: of computing tokens anew, in any unit.
     """
 
     def __init__(self, cost: RecomputeCost) -> None:
         self.clock = 0.0
-        self._cost = cost
+        self.cost = cost
 
     def __call__(self, node: Node) -> float:
         """Return the priority of a node that is being used."""
-        return self.clock + lfu(node) * self._cost.per_token(node.start, node.num_tokens)
+        return self.clock + lfu(node) * self.cost.per_token(node.start, node.num_tokens)
 
 
 POLICIES = ("lru", "lfu", "pgdsf")

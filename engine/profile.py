@@ -4,16 +4,22 @@ import json
 import logging
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import platformdirs
 from blake3 import blake3
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 __all__ = ["Profile", "default_profiles_dir", "load_profile", "profile_key", "save_profile"]
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 FORMAT = 2  # rises with what the kernels compute, too: other kernels, other crossovers
 
@@ -28,6 +34,10 @@ class Profile:
 
     lean_rows: int
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.lean_rows, int):
+            raise TypeError(f"lean_rows is {self.lean_rows!r}")
+
 
 def profile_key(**facts: Any) -> str:
     """Name a profile after this processor and after everything else that the measurement depends on."""
@@ -35,14 +45,16 @@ def profile_key(**facts: Any) -> str:
     return blake3(described.encode()).hexdigest(length=16)
 
 
-def load_profile(key: str) -> Profile | None:
-    """Return the profile of this key, or None when it has not been measured or cannot be read."""
+def load_profile(key: str, make: Callable[..., T]) -> T | None:
+    """Return the profile of this key, or None when it has not been measured or cannot be read.
+
+    Args:
+        key: see `profile_key`.
+        make: makes it from the fields that were kept; raises TypeError or ValueError where they are none.
+    """
     path = _path(key)
     try:
-        profile = Profile(**json.loads(path.read_text(encoding="utf-8")))
-        if not isinstance(profile.lean_rows, int):
-            raise TypeError(f"lean_rows is {profile.lean_rows!r}")
-        return profile
+        return make(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
@@ -50,8 +62,8 @@ def load_profile(key: str) -> Profile | None:
         return None
 
 
-def save_profile(key: str, profile: Profile) -> None:
-    """Keep a profile; a disk that refuses costs only a later measurement."""
+def save_profile(key: str, profile: "DataclassInstance") -> None:
+    """Keep the fields of a profile; a disk that refuses costs only a later measurement."""
     path = _path(key)
     partial = path.with_suffix(f".{os.getpid()}.partial")
     try:

@@ -15,6 +15,9 @@ class RecomputeCost:
         cached: tokens before, ascending.
         new: tokens computed, ascending, each at least 1.
         times: one row for each of `cached`, one entry for each of `new`; any unit.
+
+    Raises:
+        ValueError: the times are no grid of these points.
     """
 
     cached: tuple[int, ...]
@@ -22,10 +25,20 @@ class RecomputeCost:
     times: tuple[tuple[float, ...], ...]
 
     def __post_init__(self) -> None:
-        assert self.cached, "a grid has at least one row"
-        assert self.new, "a grid has at least one column"
-        assert all(len(row) == len(self.new) for row in self.times), "a row of the grid has another length"
-        assert len(self.times) == len(self.cached), "a row of the grid is missing"
+        fits = self.cached and self.new and min(self.new) > 0 and len(self.times) == len(self.cached)
+        if not fits or any(len(row) != len(self.new) for row in self.times):
+            raise ValueError(f"times of {len(self.times)} rows are no grid of {self.cached} by {self.new} tokens")
+
+    @classmethod
+    def of_record(
+        cls, *, cached: Sequence[int], new: Sequence[int], times: Sequence[Sequence[float]]
+    ) -> "RecomputeCost":
+        """Make it from fields as JSON has them.
+
+        Raises:
+            ValueError: they are no grid.
+        """
+        return cls(tuple(cached), tuple(new), tuple(tuple(float(time) for time in row) for row in times))
 
     @classmethod
     def uniform(cls) -> "RecomputeCost":
@@ -35,12 +48,16 @@ class RecomputeCost:
     @classmethod
     def of_operations(cls, a_token: float, a_pair: float, *, max_tokens: int) -> "RecomputeCost":
         """Make a cost from operations: so many a token, and so many for each token that it attends to."""
-        points = tuple(2**i for i in range(max_tokens.bit_length()))
+        new = tuple(2**i for i in range(max_tokens.bit_length()))
+        cached = (0, *new)
         return cls(
-            (0, *points),
-            points,
-            tuple(tuple(new * (a_token + a_pair * (cached + new / 2)) for new in points) for cached in (0, *points)),
+            cached, new, tuple(tuple(n * (a_token + a_pair * (before + n / 2)) for n in new) for before in cached)
         )
+
+    def relative(self) -> "RecomputeCost":
+        """Return the same cost in units of one token of the grid's first point."""
+        unit = self._rate(self.times[0], 0)
+        return RecomputeCost(self.cached, self.new, tuple(tuple(time / unit for time in row) for row in self.times))
 
     def per_token(self, cached: int, new: int) -> float:
         """Return the mean time of one of `new` tokens after `cached` ones, interpolated between the grid's points."""

@@ -1,6 +1,9 @@
 """What is evicted, in which order, and what never is."""
 
+import json
 import random
+from dataclasses import asdict
+from typing import Any
 
 import pytest
 
@@ -359,3 +362,20 @@ def test_recompute_cost_between_and_beyond_the_points_of_its_grid() -> None:
     assert RecomputeCost.uniform().per_token(70, 3) == 1
     operations = RecomputeCost.of_operations(2.0, 1.0, max_tokens=4096)
     assert operations.per_token(1024, 64) == pytest.approx(2 + 1024 + 32)
+    assert operations.relative().per_token(1024, 64) == pytest.approx((2 + 1024 + 32) / 2.5)
+    kept = json.loads(json.dumps(asdict(operations)))
+    assert RecomputeCost.of_record(**kept) == operations
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"cached": [], "new": [1], "times": []},
+        {"cached": [0], "new": [0], "times": [[1.0]]},
+        {"cached": [0], "new": [1, 2], "times": [[1.0]]},
+        {"cached": [0, 9], "new": [1], "times": [[1.0]]},
+    ],
+)
+def test_a_damaged_record_of_costs_is_refused(record: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="are no grid"):
+        RecomputeCost.of_record(**record)

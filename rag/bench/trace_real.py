@@ -16,6 +16,8 @@ from engine.kv_store import ExtentStore
 from engine.models.config import ModelConfig
 from engine.output import Generation
 from engine.prompt import Prompt, Reuse, Segment
+from engine.recompute_cost import RecomputeCost
+from engine.recompute_profile import recompute_cost
 from rag.bench.trace_report import Answer
 from rag.errors import InvalidRequestError
 
@@ -93,6 +95,11 @@ class RealEngine:
     def __init__(self, engine: Engine) -> None:
         self.cache = engine.cache
         self._engine = engine
+
+    @property
+    def recompute_cost(self) -> RecomputeCost:
+        """What its eviction policy may weigh."""
+        return recompute_cost(self._engine.runner, measure=False)[0]
 
     def fill(
         self, namespace: str, template: Segment, passages: Sequence[Segment], advance: Callable[[int], None]

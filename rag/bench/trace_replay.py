@@ -10,6 +10,8 @@ from engine.eviction import policy_named
 from engine.models.config import ModelConfig
 from engine.prefix_cache import PrefixCache
 from engine.prompt import Prompt, Reuse, SegmentKind
+from engine.recompute_cost import RecomputeCost
+from engine.recompute_profile import counted_cost
 from rag.bench.progress import BenchEvent, Progress
 from rag.bench.trace_prompts import TracePrompts
 from rag.bench.trace_report import Answer, Figures, TraceRun, Variant
@@ -102,19 +104,20 @@ class Replay:
                 if self.interrupted:
                     break
                 with models.engine(self._num_blocks(variant), variant.policy, store) as engine:
-                    found = self._replay(variant, engine, "measure")
+                    cost, found = engine.recompute_cost, self._replay(variant, engine, "measure")
                 for run in found:
-                    self._compare(run)
+                    self._compare(run, cost)
                 runs += found
         return runs
 
-    def _simulated(self, variant: Variant) -> SimulatedEngine:
+    def _simulated(self, variant: Variant, cost: RecomputeCost | None = None) -> SimulatedEngine:
         model = ModelConfig.from_folder(self._folder)
         tier = None
         if self._store:
             tier = SimulatedTier()
             tier.fill(NAMESPACE, self._prompts.template, self._prompts.passages)
-        return SimulatedEngine(model, self._config, self._num_blocks(variant), policy_named(variant.policy), tier)
+        policy = policy_named(variant.policy, cost or counted_cost(model))
+        return SimulatedEngine(model, self._config, self._num_blocks(variant), policy, tier)
 
     def _replay(self, variant: Variant, contestant: _Contestant, stage: str) -> list[TraceRun]:
         """Answer all prompts, or those before Ctrl-C; no run where that comes before the first."""
@@ -147,9 +150,9 @@ class Replay:
         )
         return [run]
 
-    def _compare(self, run: TraceRun) -> None:
+    def _compare(self, run: TraceRun, cost: RecomputeCost) -> None:
         """Note where the engine found anything else than its simulation does."""
-        simulated = self._simulated(run.variant)
+        simulated = self._simulated(run.variant, cost)
         differing = [
             number
             for number, (real, expected) in enumerate(
