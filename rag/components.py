@@ -3,12 +3,14 @@
 Knows how to make them, not what they are used for.
 """
 
+import logging
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from engine.errors import ConfigError
 from rag.activity import Activity
 from rag.config import RagConfig
 from rag.living_store import LivingStore
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from retriever.retriever import Library
 
 __all__ = ["LIBRARY_NAME", "STORE_NAME", "Components", "LateEmbedder", "Once"]
+
+logger = logging.getLogger(__name__)
 
 LIBRARY_NAME = "library"  # folders in the data directory
 STORE_NAME = "kv"
@@ -127,6 +131,11 @@ class Components:
         """Whether `load` has come to its end: a question can be answered without loading anything."""
         return self._is_loaded
 
+    @property
+    def keeps_kv(self) -> bool:
+        """Whether new KV is stored; what was stored before may still have to be cleaned up where it is not."""
+        return self.config.engine.kv_store_bytes != 0
+
     def close(self) -> None:
         """Stop the engine, write its KV down, then save and close the library."""
         if worker := self.worker.if_made:
@@ -166,13 +175,17 @@ class Components:
         )
 
     def _make_store(self) -> "LivingStore | None":
-        """Open the KV store; there is none where its budget is 0 and none was made before."""
+        """Open the KV store; there is none on a disk that fails, and where its budget is 0 and none was made before."""
         budget, folder = self.config.engine.kv_store_bytes, self.config.data_dir / STORE_NAME
-        if budget == 0 and not folder.exists():
+        if not (self.keeps_kv or folder.exists()):
             return None
         from engine.kv_store import ExtentStore
 
-        store = ExtentStore(folder, capacity_bytes=budget or _default_budget(folder))
+        try:
+            store = ExtentStore(folder, capacity_bytes=budget or _default_budget(folder))
+        except (ConfigError, OSError) as error:
+            logger.warning("KV is not stored, and passages are read again after a restart: %s", error)
+            return None
         living = LivingStore(store, self.library().derived)
         living.sweep()
         living.clean()
@@ -184,7 +197,7 @@ class Components:
         from rag.certify.folders import certificates_of
 
         folder = self.hub.resolve(self.config.model)
-        store = None if self.config.engine.kv_store_bytes == 0 else self.store()
+        store = self.store() if self.keeps_kv else None
         certificates = certificates_of(self.hub, self.config.model)
         engine = Engine.from_pretrained(folder, self.config.engine.build(), store=store, certificates=certificates)
         return EngineWorker(engine).start()

@@ -8,7 +8,7 @@ removed their records: done twice, it does no harm.
 
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -140,30 +140,33 @@ class LivingStore:
         """See `KVStore.close`."""
         self._store.close()
 
-    def sweep(self) -> int:
-        """Remove the records that no row names, and return how many they were.
-
-        A library that was restored from a backup, or made anew, has such records beside it.
-        """
+    def sweep(self) -> None:
+        """Remove the records that no row names: of a library that was restored from a backup, or made anew."""
         orphans = set(self._store.keys()) - self._keys.all()  # in this order, since rows come first
         if orphans:
             logger.info("%d records of the KV store belong to no passage and are removed", len(orphans))
-            self._store.delete(*orphans)
-        return len(orphans)
+            self._remove(orphans, [])
 
     def clean(self) -> None:
-        """Remove the records of keys that have died; what fails stays, where nothing reaches it, and is tried again."""
+        """Remove the records of keys that have died; what fails stays in the queue, and is tried again."""
         with self._changing:
             dead = self._keys.dead()
-            try:
-                self._store.delete(*(item.key for item in dead if not item.erase))
-                if erased := [item.key for item in dead if item.erase]:
-                    self._store.purge(erased)
-            except OSError as error:
-                logger.warning("KV of deleted passages could not be removed (%s); it is tried again later", error)
-                return
-            if dead:
+            removed = self._remove(
+                [item.key for item in dead if not item.erase], [item.key for item in dead if item.erase]
+            )
+            if dead and removed:
                 self._keys.forget(item.key for item in dead)
+
+    def _remove(self, deleted: Collection[bytes], erased: Collection[bytes]) -> bool:
+        """Delete records, and erase others; nothing reaches those that a failing disk does not let go."""
+        try:
+            self._store.delete(*deleted)
+            if erased:
+                self._store.purge(erased)
+        except OSError as error:
+            logger.warning("KV of deleted passages could not be removed (%s); it is tried again later", error)
+            return False
+        return True
 
     def erase(self, keys: Iterable[bytes]) -> "PurgeReport":
         """Remove the records of dead keys so that no copy is left.

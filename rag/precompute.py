@@ -76,7 +76,7 @@ class Precompute:
         library = self._components.library()
         row = library.collection(collection)
         store = self._components.store()
-        if store is None:
+        if store is None or not self._components.keeps_kv:
             raise NoKVStoreError(
                 "no KV is stored, since engine.kv_store_bytes (PREREAD_ENGINE__KV_STORE_BYTES) is 0; give it more"
             )

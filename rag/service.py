@@ -102,7 +102,7 @@ class Service:
     def work_while_idle(self) -> None:
         """From now on, while nobody waits, look at answers again and read passages ahead, as the settings say."""
         self.components.shadow()
-        if self.config.engine.precompute_when_idle and self.config.engine.kv_store_bytes != 0:
+        if self.config.engine.precompute_when_idle and self.components.keeps_kv:
             self._idle.start()
 
     @property

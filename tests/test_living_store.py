@@ -136,6 +136,8 @@ def test_what_the_disk_does_not_let_go_is_tried_again(library: Library, tmp_path
     with pytest.raises(PurgeError, match="is deleted, but"):
         store.erase(erasure.keys)
     assert set(library.derived.dead()) == {DeadKey(key_of("a"), erase=False), DeadKey(key_of("b"), erase=True)}
+    store.sweep()
+    assert len(store.keys()) == 2
     disk.fails = False
     store.clean()
     assert store.keys() == []
@@ -147,9 +149,8 @@ def test_records_that_no_row_names_are_swept(library: Library, records: ExtentSt
     library.derived.claim([claim(library, "u:1", "a")])
     for name in ("a", "orphan 1", "orphan 2"):
         assert records.put(key_of(name), TOKENS, memoryview(PAYLOAD))
-    assert store.sweep() == 2
+    store.sweep()
     assert store.keys() == [key_of("a")]
-    assert store.sweep() == 0
 
 
 def test_a_database_that_cannot_be_written_costs_only_the_record(library: Library, store: LivingStore, caplog) -> None:

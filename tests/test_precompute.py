@@ -150,6 +150,15 @@ def test_without_a_store_nothing_is_read_ahead(tmp_path: Path, model: Path) -> N
     assert not (tmp_path / "kv").exists()
 
 
+def test_a_store_that_cannot_be_opened_costs_only_reading_again(config: RagConfig, caplog) -> None:
+    config.data_dir.mkdir(parents=True)
+    (config.data_dir / "kv").write_text("a file where the folder should be")
+    with opened(config) as service:
+        assert ask(service).sources
+        service.delete_document("docs", service.documents("docs")[0].id, purge=True)
+    assert "passages are read again after a restart" in caplog.text
+
+
 def read_ahead_in(service: Service):
     return lambda collection: list(service.precompute(collection))
 
