@@ -1,7 +1,5 @@
 """The tensor that holds keys and values of every block."""
 
-import math
-import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,8 +9,6 @@ from torch import Tensor
 from kernels.errors import ShapeError
 
 __all__ = ["KVCache", "write_slots"]
-
-HUGE_PAGES_FROM_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -43,11 +39,6 @@ class KVCache:
         shape = (num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim)
         if min(shape) < 1:
             raise ShapeError(f"a KV cache of shape {shape} has an empty dimension; every size must be at least 1")
-        nbytes = math.prod(shape) * dtype.itemsize
-        if torch.device(device).type == "cpu" and nbytes >= HUGE_PAGES_FROM_BYTES:
-            memory = _map_huge_pages(nbytes)
-            if memory is not None:
-                return cls(torch.frombuffer(memory, dtype=dtype).view(shape))
         return cls(torch.empty(shape, dtype=dtype, device=device))
 
     @property
@@ -124,21 +115,6 @@ class KVCache:
     def layer(self, layer: int) -> tuple[Tensor, Tensor]:
         """Return views of K and V of one layer, each [num_blocks, num_kv_heads, block_size, head_dim]."""
         return self.data[:, layer, 0], self.data[:, layer, 1]
-
-
-def _map_huge_pages(nbytes: int) -> mmap.mmap | None:
-    """Map memory that the system may back with huge pages; None where it cannot be had.
-
-    A page is zeroed when it is first written: with small ones, that takes longer than to load what is written to them.
-    """
-    if not hasattr(mmap, "MADV_HUGEPAGE"):
-        return None
-    try:
-        memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    except OSError:  # no such memory, or no huge pages in this system
-        return None
-    return memory
 
 
 def write_slots(k: Tensor, v: Tensor, kv_cache: KVCache, layer: int, slot_mapping: Tensor) -> None:

@@ -1,6 +1,5 @@
 """Blocks go to the store and come back as they were; the engine waits for neither, and nothing else goes with them."""
 
-import mmap
 import os
 import queue
 import random
@@ -14,7 +13,6 @@ from engine import kv_tier
 from engine.kv_identity import KVIdentity
 from engine.kv_store import ExtentStore
 from engine.kv_tier import DiskTier
-from kernels import kv_cache
 from kernels.errors import ShapeError
 from kernels.kv_cache import KVCache
 
@@ -259,25 +257,3 @@ def test_loads_through_a_copy_where_blocks_are_not_in_memory(store):
     assert torch.equal(cache.read_blocks([0, 1, 3], len(PASSAGE)), cache.read_blocks([5, 2, 9], len(PASSAGE)))
     assert not tier.load("c", TEMPLATE, PASSAGE[1:], [0, 1, 3])
     tier.close()
-
-
-@pytest.mark.parametrize("refused", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_large_cache_is_like_a_small_one(dtype, refused, monkeypatch):
-    """Its memory may come in huge pages; where it cannot, it comes as ever."""
-    monkeypatch.setattr(kv_cache, "HUGE_PAGES_FROM_BYTES", 0)
-    mapped = []
-
-    def advise(*_):
-        raise OSError(22, "Invalid argument")
-
-    class Mapping(mmap.mmap):
-        def madvise(self, advice):
-            mapped.append(advice)
-            return advise() if refused else super().madvise(advice)
-
-    monkeypatch.setattr(kv_cache.mmap, "mmap", Mapping)
-    cache = make_cache(dtype)
-    assert mapped == [mmap.MADV_HUGEPAGE]
-    assert torch.equal(cache.data, make_cache(dtype).data)
-    assert (cache.data.dtype, cache.data.is_contiguous()) == (dtype, True)
