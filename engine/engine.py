@@ -5,10 +5,12 @@ Knows token ids and segments, not documents. One thread owns it; see `worker.py`
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
+
+import torch
 
 from engine.backends import load_backend
 from engine.batch import build_batch
@@ -21,6 +23,7 @@ from engine.eviction import Pgdsf, policy_named
 from engine.intake import Intake
 from engine.kv_cache import allocate_kv_cache, check_device, resolve_dtype
 from engine.model_runner import ModelRunner
+from engine.models.config import ModelConfig
 from engine.models.loader import load_models
 from engine.output import Event, Generation, OutputStream
 from engine.prefix_cache import PrefixCache
@@ -70,7 +73,7 @@ class Engine:
         self.config = config
         self.tokenizer = tokenizer
         self.runner = runner
-        self.folder = folder
+        self._identity = cache(partial(_identify, folder, config, runner.model.config, runner.kv_cache.dtype))
         self.tier = self._make_tier(store)
         self._policy = policy_named(config.eviction)
         self.cache = PrefixCache(runner.kv_cache.num_blocks, config.block_size, policy=self._policy, tier=self.tier)
@@ -83,7 +86,7 @@ class Engine:
             max_num_waiting=config.max_num_waiting,
         )
         self.totals = Totals()
-        self._intake = Intake(self.cache, self.tier, config, runner.model.config, lambda: self.identity, certificates)
+        self._intake = Intake(self.cache, self.tier, config, runner.model.config, self._identity, certificates)
         self.max_model_len = self._intake.max_model_len
         self._streams: dict[Request, OutputStream] = {}
         self._samplers: dict[Request, Sampler] = {}
@@ -123,17 +126,10 @@ class Engine:
         engine.calibrate(measure=False)
         return engine
 
-    @cached_property
+    @property
     def identity(self) -> "KVIdentity":
         """What the KV that it computes depends on, besides namespace and tokens."""
-        from engine.kv_identity import KVIdentity
-
-        if self.folder is None:
-            raise ModelFileError("an engine that was not made from a model folder has no identity; use from_pretrained")
-        kv_dtype = str(self.runner.kv_cache.dtype).removeprefix("torch.")
-        dtype = self.config.dtype if self.config.dtype == "int8" else kv_dtype
-        model = self.runner.model.config
-        return KVIdentity.of(self.folder, model, dtype=dtype, kv_dtype=kv_dtype, block_size=self.config.block_size)
+        return self._identity()
 
     def submit(  # noqa: PLR0913 - all that a request can be asked for
         self,
@@ -395,3 +391,13 @@ class Engine:
         from engine.kv_tier import DiskTier
 
         return DiskTier(store, self.runner.kv_cache, self.identity)
+
+
+def _identify(folder: Path | None, config: EngineConfig, model: ModelConfig, kv_dtype: torch.dtype) -> "KVIdentity":
+    from engine.kv_identity import KVIdentity
+
+    if folder is None:
+        raise ModelFileError("an engine that was not made from a model folder has no identity; use from_pretrained")
+    name = str(kv_dtype).removeprefix("torch.")
+    dtype = config.dtype if config.dtype == "int8" else name
+    return KVIdentity.of(folder, model, dtype=dtype, kv_dtype=name, block_size=config.block_size)
