@@ -1,6 +1,7 @@
 """The server's process: where it listens, when it is ready, how it ends."""
 
 import asyncio
+import gc
 import signal
 import socket
 import sys
@@ -120,6 +121,8 @@ def _prepare(service: Service) -> None:
     service.load()
     _ = service.components.layout().head
     service.work_while_idle()
+    gc.collect()
+    gc.freeze()  # what lives as long as the server is not walked through by every later collection
 
 
 def _welcome(url: str, service: Service) -> str:
