@@ -18,7 +18,7 @@ from rag.certify import config as certify_config
 from rag.certify import probes
 from rag.certify.answers import score_answer, token_f1
 from rag.certify.config import CertifyConfig
-from rag.certify.figures import FiguresFile, ProbeFigures, SetFigures, WayFigures
+from rag.certify.figures import FiguresFile, SetFigures, WayFigures
 from rag.certify.folders import certificates_of, own_certificates
 from rag.certify.questions import ask_corpus, ask_file, ask_passages
 from rag.certify.report import CertifyReport, CertifySetting
@@ -163,6 +163,9 @@ def test_what_was_measured_is_not_measured_again(config, small):
     again = certify(config, small())
     assert (first.measured, again.measured) == (4, 0)
     assert again.rows == first.rows
+    more = certify(config, small(ks=(2, 3)))
+    assert more.measured == 4
+    assert [row for row in more.rows if row.passages == 2] == list(first.rows), "of these only k 3 was measured"
     assert certify(config, small(max_tokens=3)).measured == 4, "other answers have other figures"
 
 
@@ -235,15 +238,19 @@ def test_questions(corpus, tmp_path):
 
 def test_a_cut_line_is_measured_again_and_spoils_no_other(tmp_path, caplog):
     path = tmp_path / "work" / "figures.jsonl"
-    figures = [ProbeFigures(key=name, sets={}) for name in "abc"]
-    FiguresFile(path).add(figures[0])
-    FiguresFile(path).add(figures[1])
+    way = WayFigures(kl=0.1, agreement=0.9, first_kl=0.2)
+    a, b, c = (
+        SetFigures(passage_tokens=(n,), answer_tokens=n, reordered=way, no_passages=way, chunk={0: way})
+        for n in (1, 2, 3)
+    )
+    FiguresFile(path).add("a", a)
+    FiguresFile(path).add("b", b)
     path.write_bytes(path.read_bytes()[:-5])
     file = FiguresFile(path)
     assert "line 2" in caplog.text
-    file.add(figures[2])
+    file.add("c", c)
     again = FiguresFile(path)
-    assert (again.get("a"), again.get("b"), again.get("c")) == (figures[0], None, figures[2])
+    assert (again.get("a"), again.get("b"), again.get("c")) == (a, None, c)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What was measured of one question, kept in a file, so that an interrupted run is taken up by the next one."""
+"""What was measured of each set, kept in a file, so that an interrupted run is taken up by the next one."""
 
 import logging
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-__all__ = ["AnswerFigures", "FiguresFile", "ProbeFigures", "SetFigures", "WayFigures"]
+__all__ = ["AnswerFigures", "FiguresFile", "SetFigures", "WayFigures"]
 
 logger = logging.getLogger(__name__)
 
@@ -63,22 +63,15 @@ class SetFigures(_Part):
     answers: Mapping[str, AnswerFigures] = {}
 
 
-class ProbeFigures(_Part):
-    """One question at every k that was asked for.
-
-    Attributes:
-        key: hash of everything that was measured and how.
-        sets: by k.
-    """
-
+class _Line(_Part):
     key: str
-    sets: Mapping[int, SetFigures]
+    figures: SetFigures
 
 
 class FiguresFile:
-    """Figures by key in a file of JSON lines; a line is added when its question is complete.
+    """Figures by key in a file of JSON lines; a key is the hash of everything that was measured and how.
 
-    A line that a crash has cut is measured again. Figures of another key are kept and not used.
+    A line that a crash has cut is measured again. Figures of other keys are kept and not used.
 
     Args:
         path: made on the first write, with its folder.
@@ -86,13 +79,13 @@ class FiguresFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._known = {figures.key: figures for figures in self._read()}
+        self._known = {line.key: line.figures for line in self._read()}
 
-    def get(self, key: str) -> ProbeFigures | None:
+    def get(self, key: str) -> SetFigures | None:
         """Return what was measured, or None."""
         return self._known.get(key)
 
-    def add(self, figures: ProbeFigures) -> None:
+    def add(self, key: str, figures: SetFigures) -> None:
         """Keep figures; they are in the file when this returns."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a+b") as file:
@@ -101,10 +94,10 @@ class FiguresFile:
                 file.seek(end - 1)
                 if file.read(1) != b"\n":
                     file.write(b"\n")
-            file.write(figures.model_dump_json().encode() + b"\n")
-        self._known[figures.key] = figures
+            file.write(_Line(key=key, figures=figures).model_dump_json().encode() + b"\n")
+        self._known[key] = figures
 
-    def _read(self) -> list[ProbeFigures]:
+    def _read(self) -> list[_Line]:
         try:
             lines = self._path.read_bytes().splitlines()
         except FileNotFoundError:
@@ -112,7 +105,7 @@ class FiguresFile:
         found = []
         for number, line in enumerate(lines, 1):
             try:
-                found.append(ProbeFigures.model_validate_json(line))
+                found.append(_Line.model_validate_json(line))
             except ValidationError:
-                logger.warning("line %d of %s is damaged; its question is measured again", number, self._path)
+                logger.warning("line %d of %s is damaged; its set is measured again", number, self._path)
         return found

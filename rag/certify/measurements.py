@@ -10,7 +10,7 @@ from engine.certificate import Stage
 from rag.bench.collection import default_work_dir
 from rag.bench.progress import Counter, Progress
 from rag.certify.config import CertifyConfig
-from rag.certify.figures import FiguresFile, ProbeFigures, SetFigures
+from rag.certify.figures import FiguresFile, SetFigures
 from rag.certify.probes import Probe
 from rag.certify.scorer import Scorer
 
@@ -70,28 +70,27 @@ class Measurements:
             for probe in probes:
                 found.append(self._measured(probe))
                 counter.advance()
-            self._stages[stage] = {k: [figures.sets[k] for figures in found] for k in self._certify.ks}
+            self._stages[stage] = {k: [sets[k] for sets in found] for k in self._certify.ks}
         return self._stages[stage]
 
-    def _measured(self, probe: Probe) -> ProbeFigures:
-        """Return a question's figures, from the file where they are in it."""
-        key = self._key(probe)
-        known = self._file.get(key)
-        if known is not None:
-            return known
-        seed = f"{self._certify.seed}/{probe.asked.question}"
-        sets = self._scorer.measure(probe.prompts, probe.asked.golds, seed=seed)
-        figures = ProbeFigures(key=key, sets=sets)
-        self._file.add(figures)
-        self.count += 1
-        return figures
+    def _measured(self, probe: Probe) -> Mapping[int, SetFigures]:
+        """Return a question's figures; only those that are not in the file are measured."""
+        keys = {k: self._key(probe, k) for k in self._certify.ks}
+        sets = {k: figures for k, key in keys.items() if (figures := self._file.get(key)) is not None}
+        missing = {k: probe.prompts[k] for k in self._certify.ks if k not in sets}
+        if missing:
+            seed = f"{self._certify.seed}/{probe.asked.question}"
+            for k, figures in self._scorer.measure(missing, probe.asked.golds, seed=seed).items():
+                self._file.add(keys[k], figures)
+                sets[k] = figures
+            self.count += 1
+        return sets
 
-    def _key(self, probe: Probe) -> str:
-        """Hash everything that a question's figures depend on."""
+    def _key(self, probe: Probe, k: int) -> str:
+        """Hash everything that the figures of a set depend on."""
         certify = self._certify
-        prompts = {k: [segment.tokens for segment in prompt.segments] for k, prompt in probe.prompts.items()}
+        prompt = [segment.tokens for segment in probe.prompts[k].segments]
         golds = probe.asked.golds if certify.answers else ()
         how = (certify.repairs, certify.max_tokens, certify.orders, certify.seed, certify.answers, certify.template)
-        return blake3(
-            json.dumps([self._certificate_key, probe.asked.question, prompts, golds, how]).encode()
-        ).hexdigest()
+        facts = json.dumps([self._certificate_key, probe.asked.question, prompt, golds, how])
+        return blake3(facts.encode()).hexdigest()
