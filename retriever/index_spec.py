@@ -60,6 +60,11 @@ class IndexSpec:
         return re.sub(r"^IDMap2?,", "", self.factory)
 
     @property
+    def keeps_vectors(self) -> bool:
+        """Whether the index keeps vectors as they are, so that its scores are exact."""
+        return re.fullmatch(r"(IVF\w*,|IMI\w*,)?Flat|HNSW\d+(,Flat)?|NSG\d+(,Flat)?", self.bare_factory) is not None
+
+    @property
     def identity(self) -> dict[str, object]:
         """Return what a saved index must agree with."""
         return {"dimension": self.dimension, "factory": self.bare_factory, "embedder": self.embedder}

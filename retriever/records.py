@@ -221,6 +221,12 @@ class Reader:
         """
         return dict(self._connection.execute(statement, (collection.id,)))
 
+    def vectors_of_passages(self, ids: Iterable[int]) -> dict[int, Vectors]:
+        """Return the vectors [windows, dimension] of passages, by id."""
+        statement = "SELECT data FROM vectors WHERE passage_id = ?"
+        rows = {item: self._connection.execute(statement, (item,)).fetchall() for item in ids}
+        return {item: np.stack([np.frombuffer(data, "<f4") for (data,) in found]) for item, found in rows.items()}
+
     def generation(self, collection: Collection) -> int:
         """Return the collection's generation in this snapshot, which is 0 for one that is deleted."""
         row = self._connection.execute("SELECT generation FROM collections WHERE id = ?", (collection.id,)).fetchone()

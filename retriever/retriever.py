@@ -24,21 +24,24 @@ from retriever.index_spec import IndexSpec
 from retriever.indexes import Indexes
 from retriever.ingest import IngestEvent, Ingestion, IngestReport, check_embedder
 from retriever.popularity import Popularity
-from retriever.records import Collection, Reader
+from retriever.records import Collection
+from retriever.search import OnCandidates, find_passages
 from retriever.store import Store
 from retriever.upkeep import check_collection
-from retriever.vector_index import VectorIndex
 
 __all__ = ["Library"]
 
 COLLECTION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-FIRST_FETCH = 16
 TRIAL_DIMENSION = 768  # to refuse a bad factory string before the embedder is loaded; divisible by what PQ asks for
 REENCODE_BATCH = 256
 
 
 def _ignore(event: IngestEvent) -> None:
     """Stand in for a progress callback."""
+
+
+def _ignore_candidates(passages: Sequence[Passage]) -> None:
+    """Stand in for a callback."""
 
 
 class Library:
@@ -329,8 +332,17 @@ class Library:
             raise QueryError("the question is empty; ask something")
         return self._require_embedder().embed_query(question)
 
-    def search(self, collection: str, query: str | Vectors, k: int = 5) -> list[Hit]:
+    def search(
+        self, collection: str, query: str | Vectors, k: int = 5, *, on_candidates: OnCandidates = _ignore_candidates
+    ) -> list[Hit]:
         """Return the k passages closest to a question, or to its vector [dimension]; best first, each once.
+
+        Args:
+            collection: its name.
+            query: the question, or its unit vector.
+            k: how many.
+            on_candidates: called with the k best of the first stage; where the index keeps vectors only roughly, a
+                second one scores exactly what that has found.
 
         Raises:
             UnknownCollectionError: there is no such collection.
@@ -354,25 +366,7 @@ class Library:
                     )
                 index = self._indexes.get(row)
                 if index.base_generation <= row.generation:  # else it was rebuilt without what this snapshot still has
-                    return self._resolve(reader, row, index, query, k)
-
-    @staticmethod
-    def _resolve(reader: Reader, collection: Collection, index: VectorIndex, query: Vectors, k: int) -> list[Hit]:
-        """Search until k passages live in the snapshot, fetching more while vectors are dead or share a passage."""
-        fetch = 2 * k + FIRST_FETCH
-        while True:
-            scores, ids = index.search(query, fetch)
-            owners = reader.passages_of_vectors(collection, ids)
-            best: dict[int, float] = {}
-            for score, vector_id in zip(scores.tolist(), ids.tolist(), strict=True):
-                if vector_id in owners:
-                    best.setdefault(owners[vector_id], score)
-            if len(best) >= k or fetch >= len(index):
-                break
-            fetch *= 4
-        chosen = sorted(best.items(), key=lambda item: (-item[1], item[0]))[:k]
-        passages = reader.passages_by_id(collection, [passage_id for passage_id, _ in chosen])
-        return [Hit(passages[passage_id], score) for passage_id, score in chosen]
+                    return find_passages(reader, row, index, query, k, on_candidates)
 
     # Upkeep
 

@@ -117,6 +117,11 @@ class VectorIndex:
         return ids
 
     @property
+    def is_approximate(self) -> bool:
+        """Whether scores are of vectors that are kept only roughly."""
+        return self.is_trained and not self.spec.keeps_vectors
+
+    @property
     def device(self) -> str:
         """Return where searches run: "cpu" or "gpu"."""
         return "gpu" if self._on_gpu else "cpu"

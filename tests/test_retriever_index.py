@@ -185,6 +185,27 @@ def test_a_delete_is_visible_at_once_under_every_factory(factory: str, parameter
         assert_exact(library, "topic7 thing3", 20)
 
 
+@pytest.mark.parametrize("factory", ["Flat", "SQ4", "SQ8"])
+def test_scores_are_exact_after_the_second_stage(factory: str, tmp_path: Path):
+    with open_library(tmp_path) as library:
+        library.create_collection("c", CollectionSettings(index_factory=factory))
+        library.ingest("c", sources(0, 300), WordEncoder())
+        assert library.index_status("c")["is_trained"]
+        rank_changed = 0
+        for number in range(20):
+            question, seen = f"topic{number} thing{number % 7}", []
+            query = library.embed_query(question)
+            hits = library.search("c", query, 8, on_candidates=seen.extend)
+            with library._store.read() as reader:
+                own = reader.vectors_of_passages([hit.passage.id for hit in hits])
+            exact = [float((own[hit.passage.id] @ query).max()) for hit in hits]
+            np.testing.assert_allclose([hit.score for hit in hits], exact, atol=1e-6)
+            assert exact == sorted(exact, reverse=True)
+            assert len(seen) == len({passage.id for passage in seen}) == 8
+            rank_changed += [passage.id for passage in seen] != [hit.passage.id for hit in hits]
+        assert (rank_changed > 0) == (factory != "Flat"), "the first stage is rough where the index is"
+
+
 def test_ivf_says_that_it_is_flat_and_trains_itself_later(tmp_path: Path):
     notices = []
     with open_library(tmp_path) as library:

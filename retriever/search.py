@@ -1,0 +1,61 @@
+"""From a query vector to passages, in two stages: a coarse search of the index, then exact scores of what it found.
+
+Knows one snapshot of the store; what is dead in it is no candidate.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from retriever.document import Hit, Passage
+from retriever.embedder import Vectors
+from retriever.records import Collection, Reader
+from retriever.vector_index import VectorIndex
+
+__all__ = ["OnCandidates", "find_passages"]
+
+FIRST_FETCH = 16
+
+OnCandidates = Callable[[Sequence[Passage]], None]
+
+
+def find_passages(
+    reader: Reader, collection: Collection, index: VectorIndex, query: Vectors, k: int, on_candidates: OnCandidates
+) -> list[Hit]:
+    """Return the k live passages closest to a query [dimension], best first, each once.
+
+    Args:
+        reader: the snapshot.
+        collection: as it is in that snapshot.
+        index: holds at least every vector that lives in it.
+        query: unit vector.
+        k: how many.
+        on_candidates: called with the k best by the index's own scores, before exact ones are computed.
+    """
+    found = _candidates(reader, collection, index, query, k)
+    chosen = _best(found, k)
+    passages = reader.passages_by_id(collection, chosen)
+    on_candidates([passages[passage_id] for passage_id in chosen])
+    if index.is_approximate:
+        vectors = reader.vectors_of_passages(found)
+        found = {passage_id: float((own @ query).max()) for passage_id, own in vectors.items()}
+        chosen = _best(found, k)
+        passages |= reader.passages_by_id(collection, set(chosen) - passages.keys())
+    return [Hit(passages[passage_id], found[passage_id]) for passage_id in chosen]
+
+
+def _candidates(reader: Reader, collection: Collection, index: VectorIndex, query: Vectors, k: int) -> dict[int, float]:
+    """Search until k passages live, fetching more while vectors are dead or share a passage; scores by passage id."""
+    fetch = 2 * k + FIRST_FETCH
+    while True:
+        scores, ids = index.search(query, fetch)
+        owners = reader.passages_of_vectors(collection, ids)
+        best: dict[int, float] = {}
+        for score, vector_id in zip(scores.tolist(), ids.tolist(), strict=True):
+            if vector_id in owners:
+                best.setdefault(owners[vector_id], score)
+        if len(best) >= k or fetch >= len(index):
+            return best
+        fetch *= 4
+
+
+def _best(scores: Mapping[int, float], k: int) -> list[int]:
+    return sorted(scores, key=lambda passage_id: (-scores[passage_id], passage_id))[:k]
