@@ -108,6 +108,9 @@ class AnswerSettings(_Group):
         reuse: `exact` takes only KV that a full computation would give as well, `chunk` also takes that of passages in
             another order (an error without a certificate for model and template), `auto` does so where there is one.
         order: `score` keeps the best passage first, `cache` puts the passages in the order that hits the cache best.
+        prefetch: read the KV of candidates from the disk while the search goes on.
+        speculate: an engine that has nothing to do computes the prompt of the candidates while the search goes on; pays
+            where the second stage of a search takes long and seldom changes what the first one has found.
     """
 
     max_tokens: int = Field(default=128, ge=1)
@@ -116,6 +119,8 @@ class AnswerSettings(_Group):
     order_epsilon: float = Field(default=0.0, ge=0)
     reuse: Literal["auto", "exact", "chunk"] = "auto"
     order: Literal["score", "cache"] = "score"
+    prefetch: bool = True
+    speculate: bool = False
 
 
 class ServerSettings(_Group):

@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from rag.answer import AnswerAssembler, source_of
 from rag.components import Components
 from rag.errors import NoPassagesError
 from rag.living_store import claims_of, namespace_of
+from rag.overlap import Overlap
 from rag.schemas import (
     AnswerEvent,
     AnswerRequest,
@@ -28,6 +30,7 @@ from rag.schemas import (
     Source,
 )
 from retriever.ingest import check_embedder
+from retriever.search import ignore_candidates
 
 if TYPE_CHECKING:
     from engine.output import Event
@@ -172,22 +175,24 @@ class Pipeline:
         finally:
             worker.cancel(handle)
 
-    def retrieve(self, query: str, collection: str, k: int | None) -> Retrieved:
-        """Embed a question and find the k closest passages, near ties in a fixed order."""
+    def retrieve(self, query: str, collection: str, k: int | None, overlap: Overlap | None = None) -> Retrieved:
+        """Embed a question and find the k closest passages, near ties in a fixed order; tell `overlap` of candidates."""
         library = self._components.library()
         row = library.collection(collection)
         check_embedder(row, self._components.embedder())
         started = perf_counter()
         vector = library.embed_query(query)
         embedded = perf_counter()
-        hits = library.search(collection, vector, k or self._config.top_k)
+        begin = partial(overlap.begin, row.id) if overlap else ignore_candidates
+        hits = library.search(collection, vector, k or self._config.top_k, on_candidates=begin)
         groups = tied_groups(hits, self._config.answer.order_epsilon)
         return Retrieved(groups, row.id, 1e3 * (embedded - started), _since(embedded))
 
     def prepare(self, request: AnswerRequest) -> Prepared:
         """Retrieve passages and lay the prompt out, best passages first while they fit."""
         started = perf_counter()
-        found = self.retrieve(request.question, request.collection, request.k)
+        overlap = Overlap(self._components, self._reuse(request))
+        found = self.retrieve(request.question, request.collection, request.k, overlap)
         if not found.hits:
             raise NoPassagesError(
                 f"collection {request.collection!r} has no passages to answer from; "
@@ -200,6 +205,7 @@ class Pipeline:
         )
         used = {passage.id for passage in laid_out.passages}
         hits = [hit for hit in found.hits if hit.passage.id in used]
+        overlap.settle([hit.passage.id for hit in hits])
         self._components.library().popularity.note(used)
         sampling = SamplingParams(
             max_tokens=min(max_tokens, limit - laid_out.prompt.num_tokens),
@@ -222,7 +228,7 @@ class Pipeline:
             prompt=laid_out.prompt,
             sampling=sampling,
             namespace=namespace_of(found.collection_id),
-            reuse=self._reuse(request),
+            reuse=overlap.reuse,
             groups=self._movable(request, found, used),
             sources=tuple(source_of(n, hit) for n, hit in enumerate(hits, 1)),
             warnings=tuple(warnings),

@@ -25,7 +25,7 @@ from retriever.indexes import Indexes
 from retriever.ingest import IngestEvent, Ingestion, IngestReport, check_embedder
 from retriever.popularity import Popularity
 from retriever.records import Collection
-from retriever.search import OnCandidates, find_passages
+from retriever.search import OnCandidates, find_passages, ignore_candidates
 from retriever.store import Store
 from retriever.upkeep import check_collection
 
@@ -38,10 +38,6 @@ REENCODE_BATCH = 256
 
 def _ignore(event: IngestEvent) -> None:
     """Stand in for a progress callback."""
-
-
-def _ignore_candidates(passages: Sequence[Passage]) -> None:
-    """Stand in for a callback."""
 
 
 class Library:
@@ -333,7 +329,7 @@ class Library:
         return self._require_embedder().embed_query(question)
 
     def search(
-        self, collection: str, query: str | Vectors, k: int = 5, *, on_candidates: OnCandidates = _ignore_candidates
+        self, collection: str, query: str | Vectors, k: int = 5, *, on_candidates: OnCandidates = ignore_candidates
     ) -> list[Hit]:
         """Return the k passages closest to a question, or to its vector [dimension]; best first, each once.
 

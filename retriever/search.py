@@ -10,11 +10,15 @@ from retriever.embedder import Vectors
 from retriever.records import Collection, Reader
 from retriever.vector_index import VectorIndex
 
-__all__ = ["OnCandidates", "find_passages"]
+__all__ = ["OnCandidates", "find_passages", "ignore_candidates"]
 
 FIRST_FETCH = 16
 
 OnCandidates = Callable[[Sequence[Passage]], None]
+
+
+def ignore_candidates(passages: Sequence[Passage]) -> None:
+    """Stand in for a callback."""
 
 
 def find_passages(

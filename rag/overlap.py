@@ -1,0 +1,63 @@
+"""Work that is begun for the passages which a question will probably get, while it is not certain yet.
+
+A wrong guess costs what it has begun: reading ahead costs the disk's time, speculation at most one step of the engine.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from engine.config import SamplingParams
+from engine.errors import EngineError
+from engine.prompt import Prompt
+from rag.living_store import namespace_of
+
+if TYPE_CHECKING:
+    from engine.prompt import Reuse
+    from engine.worker import Handle
+    from rag.components import Components
+    from retriever.document import Passage
+
+__all__ = ["Overlap"]
+
+
+class Overlap:
+    """What was begun for one question.
+
+    Args:
+        components: layout and engine.
+        reuse: which cached KV may serve the question.
+    """
+
+    def __init__(self, components: "Components", reuse: "Reuse") -> None:
+        self._components = components
+        self.reuse = reuse
+        self._speculation: tuple[Handle, list[int]] | None = None
+
+    def begin(self, collection_id: int, passages: "Sequence[Passage]") -> None:
+        """Begin with a collection's candidates of the first stage, as far as the settings say."""
+        settings = self._components.config.answer
+        if not passages or not (settings.prefetch or settings.speculate):
+            return
+        engine = self._components.worker().engine
+        layout = self._components.layout()
+        segments = [layout.passage(passage) for passage in passages]
+        namespace = namespace_of(collection_id)
+        if settings.prefetch and engine.tier is not None:
+            engine.tier.prefetch(namespace, layout.head.tokens, [segment.tokens for segment in segments])
+        if settings.speculate and not engine.scheduler.has_work:
+            self._speculate(namespace, Prompt([layout.head, *segments]), [passage.id for passage in passages])
+
+    def settle(self, passage_ids: Sequence[int]) -> None:
+        """Drop what was begun for other passages than these, which the question gets in this order."""
+        if self._speculation is not None and self._speculation[1] != list(passage_ids):
+            self._components.worker().cancel(self._speculation[0])
+
+    def _speculate(self, namespace: str, prompt: Prompt, passage_ids: list[int]) -> None:
+        """Let the engine compute the prompt up to the question; nobody waits for that, and nobody misses it."""
+        sampling = SamplingParams(max_tokens=0)
+        with suppress(EngineError):  # the question itself will tell it
+            handle = self._components.worker().submit_sync(
+                prompt, sampling, namespace=namespace, reuse=self.reuse, background=True
+            )
+            self._speculation = handle, passage_ids

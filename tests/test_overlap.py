@@ -1,0 +1,114 @@
+"""What is begun for candidates helps where they are the passages of the question, and changes nothing where not."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rag_helpers import make_chat_model
+from server_helpers import eventually
+from test_precompute import TEXTS, ask, make_config, read_ahead
+
+from rag.config import AnswerSettings, RagConfig
+from rag.schemas import AnswerRequest
+from rag.service import Service
+from retriever.document import Passage, TextSource
+from retriever.hash_embedder import HashEmbedder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_chat_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def opened(folder: Path, model: Path, **answer: object) -> Service:
+    settings = AnswerSettings(max_tokens=8, stop_repetition=False, **answer)
+    config: RagConfig = make_config(folder, model).model_copy(update={"answer": settings})
+    service = Service(config, embedder=HashEmbedder())
+    service.ingest("docs", [TextSource(f"t:{name}", text, name) for name, text in TEXTS.items()])
+    return service
+
+
+@pytest.fixture
+def expected(tmp_path: Path, model: Path) -> Iterator[str]:
+    with opened(tmp_path / "plain", model, prefetch=False) as service:
+        yield ask(service, k=2).answer
+
+
+def after_candidates(service: Service, monkeypatch: pytest.MonkeyPatch, change: bool) -> None:
+    """Let the second stage of the search take as long as the engine needs, and find the reverse of the first if asked."""
+    library = service.components.library()
+    search = library.search
+
+    def slow_search(collection: str, query: object, k: int, *, on_candidates):
+        def begin(passages: list[Passage]) -> None:
+            on_candidates(passages[::-1] if change else passages)
+            engine = service.components.worker().engine
+            eventually(lambda: not engine.scheduler.has_work)
+
+        return search(collection, query, k, on_candidates=begin)
+
+    monkeypatch.setattr(library, "search", slow_search)
+
+
+def test_candidates_are_read_ahead_from_disk(tmp_path: Path, model: Path, monkeypatch, expected: str) -> None:
+    with opened(tmp_path, model) as service:
+        read_ahead(service)
+        wanted: list[list[bytes]] = []
+        store = service.components.store()
+        prefetch = store.prefetch
+        monkeypatch.setattr(store, "prefetch", lambda keys: wanted.append(keys) or prefetch(keys))
+        answer = ask(service, k=2)
+        assert answer.answer == expected
+        head, library = service.components.layout().head, service.components.library()
+        tokens = [library.passage("docs", source.passage_id).token_ids for source in answer.sources]
+        identity = service.components.worker().engine.identity
+        assert wanted == [[identity.key("1", head.tokens, own) for own in tokens]]
+
+
+def test_a_right_guess_leaves_only_the_question_to_compute(
+    tmp_path: Path, model: Path, monkeypatch, expected: str
+) -> None:
+    with opened(tmp_path, model, speculate=True) as service:
+        ask(service, "What does the market sell?", k=1)
+        after_candidates(service, monkeypatch, change=False)
+        answer = ask(service, k=2)
+        assert answer.answer == expected
+        assert {passage.outcome for passage in answer.cache.passages} <= {"path", "canonical"}
+        assert service.components.worker().engine.stats().totals.cancelled == 0
+
+
+def test_a_wrong_guess_changes_no_answer(tmp_path: Path, model: Path, monkeypatch, expected: str) -> None:
+    with opened(tmp_path, model, speculate=True) as service:
+        service.components.load()
+        after_candidates(service, monkeypatch, change=True)
+        answer = ask(service, k=2)
+        assert answer.answer == expected
+        assert answer.cache.passages[-1].outcome == "computed"
+        service.components.worker().call(lambda engine: engine.check_invariants()).result()
+
+
+def test_a_wrong_guess_that_runs_is_dropped(tmp_path: Path, model: Path, monkeypatch, expected: str) -> None:
+    with opened(tmp_path, model, speculate=True) as service:
+        service.components.load()
+        worker = service.components.worker()
+        search = service.components.library().search
+        cancelled: list[object] = []
+        cancel = worker.cancel
+        monkeypatch.setattr(
+            worker, "cancel", lambda handle: cancelled.append(handle.request.background) or cancel(handle)
+        )
+        swapped = lambda *args, on_candidates: search(*args, on_candidates=lambda found: on_candidates(found[::-1]))  # noqa: E731
+        monkeypatch.setattr(service.components.library(), "search", swapped)
+        assert ask(service, k=2).answer == expected
+        assert cancelled[0] is True
+
+
+def test_a_busy_engine_does_not_speculate(tmp_path: Path, model: Path) -> None:
+    with opened(tmp_path, model, speculate=True) as service:
+        running = service.answer(AnswerRequest(question="Who?", collection="docs", k=1, max_tokens=3000))
+        next(running)
+        next(running)
+        before = service.components.worker().engine.totals.requests
+        ask(service, k=2)
+        assert service.components.worker().engine.totals.requests == before + 1
+        running.close()
