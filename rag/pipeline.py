@@ -176,7 +176,7 @@ class Pipeline:
             worker.cancel(handle)
 
     def retrieve(self, query: str, collection: str, k: int | None, overlap: Overlap | None = None) -> Retrieved:
-        """Embed a question and find the k closest passages, near ties in a fixed order; tell `overlap` of candidates."""
+        """Embed a question and find the k closest passages, near ties in a fixed order; tell `overlap` candidates."""
         library = self._components.library()
         row = library.collection(collection)
         check_embedder(row, self._components.embedder())

@@ -8,6 +8,7 @@ from rag_helpers import make_chat_model
 from server_helpers import eventually
 from test_precompute import TEXTS, ask, make_config, read_ahead
 
+from engine.worker import Handle
 from rag.config import AnswerSettings, RagConfig
 from rag.schemas import AnswerRequest
 from rag.service import Service
@@ -35,7 +36,7 @@ def expected(tmp_path: Path, model: Path) -> Iterator[str]:
 
 
 def after_candidates(service: Service, monkeypatch: pytest.MonkeyPatch, change: bool) -> None:
-    """Let the second stage of the search take as long as the engine needs, and find the reverse of the first if asked."""
+    """Let the second stage of the search take as long as the engine needs, and change the order if asked."""
     library = service.components.library()
     search = library.search
 
@@ -92,12 +93,17 @@ def test_a_wrong_guess_that_runs_is_dropped(tmp_path: Path, model: Path, monkeyp
         service.components.load()
         worker = service.components.worker()
         search = service.components.library().search
-        cancelled: list[object] = []
+        cancelled: list[bool] = []
         cancel = worker.cancel
-        monkeypatch.setattr(
-            worker, "cancel", lambda handle: cancelled.append(handle.request.background) or cancel(handle)
-        )
-        swapped = lambda *args, on_candidates: search(*args, on_candidates=lambda found: on_candidates(found[::-1]))  # noqa: E731
+
+        def note_and_cancel(handle: Handle) -> None:
+            cancelled.append(handle.request.background)
+            cancel(handle)
+
+        def swapped(*arguments: object, on_candidates):
+            return search(*arguments, on_candidates=lambda passages: on_candidates(passages[::-1]))
+
+        monkeypatch.setattr(worker, "cancel", note_and_cancel)
         monkeypatch.setattr(service.components.library(), "search", swapped)
         assert ask(service, k=2).answer == expected
         assert cancelled[0] is True
