@@ -5,6 +5,7 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING
 
 from engine.errors import EngineStoppedError
+from retriever.errors import UnknownCollectionError
 
 if TYPE_CHECKING:
     from rag.components import Components
@@ -35,7 +36,7 @@ class IdlePrecompute:
         self._precompute = precompute
         self._idle_seconds = idle_seconds
         self._stopping = Event()
-        self._left: dict[int, tuple[int, int]] = {}  # collection id -> its generation, passages left to compute
+        self._read_generations: dict[int, int] = {}  # by collection id
         self._thread = Thread(target=self._loop, name="read-ahead", daemon=True)
 
     def start(self) -> None:
@@ -58,24 +59,22 @@ class IdlePrecompute:
                     self._read(row)
             except EngineStoppedError:
                 return
+            except UnknownCollectionError:
+                continue  # it has been deleted meanwhile
             except Exception:
                 logger.exception("reading ahead has failed and is over; questions are answered as before")
                 return
 
     def _read(self, row: "Collection") -> None:
-        """Read what is left of a collection, unless somebody waits or the last run has made no headway."""
-        generation, left = self._left.get(row.id, (-1, 0))
-        if not row.num_passages or (generation == row.generation and not left):
+        """Read what is left of a collection, until somebody waits; once for each state of it."""
+        if not row.num_passages or self._read_generations.get(row.id) == row.generation:
             return
         run = self._precompute.start(row.name)
-        stuck = generation == row.generation and len(run) >= left
-        self._left[row.id] = row.generation, 0 if stuck else len(run)
-        if stuck:
-            logger.info("%d passages of collection %r could not be kept; their KV is made when needed", left, row.name)
-            return
         with self._components.activity.interrupting(run.stop) as idle:
             if not idle:
-                run.stop()
+                return
             for _ in run:
                 if self._stopping.is_set():
                     run.stop()
+        if not run.is_stopped:
+            self._read_generations[row.id] = row.generation

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from engine.prompt import Reuse
     from engine.worker import Handle
     from rag.components import Components
+    from rag.config import AnswerSettings
     from retriever.document import Passage
 
 __all__ = ["Overlap"]
@@ -26,17 +27,19 @@ class Overlap:
 
     Args:
         components: layout and engine.
+        settings: what to begin.
         reuse: which cached KV may serve the question.
     """
 
-    def __init__(self, components: "Components", reuse: "Reuse") -> None:
+    def __init__(self, components: "Components", settings: "AnswerSettings", reuse: "Reuse") -> None:
         self._components = components
+        self._settings = settings
         self.reuse = reuse
         self._speculation: tuple[Handle, list[int]] | None = None
 
     def begin(self, collection_id: int, passages: "Sequence[Passage]") -> None:
         """Begin with a collection's candidates of the first stage, as far as the settings say."""
-        settings = self._components.config.answer
+        settings = self._settings
         if not passages or not (settings.prefetch or settings.speculate):
             return
         engine = self._components.worker().engine

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from engine.output import Event
     from engine.prompt import Prompt
     from engine.worker import EngineWorker
+    from rag.config import AnswerSettings
     from retriever.document import Hit
 
 __all__ = ["Pipeline", "Prepared", "Retrieved", "tied_groups"]
@@ -97,11 +98,13 @@ class Pipeline:
 
     Args:
         components: embedder, library, layout and engine.
+        answer: settings used instead of those of the components' configuration.
     """
 
-    def __init__(self, components: Components) -> None:
+    def __init__(self, components: Components, answer: "AnswerSettings | None" = None) -> None:
         self._components = components
-        self._config = components.config
+        config = components.config
+        self._config = config if answer is None else config.model_copy(update={"answer": answer})
 
     def search(self, request: SearchRequest) -> SearchResult:
         """Find passages; does not need the language model.
@@ -191,7 +194,7 @@ class Pipeline:
     def prepare(self, request: AnswerRequest) -> Prepared:
         """Retrieve passages and lay the prompt out, best passages first while they fit."""
         started = perf_counter()
-        overlap = Overlap(self._components, self._reuse(request))
+        overlap = Overlap(self._components, self._config.answer, self._reuse(request))
         found = self.retrieve(request.question, request.collection, request.k, overlap)
         if not found.hits:
             raise NoPassagesError(

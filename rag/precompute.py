@@ -122,9 +122,10 @@ class PrecomputeRun:
         self._tokens = 0
         self._unwritten = 0
 
-    def __len__(self) -> int:
-        """Return how many passages it is to compute."""
-        return len(self._segments)
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it was ended before its time."""
+        return self._stopped.is_set()
 
     def stop(self) -> None:
         """End it at once; what is computed stays."""
@@ -134,7 +135,7 @@ class PrecomputeRun:
             worker.cancel(handle)
 
     def __iter__(self) -> Generator[PrecomputeProgress, None, None]:
-        """Compute; yields after each passage, and once more with `finished` when all of them are on disk."""
+        """Compute; yields after each passage, and once more when what was computed is on disk."""
         yield self._progress()
         worker = self._components.worker()
         segments = iter(self._segments)
@@ -148,10 +149,14 @@ class PrecomputeRun:
             while self._in_flight:
                 yield self._take(worker)
         finally:
-            self.stop()
+            if self._in_flight:  # whoever iterates has left, or a step has failed
+                self.stop()
         self._flush(worker.engine)
-        if self._passages == len(self._segments):
-            yield self._progress(finished=True)
+        yield self._progress(finished=self._is_all_stored(worker))
+
+    def _is_all_stored(self, worker: "EngineWorker") -> bool:
+        head, namespace = self._components.layout().head, namespace_of(self._collection_id)
+        return not worker.call(lambda engine: engine.missing(head, self._segments, namespace)).result()
 
     def _is_full(self, engine: "Engine", segment: "Segment") -> bool:
         """Whether what is computed at once, with one more, could become too much to be written behind."""

@@ -371,7 +371,7 @@ class PrecomputePlan(_Result):
 
 
 class PrecomputeProgress(_Result):
-    """How far it is; the last one has `finished`, and what it counts is on disk then."""
+    """How far it is; in the end, `finished` tells whether everything is on disk."""
 
     type: Literal["progress"] = "progress"
     passages: int

@@ -12,6 +12,7 @@ from rag.cli.output import cache_summary, mebibytes
 from rag.client import Client
 from rag.components import Components
 from rag.errors import ServerError
+from rag.idle import IdlePrecompute
 from rag.schemas import Answer, DeletedDocument, PrecomputePlan, PrecomputeProgress
 from rag.service import Service
 from retriever.hash_embedder import HashEmbedder
@@ -95,6 +96,16 @@ def test_who_leaves_ends_the_reading(api: Running) -> None:
     eventually(lambda: api.stats().waiting == api.stats().running == 0)
     plan = api.service.precompute_plan("docs")
     assert plan.stored + plan.to_compute == 42
+
+
+def test_a_server_without_work_reads_ahead(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(IdlePrecompute.__init__.__kwdefaults__, "idle_seconds", 0.05)
+    config = make_config(tmp_path / "data", model, kv_store_bytes=2**24, precompute_when_idle=True)
+    with Service(config, embedder=HashEmbedder()) as service, running(service) as api:
+        api.add(*DOCUMENTS)
+        eventually(lambda: api.http.get("/healthz").json()["kv_store"]["records"] == 3)
+        answer = Answer.model_validate(api.http.post("/v1/answer", json=QUESTION | {"k": 1}).json())
+        assert [passage.outcome for passage in answer.cache.passages] == ["canonical"]
 
 
 def test_what_cannot_be_read_ahead_is_a_problem(api: Running, tmp_path: Path, model: Path) -> None:

@@ -2,7 +2,7 @@
 
 import typer
 
-from rag.cli import bench_drafts, bench_engine, bench_fidelity, bench_prefix, bench_reuse, bench_trace
+from rag.cli import bench_drafts, bench_engine, bench_fidelity, bench_overlap, bench_prefix, bench_reuse, bench_trace
 
 __all__ = ["app"]
 
@@ -11,6 +11,7 @@ app.command("prefix")(bench_prefix.prefix)
 app.command("engine")(bench_engine.engine)
 app.command("fidelity")(bench_fidelity.fidelity)
 app.command("drafts")(bench_drafts.drafts)
+app.command("overlap")(bench_overlap.overlap)
 app.command("reuse")(bench_reuse.reuse)
 app.command("trace")(bench_trace.trace)
 

@@ -135,6 +135,8 @@ def _read_ahead(operations: "Operations", collection: str, *, quiet: bool) -> "P
     with precompute_progress(plan.to_compute) as show:
         for progress in operations.precompute(collection):
             show(progress)
+    if not progress.finished:
+        print("WARNING: some of them could not be stored; look at `rag doctor`, and run it again", file=sys.stderr)
     if not quiet:
         rate = progress.tokens / progress.seconds if progress.tokens else 0
         print(
