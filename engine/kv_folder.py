@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from engine.kv_extent import Damage, Extent, StoredRecord
-from engine.kv_record import HEADER_BYTES, RecordHeader
+from engine.kv_record import HEADER_BYTES, BadRecordError, RecordHeader
 
 __all__ = ["ExtentFolder"]
 
@@ -74,7 +74,7 @@ class ExtentFolder:
             self.damages += damages
             records += found
             self._extents.append(extent)
-        self._remove_empty()
+            self._remove_if_empty(extent)
         return records
 
     def append(self, header: RecordHeader, tokens: bytes, payload: memoryview) -> StoredRecord:
@@ -88,36 +88,45 @@ class ExtentFolder:
             self._next_number += 1
         return self._extents[-1].append(header, tokens, payload)
 
-    def erase(self, records: Sequence[StoredRecord], *, overwrite: bool = False) -> None:
-        """Erase records; durable after `sync`.
-
-        Args:
-            records: of any extents.
-            overwrite: write zeros to the disk before the space is given back.
+    def overwrite(self, records: Sequence[StoredRecord]) -> None:
+        """Write zeros over records on the disk; they still have to be erased.
 
         Raises:
-            OSError: the disk fails; some may be erased then.
+            OSError: the disk fails.
         """
-        if overwrite:
-            for record in records:
-                record.extent.overwrite(record.offset, record.offset + record.header.extent_bytes)
-            for extent in {record.extent for record in records}:
-                extent.sync()
         for record in records:
-            record.extent.erase(record)
-        self._remove_empty()
+            record.extent.overwrite(record.offset, record.offset + record.header.extent_bytes)
+        for extent in {record.extent for record in records}:
+            extent.sync()
 
-    def copy(self, record: StoredRecord) -> StoredRecord:
-        """Write a record once more, into the youngest extent; durable after `sync`.
+    def erase(self, record: StoredRecord) -> None:
+        """Erase a record; durable after `sync`.
 
         Raises:
-            BadRecordError: it is cut short.
-            OSError: the disk is full or fails; nothing is changed then.
+            OSError: the disk fails; the record still counts as one.
         """
-        content = memoryview(bytearray(record.header.nbytes))
-        record.extent.read(record.offset, content)
-        head = record.header.payload_offset
-        return self.append(record.header, bytes(content[HEADER_BYTES:head]), content[head:])
+        record.extent.erase(record)
+        self._remove_if_empty(record.extent)
+
+    def discard(self, records: Sequence[StoredRecord]) -> None:
+        """Erase records that nobody looks up; one that cannot be erased is logged, and does no harm."""
+        for record in records:
+            try:
+                self.erase(record)
+            except OSError as error:
+                logger.warning("KV in %s cannot be erased: %s", record.extent.path, error)
+
+    def copy(self, records: Sequence[StoredRecord]) -> list[StoredRecord]:
+        """Write records once more, into the youngest extent, durably; none of them when that fails."""
+        copies: list[StoredRecord] = []
+        try:
+            copies.extend(map(self._copy, records))  # those before a failure are in it, too
+            self.sync({copy.extent for copy in copies})
+        except (BadRecordError, OSError) as error:
+            logger.warning("KV in %s cannot be moved: %s", self._folder, error)
+            self.discard(copies)
+            return []
+        return copies
 
     def sparse(self) -> list[Extent]:
         """Return the extents of which less than half is records, without the one that is written to."""
@@ -140,7 +149,9 @@ class ExtentFolder:
             OSError: the disk fails.
         """
         records, damages = self.find(keys)
-        self.erase(records, overwrite=True)
+        self.overwrite(records)
+        for record in records:
+            self.erase(record)
         for damage in damages:
             damage.extent.overwrite(damage.start, damage.end)
 
@@ -158,7 +169,16 @@ class ExtentFolder:
         finally:
             os.close(folder)
 
-    def _remove_empty(self) -> None:
-        for extent in [extent for extent in self._extents if not extent.live_bytes]:
-            extent.path.unlink(missing_ok=True)
+    def _copy(self, record: StoredRecord) -> StoredRecord:
+        content = memoryview(bytearray(record.header.nbytes))
+        record.extent.read(record.offset, content)
+        head = record.header.payload_offset
+        return self.append(record.header, bytes(content[HEADER_BYTES:head]), content[head:])
+
+    def _remove_if_empty(self, extent: Extent) -> None:
+        if not extent.live_bytes:
             self._extents.remove(extent)
+            try:
+                extent.path.unlink(missing_ok=True)
+            except OSError as error:
+                logger.warning("%s is empty and cannot be removed: %s", extent.path, error)

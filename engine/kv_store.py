@@ -159,7 +159,8 @@ class ExtentStore:
     def delete(self, *keys: bytes) -> int:
         """See `KVStore.delete`."""
         with self._disk:
-            records = self._erase(keys)
+            records = self._take(keys)
+            self._erase(records)
             self._folder.sync({record.extent for record in records})
         return len(records)
 
@@ -167,7 +168,8 @@ class ExtentStore:
         """See `KVStore.purge`."""
         wanted = set(keys)
         with self._disk:
-            records = self._erase(wanted, overwrite=True)
+            records = self._take(wanted)
+            self._erase(records, overwrite=True)
             self._folder.erase_strays(wanted)
             self._folder.sync()
             unreadable = tuple(map(str, self._folder.unreadable))
@@ -222,7 +224,7 @@ class ExtentStore:
         records = self._folder.open()
         stale = [known for record in records if (known := self._index.add(record)) is not None]
         if stale:
-            self._folder.erase(stale)
+            self._folder.discard(stale)
             self._folder.sync()
         self._stats.damages = len(self._folder.damages) + len(self._folder.unreadable)
         self._make_room(0)
@@ -247,27 +249,31 @@ class ExtentStore:
                 self._stats.bad_records += 1
             path = record.extent.path
             logger.warning("KV at byte %d of %s is bad (%s); it is computed again", record.offset, path, error)
-            try:
-                self._folder.erase([record])
-            except OSError as failure:
-                logger.warning("it cannot be erased either: %s", failure)
+            self._folder.discard([record])
 
-    def _erase(self, keys: Iterable[bytes], *, overwrite: bool = False) -> list[StoredRecord]:
-        """Erase the records of keys, and return them; when that fails they are still there."""
+    def _take(self, keys: Iterable[bytes]) -> list[StoredRecord]:
+        """Forget keys, so that nobody loads them any more, and return their records."""
         with self._state:
             if self._closed:
                 raise OSError("the KV store is closed")
-            records = [record for key in keys if (record := self._index.pop(key)) is not None]
+            return [record for key in keys if (record := self._index.pop(key)) is not None]
+
+    def _erase(self, records: Sequence[StoredRecord], *, overwrite: bool = False) -> None:
+        """Erase records that were taken; when that fails, those that are left are known again."""
+        left = list(records)
         try:
-            self._folder.erase(records, overwrite=overwrite)
+            if overwrite:
+                self._folder.overwrite(left)
+            while left:
+                self._folder.erase(left[-1])
+                left.pop()
         except OSError:
             with self._state:
-                for record in records:
+                for record in left:
                     self._index.add(record)
             raise
-        with self._state:
-            self._stats.deleted += len(records)
-        return records
+        finally:
+            self._stats.deleted += len(records) - len(left)
 
     def _append(self, header: RecordHeader, tokens: bytes, payload: memoryview) -> StoredRecord | None:
         """Write a record; None when it is declined."""
@@ -292,7 +298,7 @@ class ExtentStore:
                 self._stats.evicted += len(victims)
             if not victims:
                 return False
-            self._folder.erase(victims)
+            self._folder.discard(victims)
             if self._folder.nbytes + nbytes > capacity:  # erased bytes go on taking space here until they are compacted
                 self.compact()
         return True
@@ -300,19 +306,13 @@ class ExtentStore:
     def _move_records(self, extent: Extent) -> int:
         """Copy an extent's records to the youngest one, and erase them here when the copies are on the disk."""
         records = [record for record in self._index.records() if record.extent is extent]
-        copies: list[StoredRecord] = []
-        try:
-            copies.extend(map(self._folder.copy, records))  # those before a failure are in it, too
-            self._folder.sync({copy.extent for copy in copies})
-        except (BadRecordError, OSError) as error:
-            logger.warning("the records of %s cannot be moved: %s", extent.path, error)
-            self._folder.erase(copies)
-            return 0
+        copies = self._folder.copy(records)
         with self._state:
             for copy in copies:
                 self._index.add(copy)
             self._stats.moved += len(copies)
-        self._folder.erase(records)
+        if copies:
+            self._folder.discard(records)
         return len(copies)
 
 

@@ -32,8 +32,8 @@ class _Pending:
 class DiskTier:
     """Copies runs of blocks to a store and back.
 
-    What is saved is copied at once and written by a thread of the tier's own, so that the engine never waits for the
-    disk; when too much waits to be written, saves are declined. Loads fill the blocks where they lie.
+    What is saved is copied at once and written by a thread that lives while something waits, so that the engine never
+    waits for the disk; when too much waits to be written, saves are declined. Loads fill the blocks where they lie.
 
     Args:
         store: outlives the tier.
@@ -51,9 +51,8 @@ class DiskTier:
         self._identity = identity
         self._pending: dict[bytes, _Pending] = {}
         self._changed = threading.Condition()
+        self._writing = False
         self._closed = False
-        self._writer = threading.Thread(target=self._write_pending, name="kv-writer", daemon=True)
-        self._writer.start()
 
     def has(self, namespace: str, template: Tokens, passage: Tokens) -> bool:
         """See `Tier.has`."""
@@ -88,7 +87,9 @@ class DiskTier:
         content = self._kv_cache.read_blocks(blocks, len(tokens))
         with self._changed:
             self._pending[key] = _Pending(tokens, content)
-            self._changed.notify_all()
+            if not self._writing:
+                self._writing = True
+                threading.Thread(target=self._write_pending, name="kv-writer", daemon=True).start()
         return True
 
     def prefetch(self, namespace: str, template: Tokens, passages: Sequence[Tokens]) -> None:
@@ -109,15 +110,14 @@ class DiskTier:
         """Write what waits, and decline from then on; the store stays open."""
         with self._changed:
             self._closed = True
-            self._changed.notify_all()
-        self._writer.join()
+            self._changed.wait_for(lambda: not self._pending)
 
     def _write_pending(self) -> None:
-        """Write what waits, the oldest first, until the tier is closed and nothing waits any more."""
+        """Write what waits, the oldest first, until nothing waits any more."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._pending or self._closed)
                 if not self._pending:
+                    self._writing = False
                     return
                 key, pending = next(iter(self._pending.items()))
             try:

@@ -289,6 +289,51 @@ def test_an_erasure_that_fails_is_told_and_can_be_tried_again(folder, monkeypatc
     store.close()
 
 
+def test_an_erasure_that_fails_in_the_middle_erases_nothing_twice(folder, monkeypatch):
+    store = ExtentStore(folder, capacity_bytes=MIB)
+    left = 2
+
+    def punch(*arguments, access=kv_extent._punch_hole):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(5, "Input/output error")
+        return access(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kv_extent, "_punch_hole", punch)
+        with pytest.raises(OSError, match="Input/output"):
+            store.delete(*map(key_of, range(5)))
+    assert store.stats().deleted == 2
+    present = {n for n in NUMBERS if holds(store, n)}
+    assert len(present) == len(NUMBERS) - 2
+    assert store.stats().bad_records == 0
+    assert store.delete(*map(key_of, range(5))) == 3
+    assert store.delete(*map(key_of, NUMBERS)) == len(NUMBERS) - 5
+    assert (store.stats().nbytes, extents(folder)) == (0, [])
+    store.close()
+
+
+def test_an_empty_extent_that_cannot_be_removed_stays_empty(folder, monkeypatch, caplog):
+    store = ExtentStore(folder, capacity_bytes=MIB)
+
+    def fail(*_, **__):
+        raise OSError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", fail)
+        assert store.delete(*map(key_of, NUMBERS)) == len(NUMBERS)
+    assert "cannot be removed" in caplog.text
+    assert raw_bytes(folder).strip(b"\0") == b""
+    assert put(store, 1)
+    assert holds(store, 1)
+    store.close()
+    store = ExtentStore(folder, capacity_bytes=MIB)
+    assert len(extents(folder)) == 1
+    assert holds(store, 1)
+    store.close()
+
+
 @pytest.mark.parametrize("writes", [0, 1, 2, 3])
 def test_compaction_on_a_full_disk_changes_nothing(folder, monkeypatch, caplog, writes):
     store = ExtentStore(folder, capacity_bytes=MIB)
