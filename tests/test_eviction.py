@@ -290,6 +290,52 @@ def test_pgdsf_forgets_old_use() -> None:
     assert counting.evict(2) == [13, 14]
 
 
+def test_a_priority_that_falls_counts_at_once() -> None:
+    leaves = Leaves(lru)
+    for n in (11, 12, 13):
+        leaves.use(n)
+    assert leaves.evict(1) == [11]
+    newest = leaves.use(14)
+    newest.on_disk = True
+    leaves.queue.touch([newest])
+    assert leaves.evict(1) == [14]
+
+
+def test_a_plan_that_is_not_carried_out_changes_nothing() -> None:
+    leaves = Leaves(lru)
+    for n in (11, 12, 13):
+        leaves.use(n)
+    first = leaves.queue.plan([leaves.tree], leaves.pool, 2)
+    assert leaves.queue.plan([leaves.tree], leaves.pool, 99) is None
+    assert leaves.queue.plan([leaves.tree], leaves.pool, 2) == first
+    leaves.use(11)
+    assert leaves.evict(2) == [12, 13]
+
+
+def test_what_was_held_during_an_eviction_goes_later_in_its_turn() -> None:
+    leaves = Leaves(lru)
+    leaves.use(11, 21)
+    held = leaves.tree.match([*block_keys(TEMPLATE.tokens, SIZE, sealed=True), (11,) * 4]).blocks
+    leaves.pool.hold(held)
+    leaves.use(12)
+    assert leaves.evict(2) == [21, 12]
+    leaves.use(13)
+    leaves.pool.drop(held)
+    assert leaves.evict(1) == [11]
+
+
+def test_what_has_come_below_a_leaf_goes_before_it() -> None:
+    leaves = Leaves(lru)
+    for n in (11, 12, 13):
+        leaves.use(n)
+    assert leaves.evict(1) == [11]
+    below = PathPart([(21,) * 4], leaves.pool.allocate(1), whole=True)
+    path = [PathPart(block_keys(t, SIZE, sealed=True), [], whole=True) for t in (TEMPLATE.tokens, (12,) * 4)]
+    leaves.tree.insert([*path, below])  # the queue is not told
+    assert leaves.evict(1) == [13]
+    assert leaves.evict(2) == [21, 12]
+
+
 def test_leaves_that_the_queue_was_not_told_of_are_found() -> None:
     leaves = Leaves(lru)
     leaves.use(11)

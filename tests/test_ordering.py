@@ -107,6 +107,14 @@ def test_a_passage_that_begins_like_another() -> None:
     assert order_passages([PASSAGES["b"], short], (2,), TEMPLATE, tree) == (1, 0)
 
 
+def test_a_passage_whose_beginning_alone_is_known() -> None:
+    known, other = (Segment((7,) * 4 + (n,) * 4, SegmentKind.PASSAGE) for n in (1, 2))
+    tree = RadixTree(SIZE)
+    blocks = iter(range(100))
+    tree.insert([part_of(part, blocks) for part in (TEMPLATE, known)])
+    assert order_passages([other, known], (2,), TEMPLATE, tree) == (1, 0)
+
+
 def test_private_nodes_are_not_followed() -> None:
     tree = RadixTree(SIZE)
     blocks = iter(range(100))
