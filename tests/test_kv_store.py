@@ -1,5 +1,7 @@
 """The KV store keeps what it is given, within its budget, under concurrency, and forgets what is purged."""
 
+import os
+import stat
 import threading
 from pathlib import Path
 
@@ -180,6 +182,50 @@ def test_purge_erases_record_and_key(store, tmp_path, fills):
         assert key_of(n) not in raw
         assert payload_of(n)[:16] not in raw
     assert all(holds(store, n) for n in range(20) if n not in (3, 4, 5))
+
+
+@pytest.fixture
+def accesses(store, monkeypatch) -> list[str]:
+    """What is done to the disk, in order; writes of zeros are told from others."""
+    happened: list[str] = []
+
+    def note(owner, attribute: str, name) -> None:
+        access = getattr(owner, attribute)
+
+        def noted(*arguments):
+            happened.append(name(*arguments))
+            return access(*arguments)
+
+        monkeypatch.setattr(owner, attribute, noted)
+
+    note(os, "pwrite", lambda fd, content, offset: "write" if bytes(content).strip(b"\0") else "zeros")
+    note(os, "fsync", lambda fd: "sync folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "sync")
+    note(kv_extent, "_punch_hole", lambda fd, start, end: "hole")
+    return happened
+
+
+def test_a_delete_is_on_the_disk_when_it_returns(store, accesses):
+    put(store, 1)
+    put(store, 2)
+    assert accesses == ["write"] * 4
+    accesses.clear()
+    store.delete(key_of(1))
+    assert accesses == ["hole", "sync", "sync folder"]
+
+
+def test_a_purge_has_overwritten_before_it_gives_space_back(store, accesses):
+    put(store, 1)
+    put(store, 2)
+    accesses.clear()
+    store.purge([key_of(1)])
+    assert accesses == ["zeros", "sync", "hole", "sync", "sync folder"]
+
+
+def test_a_flush_makes_durable_what_was_put(store, accesses):
+    put(store, 1)
+    accesses.clear()
+    store.flush()
+    assert accesses == ["sync", "sync folder"]
 
 
 def test_purge_finds_copies_that_the_index_does_not_know(store, tmp_path):

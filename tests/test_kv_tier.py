@@ -172,6 +172,22 @@ def test_saves_are_declined_rather_than_waited_for(store, monkeypatch):
     assert len(store.keys()) == 3
 
 
+def test_what_is_known_is_not_copied_again(tier, monkeypatch):
+    tier.save("c", TEMPLATE, PASSAGE, [1, 2, 3])
+    tier.flush()
+    monkeypatch.setattr(KVCache, "read_blocks", None)
+    assert tier.save("c", TEMPLATE, PASSAGE, [4, 5, 6])
+
+
+def test_flush_makes_the_store_durable_after_the_last_write(tier, store, monkeypatch):
+    found = []
+    monkeypatch.setattr(store, "flush", lambda: found.append(len(store.keys())))
+    tier.save("c", TEMPLATE, PASSAGE, [1, 2, 3])
+    tier.save("c", TEMPLATE, (), [4, 5])
+    tier.flush()
+    assert found == [2]
+
+
 def test_a_store_that_raises_does_not_stop_the_writing(store, monkeypatch, caplog):
     tier = DiskTier(store, make_cache(), make_identity())
     with monkeypatch.context() as patch:
