@@ -16,7 +16,10 @@ ARROWS = {
     "kernels": set(),
     "data": set(),
 }
-BOOKKEEPING = ("block_pool", "radix_tree", "prefix_cache", "scheduler", "request", "prompt", "ladder", "eviction")
+BOOKKEEPING = (
+    "block_pool", "radix_tree", "prefix_cache", "scheduler", "request", "prompt", "ladder", "eviction", "ordering",
+    "recompute_cost",
+)  # fmt: skip
 MODULES = sorted(path for package in ARROWS for path in (ROOT / package).rglob("*.py"))
 
 
