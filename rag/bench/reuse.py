@@ -70,7 +70,7 @@ class ReuseBenchConfig:
     lengths: tuple[int, ...] = (64, 256, 1024)
     repairs: tuple[int, ...] = (0, 16, 32)
     batches: int = 50
-    repeats: int = 7
+    repeats: int = 5
     seed: int = 0
     work_dir: Path | None = None
 

@@ -27,7 +27,7 @@ def reuse(  # noqa: PLR0917 - typer declares options as parameters
         str, typer.Option(help="Tokens computed at the head of each passage but the first.")
     ] = "0,16,32",
     batches: Annotated[int, typer.Option(help="New orders of the same passages, for endurance.")] = 50,
-    repeats: Annotated[int, typer.Option(help="Measurements of everything else.")] = 7,
+    repeats: Annotated[int, typer.Option(help="Measurements of everything else.")] = 5,
     seed: Annotated[int, typer.Option(help="Of token ids, orders and turns.")] = 0,
     work_dir: Annotated[
         Path | None, typer.Option(help="Where passages are stored meanwhile. Default: in your cache.")
