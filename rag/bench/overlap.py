@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
@@ -26,6 +27,9 @@ from rag.operations import final_answer
 from rag.pipeline import Pipeline
 from rag.schemas import AnswerRequest
 from rag.service import Service
+
+if TYPE_CHECKING:
+    from retriever.embedder import TextEmbedder
 
 __all__ = ["OverlapBenchConfig", "OverlapReport", "Switch", "render", "run"]
 
@@ -87,8 +91,16 @@ class OverlapReport(BaseModel):
     seconds: float
 
 
-def run(config: RagConfig, bench: OverlapBenchConfig, progress: Progress) -> OverlapReport:
+def run(
+    config: RagConfig, bench: OverlapBenchConfig, progress: Progress, *, embedder: "TextEmbedder | None" = None
+) -> OverlapReport:
     """Measure each switch.
+
+    Args:
+        config: names the models; its data directory is left alone.
+        bench: what to measure.
+        progress: called after every step.
+        embedder: used instead of the configured one (tests).
 
     Raises:
         DataDirBusyError: another benchmark of the same kind is running.
@@ -102,13 +114,13 @@ def run(config: RagConfig, bench: OverlapBenchConfig, progress: Progress) -> Ove
     config = config.model_copy(update={"data_dir": collection_dir(config, bench.work_dir, corpus)})
     counter = Counter(progress, "measure", 3 * len(asked))
     with open_owned(config.data_dir):
-        with Service(config) as service:
+        with Service(config, embedder=embedder) as service:
             ingest_corpus(service, corpus, progress)
             for step in service.precompute(corpus.name):
                 progress(BenchEvent("read ahead", step.passages, step.total))
             prefetch = _measure_prefetch(_Asker(service, corpus.name, bench.k), asked, counter)
         engine = config.engine.model_copy(update={"kv_store_bytes": 0})
-        with Service(config.model_copy(update={"engine": engine})) as service:
+        with Service(config.model_copy(update={"engine": engine}), embedder=embedder) as service:
             asker = _Asker(service, corpus.name, bench.k)
             speculation = _measure_speculation(asker, asked, counter)
             embedding = _measure_embedding(asker, asked, counter)
