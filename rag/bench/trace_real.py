@@ -11,7 +11,7 @@ from time import perf_counter
 from engine.backends import load_backend
 from engine.config import EngineConfig, SamplingParams
 from engine.engine import Engine
-from engine.kv_cache import resolve_dtype
+from engine.kv_cache import allocate_kv_cache, resolve_dtype
 from engine.kv_store import ExtentStore
 from engine.models.config import ModelConfig
 from engine.output import Generation
@@ -44,9 +44,7 @@ class Models:
         self._keeps = keeps
         model = ModelConfig.from_folder(folder)
         self.dtype = resolve_dtype(config, folder, load_backend(config.backend, config.device))
-        self._block_bytes = (
-            2 * model.num_layers * model.num_kv_heads * config.block_size * model.head_dim * self.dtype.itemsize
-        )
+        self._block_bytes = allocate_kv_cache(config, model, self.dtype).bytes_per_block  # its memory is never touched
 
     @contextmanager
     def store(self, num_blocks: int) -> Iterator[ExtentStore | None]:
