@@ -95,15 +95,15 @@ class EvictionQueue:
         self._queued: dict[Node, float] = {}  # by which priority a node is in the heap: at most its own
         self._heap: list[tuple[float, int, int, Node]] = []  # may have more than one entry for a node, and dead ones
         self._entry = count()
-        self._most_entries = 0  # before a walk over all leaves builds the heap anew; 0 when it has to
+        self._most_entries = 0  # before a walk over all nodes builds everything anew; 0 when it has to
 
     def touch(self, nodes: Iterable[Node]) -> None:
         """Give nodes their priority anew: they were used, or are on disk now. Also how it learns of new nodes."""
         for node in nodes:
             self._priority[node] = self._priority_of(node)
             self._push(node)
-        if len(self._heap) > self._most_entries:  # many may be of trees that were dropped
-            self._most_entries, self._heap, self._queued = 0, [], {}
+        if max(len(self._heap), len(self._priority)) > self._most_entries:  # many may be of trees that were dropped
+            self._most_entries, self._priority, self._queued, self._heap = 0, {}, {}, []
 
     def plan(self, trees: Iterable[RadixTree], pool: BlockPool, n: int) -> list[Cut] | None:
         """Choose what to remove so that n blocks become free, in an order in which every cut is of a leaf.
@@ -189,13 +189,12 @@ class EvictionQueue:
 
     def _walk(self, trees: Iterable[RadixTree]) -> None:
         """Build the heap anew from every leaf there is."""
-        known, self._priority, self._queued, self._heap = self._priority, {}, {}, []
-        for tree in trees:
-            for node in tree.nodes():
-                if node in known:
-                    self._priority[node] = known[node]
-                self._push(node)
-        self._most_entries = 2 * len(self._heap) + 1024
+        nodes = [node for tree in trees for node in tree.nodes()]
+        self._priority = {node: self._priority[node] for node in nodes if node in self._priority}
+        self._queued, self._heap = {}, []
+        for node in nodes:
+            self._push(node)
+        self._most_entries = 2 * len(nodes) + 1024
 
     def _priority_of(self, node: Node) -> float:
         return float("-inf") if node.on_probation else self._policy(node)
