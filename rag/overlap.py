@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 from engine.config import SamplingParams
 from engine.errors import EngineError
-from engine.prompt import Prompt
+from engine.prompt import Prompt, Reuse
 from rag.living_store import namespace_of
 
 if TYPE_CHECKING:
-    from engine.prompt import Reuse
     from engine.worker import Handle
     from rag.components import Components
     from rag.config import AnswerSettings
@@ -31,7 +30,7 @@ class Overlap:
         reuse: which cached KV may serve the question.
     """
 
-    def __init__(self, components: "Components", settings: "AnswerSettings", reuse: "Reuse") -> None:
+    def __init__(self, components: "Components", settings: "AnswerSettings", reuse: Reuse) -> None:
         self._components = components
         self._settings = settings
         self.reuse = reuse
@@ -47,7 +46,8 @@ class Overlap:
         segments = [layout.passage(passage) for passage in passages]
         namespace = namespace_of(collection_id)
         if settings.prefetch and engine.tier is not None:
-            engine.tier.prefetch(namespace, layout.head.tokens, [segment.tokens for segment in segments])
+            usable = segments[:1] if self.reuse is Reuse.EXACT else segments
+            engine.tier.prefetch(namespace, layout.head.tokens, [segment.tokens for segment in usable])
         if settings.speculate and not engine.scheduler.has_work:
             self._speculate(namespace, Prompt([layout.head, *segments]), [passage.id for passage in passages])
 

@@ -63,7 +63,10 @@ def test_candidates_are_read_ahead_from_disk(tmp_path: Path, model: Path, monkey
         head, library = service.components.layout().head, service.components.library()
         tokens = [library.passage("docs", source.passage_id).token_ids for source in answer.sources]
         identity = service.components.worker().engine.identity
-        assert wanted == [[identity.key("1", head.tokens, own) for own in tokens]]
+        keys = [identity.key("1", head.tokens, own) for own in tokens]
+        assert wanted == [keys]
+        ask(service, k=2, reuse="exact")
+        assert wanted[1:] == [keys[:1]], "exact reuse takes only what stands first"
 
 
 def test_a_right_guess_leaves_only_the_question_to_compute(
