@@ -19,6 +19,8 @@ class EngineConfig:
     Attributes:
         dtype: KV compute mode: `float32`, `bfloat16`, `float16`, or `auto` (the fastest of these on this machine); or
             `int8`, the C++ kernels' products of 8-bit weights and 8-bit activations, faster still and less faithful.
+        kv_dtype: how keys and values are kept, on the device and on disk: `auto` in the numbers in which they are
+            computed, or as named; `int8`, with a scale a token and head, takes about half the bytes of 16-bit numbers.
         weights: how rows whose KV is never published (answers and their questions) are computed: `full` in the
             compute mode like all others, `int8` with 8-bit weights, `auto` with 8-bit weights in steps where that is
             faster (by a profile measured once) unless `dtype` asks for float32.
@@ -39,6 +41,7 @@ class EngineConfig:
     """
 
     dtype: str = "auto"
+    kv_dtype: str = "auto"
     weights: str = "auto"
     device: str = "cpu"
     backend: str = "auto"
@@ -55,6 +58,8 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype {self.dtype!r} is not one of: {', '.join(DTYPES)}")
+        if self.kv_dtype not in DTYPES:
+            raise ConfigError(f"kv_dtype {self.kv_dtype!r} is not one of: {', '.join(DTYPES)}")
         if self.weights not in WEIGHTS:
             raise ConfigError(f"weights {self.weights!r} is not one of: {', '.join(WEIGHTS)}")
         for name in ("block_size", "max_num_seqs", "max_num_batched_tokens", "max_num_waiting"):

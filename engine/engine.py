@@ -10,8 +10,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-import torch
-
 from engine.backends import load_backend
 from engine.batch import build_batch
 from engine.calibration import calibrate
@@ -23,7 +21,6 @@ from engine.eviction import Pgdsf, policy_named
 from engine.intake import Intake
 from engine.kv_cache import allocate_kv_cache, check_device, resolve_dtype
 from engine.model_runner import ModelRunner
-from engine.models.config import ModelConfig
 from engine.models.loader import load_models
 from engine.output import Event, Generation, OutputStream
 from engine.prefix_cache import PrefixCache
@@ -73,7 +70,7 @@ class Engine:
         self.config = config
         self.tokenizer = tokenizer
         self.runner = runner
-        self._identity = cache(partial(_identify, folder, config, runner.model.config, runner.kv_cache.dtype))
+        self._identity = cache(partial(_identify, folder, config, runner))
         self.tier = self._make_tier(store)
         self._policy = policy_named(config.eviction)
         self.cache = PrefixCache(runner.kv_cache.num_blocks, config.block_size, policy=self._policy, tier=self.tier)
@@ -261,7 +258,7 @@ class Engine:
             has ended.
         """
         complete = self.cache.purge(namespace, passages, self._streams)
-        self.runner.kv_cache.data[self.cache.pool.free_blocks] = 0
+        self.runner.kv_cache.erase(self.cache.pool.free_blocks)
         return complete
 
     def close(self) -> None:
@@ -393,11 +390,13 @@ class Engine:
         return DiskTier(store, self.runner.kv_cache, self.identity)
 
 
-def _identify(folder: Path | None, config: EngineConfig, model: ModelConfig, kv_dtype: torch.dtype) -> "KVIdentity":
+def _identify(folder: Path | None, config: EngineConfig, runner: ModelRunner) -> "KVIdentity":
     from engine.kv_identity import KVIdentity
 
     if folder is None:
         raise ModelFileError("an engine that was not made from a model folder has no identity; use from_pretrained")
-    name = str(kv_dtype).removeprefix("torch.")
-    dtype = config.dtype if config.dtype == "int8" else name
-    return KVIdentity.of(folder, model, dtype=dtype, kv_dtype=name, block_size=config.block_size)
+    dtype, model = config.dtype, runner.model
+    if dtype == "auto":
+        dtype = str(resolve_dtype(config, folder, model.backend)).removeprefix("torch.")
+    kv_dtype = str(runner.kv_cache.dtype).removeprefix("torch.")
+    return KVIdentity.of(folder, model.config, dtype=dtype, kv_dtype=kv_dtype, block_size=config.block_size)

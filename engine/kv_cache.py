@@ -10,13 +10,13 @@ from engine.config import EngineConfig
 from engine.errors import ConfigError
 from engine.models.config import ModelConfig
 from kernels.backend import Backend
-from kernels.kv_cache import KVCache
+from kernels.kv_cache import KVCache, block_bytes
 
 __all__ = ["allocate_kv_cache", "check_device", "resolve_dtype"]
 
 MIB = 1 << 20
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
 
 
 def check_device(device: str) -> None:
@@ -29,7 +29,7 @@ def check_device(device: str) -> None:
 
 
 def resolve_dtype(config: EngineConfig, folder: Path, backend: Backend) -> torch.dtype:
-    """Return the element type of KV, and of the computation where that is not `int8`.
+    """Return the element type of the computation or, where that is `int8`, of its KV.
 
     What `auto` means: bfloat16 on a GPU and where the CPU multiplies it in tiles (AMX); float16 where the C++ kernels
     multiply it at twice the rate of float32 (AVX512-FP16; without AMX, bfloat16 dot products have half of that rate).
@@ -57,11 +57,16 @@ def resolve_dtype(config: EngineConfig, folder: Path, backend: Backend) -> torch
 def allocate_kv_cache(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> KVCache:
     """Allocate as many blocks as the memory for KV holds; pages are touched only when they are written.
 
+    Args:
+        config: how KV is kept, and in how much memory.
+        model: the shape of a token's KV.
+        dtype: the numbers in which KV is computed.
+
     Raises:
         ConfigError: not even one block fits.
     """
-    element = torch.empty((), dtype=dtype).element_size()
-    per_block = 2 * model.num_layers * model.num_kv_heads * config.block_size * model.head_dim * element
+    dtype = dtype if config.kv_dtype == "auto" else _DTYPES[config.kv_dtype]
+    per_block = block_bytes(config.block_size, model.num_layers, model.num_kv_heads, model.head_dim, dtype)
     budget = config.kv_cache_bytes or min(max(_memory_bytes() // 8, 256 * MIB), 4096 * MIB)
     if budget < per_block:
         raise ConfigError(f"kv_cache_bytes {budget} holds no block of {per_block} bytes; give it more")

@@ -25,7 +25,7 @@ __all__ = [
     "make_cpu_plan",
 ]
 
-KV_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+KV_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 
 _LONG, _INT, _FLOAT, _POINTER = ctypes.c_int64, ctypes.c_int32, ctypes.c_float, ctypes.c_void_p
 
@@ -34,7 +34,7 @@ class _AttendPlanArgs(ctypes.Structure):
     _fields_ = (
         *((name, _POINTER) for name in ("positions", "group_sizes", "members", "runs", "blocks", "inv_freq")),
         *((name, _LONG) for name in ("rows", "groups", "window", "heads", "kv_heads", "head_dim", "rotary_dim")),
-        *((name, _LONG) for name in ("block_size", "num_layers", "num_threads")),
+        *((name, _LONG) for name in ("block_size", "block_stride", "layer_stride", "num_threads")),
         *((name, _FLOAT) for name in ("rope_scale", "softmax_scale")),
         *((name, _INT) for name in ("interleaved", "dtype", "per_run")),
     )
@@ -74,7 +74,7 @@ class RopeWriteArgs(ctypes.Structure):
     _fields_ = (
         *((name, _POINTER) for name in ("k", "v", "cos", "sin", "slots", "cache")),
         *((name, _LONG) for name in ("k_stride", "v_stride", "rows", "kv_heads", "head_dim", "rotary_dim")),
-        *((name, _LONG) for name in ("block_size", "num_layers", "layer")),
+        *((name, _LONG) for name in ("block_size", "block_stride", "layer_stride", "layer")),
         *((name, _INT) for name in ("interleaved", "dtype")),
     )
 
@@ -158,7 +158,8 @@ class CpuBackend:
             kv_heads=kv_heads,
             head_dim=dim,
             block_size=kv_cache.block_size,
-            num_layers=kv_cache.num_layers,
+            block_stride=kv_cache.data.stride(0),
+            layer_stride=kv_cache.data.stride(1),
             layer=layer,
             dtype=DTYPE_CODES[kv_cache.dtype],
         )
@@ -204,7 +205,8 @@ class CpuPlan:
             head_dim=kv_cache.head_dim,
             rotary_dim=plan.rope.rotary_dim,
             block_size=plan.block_size,
-            num_layers=kv_cache.num_layers,
+            block_stride=kv_cache.data.stride(0),
+            layer_stride=kv_cache.data.stride(1),
             num_threads=torch.get_num_threads(),
             rope_scale=plan.rope.scale,
             softmax_scale=plan.softmax_scale,

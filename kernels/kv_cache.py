@@ -1,5 +1,6 @@
 """The tensor that holds keys and values of every block."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,7 +9,11 @@ from torch import Tensor
 
 from kernels.errors import ShapeError
 
-__all__ = ["KVCache", "write_slots"]
+__all__ = ["KVCache", "block_bytes", "write_slots"]
+
+CACHE_LINE_BYTES = 64
+SCALE_BYTES = 4
+LARGEST_INT8 = 127  # -128 is not used, so that a sign costs nothing
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -18,7 +23,8 @@ class KVCache:
     Attributes:
         data: [num_blocks, num_layers, 2 (K, V), num_kv_heads, block_size, head_dim]; K is rotated at the
             position at which it was computed.
-        scales: scales of a quantised cache; None for bf16 and float32.
+        scales: [num_blocks, num_layers, 2, num_kv_heads, block_size] float32 of an int8 cache, whose values are data
+            times scale: one a token and head. In memory, those of a layer follow its data. None for floats.
     """
 
     data: Tensor
@@ -35,11 +41,31 @@ class KVCache:
         dtype: torch.dtype,
         device: str | torch.device = "cpu",
     ) -> "KVCache":
-        """Allocate an uninitialised cache."""
+        """Allocate an uninitialised cache.
+
+        Raises:
+            ShapeError: an empty dimension, or int8 heads of odd dimension.
+        """
         shape = (num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim)
         if min(shape) < 1:
             raise ShapeError(f"a KV cache of shape {shape} has an empty dimension; every size must be at least 1")
-        return cls(torch.empty(shape, dtype=dtype, device=device))
+        if dtype is torch.int8 and head_dim % 2:
+            raise ShapeError(f"int8 KV is for heads of even dimension, not {head_dim}; choose another KV dtype")
+        nbytes = block_bytes(block_size, num_layers, num_kv_heads, head_dim, dtype)
+        return cls.over(torch.empty((num_blocks, nbytes), dtype=torch.uint8, device=device), shape, dtype)
+
+    @classmethod
+    def over(cls, memory: Tensor, shape: Sequence[int], dtype: torch.dtype) -> "KVCache":
+        """Lay a cache with data of this shape over memory [num_blocks, bytes_per_block] uint8."""
+        if dtype is not torch.int8:
+            return cls(memory.view(dtype).view(*shape))
+        _, num_layers, parts, heads, slots, dim = shape
+        words, size = memory.view(torch.float32), memory.shape[1]
+        inner, layer = (heads * slots, slots, 1), size // num_layers
+        data = memory.view(torch.int8).as_strided(tuple(shape), (size, layer, *(dim * step for step in inner), 1))
+        first = words.storage_offset() + parts * heads * slots * dim // SCALE_BYTES
+        strides = (size // SCALE_BYTES, layer // SCALE_BYTES, *inner)
+        return cls(data, words.as_strided(tuple(shape[:5]), strides, first))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -73,20 +99,27 @@ class KVCache:
 
     @property
     def bytes_per_block(self) -> int:
-        """Return the bytes of one block over all layers."""
-        return self.data[0].numel() * self.data.element_size()
+        """Return the bytes of one block over all layers, scales included."""
+        return self.data.stride(0) * self.data.element_size()
+
+    @property
+    def _memory(self) -> Tensor:
+        """All bytes: uint8 [num_blocks, bytes_per_block]."""
+        stride = self.data.stride(0)
+        return self.data.as_strided((self.num_blocks, stride), (stride, 1)).view(torch.uint8)
 
     def block_views(self, blocks: Sequence[int]) -> list[Tensor]:
         """Return the bytes of blocks as flat uint8 views [bytes_per_block], in the order in which they are stored."""
-        content = self.data.flatten(1).view(torch.uint8)
-        return [content[block] for block in blocks]
+        memory = self._memory
+        return [memory[block] for block in blocks]
 
     def read_blocks(self, blocks: Sequence[int], num_tokens: int) -> Tensor:
         """Copy blocks to uint8 [len(blocks), bytes_per_block] on the CPU.
 
         Args:
             blocks: hold a run's tokens in order.
-            num_tokens: of the run; slots of the last block behind them are zero in the copy, whatever they hold.
+            num_tokens: of the run; slots of the last block behind them are zero in the copy, whatever they hold, and
+                so is what pads the scales.
 
         Raises:
             ShapeError: the blocks are not as many as the tokens need.
@@ -94,9 +127,15 @@ class KVCache:
         if len(blocks) != -(-num_tokens // self.block_size) or not blocks:
             raise ShapeError(f"{num_tokens} tokens are not {len(blocks)} blocks of {self.block_size}")
         index = torch.tensor(blocks, device=self.data.device)
-        content = self.data.index_select(0, index)
-        content[-1, :, :, :, num_tokens - (len(blocks) - 1) * self.block_size :] = 0
-        return content.view(len(blocks), -1).view(torch.uint8).cpu()
+        content = self._memory.index_select(0, index)
+        copy = self.over(content, (len(blocks), *self.data.shape[1:]), self.dtype)
+        unused = slice(num_tokens - (len(blocks) - 1) * self.block_size, None)
+        copy.data[-1, :, :, :, unused] = 0
+        if copy.scales is not None:
+            copy.scales[-1, :, :, :, unused] = 0
+            padding = copy.scales[0, 0].numel() * (self.head_dim + SCALE_BYTES)
+            content.view(len(blocks), self.num_layers, -1)[..., padding:] = 0
+        return content.cpu()
 
     def write_blocks(self, blocks: Sequence[int], content: Tensor) -> None:
         """Fill blocks with what `read_blocks` returned.
@@ -112,9 +151,32 @@ class KVCache:
         for view, stored in zip(self.block_views(blocks), content, strict=True):
             view.copy_(stored, non_blocking=True)
 
+    def erase(self, blocks: Sequence[int]) -> None:
+        """Overwrite blocks with zeros."""
+        self._memory[torch.tensor(blocks, dtype=torch.int64, device=self.data.device)] = 0
+
     def layer(self, layer: int) -> tuple[Tensor, Tensor]:
         """Return views of K and V of one layer, each [num_blocks, num_kv_heads, block_size, head_dim]."""
         return self.data[:, layer, 0], self.data[:, layer, 1]
+
+    def layer_scales(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Return views of their scales [num_blocks, num_kv_heads, block_size], where there are any."""
+        return None if self.scales is None else (self.scales[:, layer, 0], self.scales[:, layer, 1])
+
+    def read_slots(self, layer: int, blocks: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return K and V of one layer at slots [S], each [S, num_kv_heads, head_dim] float32."""
+        read = []
+        for part in range(2):
+            x = self.data[:, layer, part][blocks, :, offsets].to(torch.float32)
+            read.append(x if self.scales is None else x * self.scales[:, layer, part][blocks, :, offsets, None])
+        return read[0], read[1]
+
+
+def block_bytes(block_size: int, num_layers: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
+    """Return the bytes that a block of a cache takes."""
+    if dtype is torch.int8:
+        return num_layers * _quantised_layer_bytes(num_kv_heads, block_size, head_dim)
+    return num_layers * 2 * num_kv_heads * block_size * head_dim * dtype.itemsize
 
 
 def write_slots(k: Tensor, v: Tensor, kv_cache: KVCache, layer: int, slot_mapping: Tensor) -> None:
@@ -128,6 +190,26 @@ def write_slots(k: Tensor, v: Tensor, kv_cache: KVCache, layer: int, slot_mappin
         raise ShapeError(f"k {tuple(k.shape)} and v {tuple(v.shape)} must both be {expected} to be written")
     blocks = slot_mapping // kv_cache.block_size
     offsets = slot_mapping - blocks * kv_cache.block_size
-    keys, values = kv_cache.layer(layer)
-    keys[blocks, :, offsets] = k.to(kv_cache.dtype)
-    values[blocks, :, offsets] = v.to(kv_cache.dtype)
+    for part, x in enumerate((k, v)):
+        target = kv_cache.data[:, layer, part]
+        if kv_cache.scales is None:
+            target[blocks, :, offsets] = x.to(kv_cache.dtype)
+        else:
+            target[blocks, :, offsets], kv_cache.scales[:, layer, part][blocks, :, offsets] = _quantise(x)
+
+
+def _quantise(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return x [..., dim] as int8 and the float32 scales [...] of its rows; NaN where one of a row is not finite."""
+    x = x.to(torch.float32)
+    scales = x.abs().amax(-1) / LARGEST_INT8
+    scales = scales.where(scales.isfinite(), torch.nan)
+    whole = (x / scales.where(scales > 0, torch.inf)[..., None]).round().nan_to_num(0.0)
+    # a scale of few bits, which only the least of all numbers have, may leave more than 127
+    return whole.clamp(-LARGEST_INT8, LARGEST_INT8).to(torch.int8), scales
+
+
+def _quantised_layer_bytes(num_kv_heads: int, block_size: int, head_dim: int) -> int:
+    """Return the bytes of one layer of an int8 block: in whole cache lines and whole rows, so that both are aligned."""
+    used = 2 * num_kv_heads * block_size * (head_dim + SCALE_BYTES)
+    unit = math.lcm(CACHE_LINE_BYTES, head_dim)
+    return -(-used // unit) * unit

@@ -66,7 +66,7 @@ def _gather(plan: AttentionPlan, index: int, kv_cache: KVCache, layer: int) -> t
         return slots // plan.block_size, slots % plan.block_size
 
     blocks, offsets = plan.memo(("reference slots", index), slots)
-    keys, values = (part[blocks, :, offsets].to(torch.float32) for part in kv_cache.layer(layer))
+    keys, values = kv_cache.read_slots(layer, blocks, offsets)
     return keys.transpose(0, 1).contiguous(), values.transpose(0, 1).contiguous()
 
 

@@ -1,6 +1,7 @@
 """The `torch` backend: paged attention that leans on torch's own CPU flash attention, which also returns the LSE."""
 
 import functools
+import math
 
 import torch
 from torch import Tensor
@@ -68,8 +69,8 @@ class _LayerStep:
         self._q = q
         self._plan = plan
         self._cache = kv_cache
-        first = layer * 2 * kv_cache.num_kv_heads * kv_cache.block_size
-        self._flat = kv_cache.data.view(-1, kv_cache.head_dim)[first:]
+        self._heads = _in_rows(kv_cache.data[:, layer])
+        self._scales = None if kv_cache.scales is None else _in_rows(kv_cache.scales[:, layer, ..., None])
         self._rotated: dict[int, Tensor] = {}
 
     def empty(self) -> tuple[Tensor, Tensor]:
@@ -80,7 +81,7 @@ class _LayerStep:
     def attend(self, key: object, groups: tuple[RunGroup, ...]) -> tuple[Tensor, Tensor]:
         """Attend to the groups, whose gathers the plan remembers under `key`; as `empty` otherwise."""
         plan, cache = self._plan, self._cache
-        geometry = (cache.num_layers, cache.num_kv_heads, plan.sliding_window)
+        geometry = (cache.dtype, cache.num_layers, cache.num_kv_heads, plan.sliding_window)
         gathers = plan.memo(("torch", key, geometry), lambda: make_gathers(plan, groups, cache))
         calls = [call for gather in gathers for call in gather.calls]
         if len(calls) == 1 and calls[0].rows == slice(0, plan.num_rows):
@@ -97,7 +98,10 @@ class _LayerStep:
 
     def _gather(self, gather: Gather) -> Tensor:
         """Return K and V [2, entries, num_kv_heads, keys, dim] in the dtype of the calls."""
-        kv = self._flat.index_select(0, gather.index)
+        kv = self._heads.index_select(0, gather.index)
+        if self._scales is not None:
+            assert gather.scales is not None, "a gather of an int8 cache knows where its scales are"
+            kv = kv * self._scales.index_select(0, gather.scales)
         kv = kv.view(2, gather.entries, self._cache.num_kv_heads, gather.num_keys, self._cache.head_dim)
         group_size = self._q.shape[1] // self._cache.num_kv_heads
         rows = max(call.num_rows for call in gather.calls) * group_size
@@ -114,6 +118,13 @@ class _LayerStep:
         if gather.entries == 1 and (call.causal or call.mask is not None):
             return _by_head(queries, keys[0], values[0], call, self._plan.softmax_scale)
         return _by_group(queries, keys, values, call, self._plan.softmax_scale)
+
+
+def _in_rows(part: Tensor) -> Tensor:
+    """Return memory from the first to the last row of one layer of a cache [num_blocks, 2, heads, slots, n]: [*, n]."""
+    num_blocks, *inner, size = part.shape
+    count = (num_blocks - 1) * (part.stride(0) // size) + math.prod(inner)
+    return part.as_strided((count, size), (size, 1))
 
 
 def _by_head(q: Tensor, k: Tensor, v: Tensor, call: Call, scale: float) -> tuple[Tensor, Tensor]:

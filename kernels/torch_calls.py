@@ -50,7 +50,8 @@ class Gather:
         shift: of all their runs.
         entries: the batch size; every entry has `num_keys` keys, shorter ones are padded and masked.
         num_keys: keys of one entry.
-        index: [2 * entries * num_kv_heads * num_keys], rows of the cache of layer 0 seen as [-1, head_dim].
+        index: [2 * entries * num_kv_heads * num_keys], rows of a layer of the cache seen as [-1, head_dim].
+        scales: of an int8 cache: where theirs are in its scales seen as [-1, 1].
         calls: in order.
     """
 
@@ -58,6 +59,7 @@ class Gather:
     entries: int
     num_keys: int
     index: Tensor
+    scales: Tensor | None
     calls: tuple[Call, ...]
 
 
@@ -132,7 +134,7 @@ def _batched_gather(shift: int, entries: list[_Entry], kv_cache: KVCache) -> Gat
         mask = _additive(visible)
     rows = torch.cat([entry.rows for entry in entries])
     call = Call(_as_slice(rows), num_rows, slice(0, num_keys), mask=mask)
-    return Gather(shift, len(entries), num_keys, _cache_index(slots, kv_cache), (call,))
+    return Gather(shift, len(entries), num_keys, *_cache_indexes(slots, kv_cache), (call,))
 
 
 def _padded(slots: Tensor, length: int) -> Tensor:
@@ -171,7 +173,7 @@ def _large_gather(plan: AttentionPlan, group: RunGroup, kv_cache: KVCache) -> li
     for (begin, end), seeing in full.items():
         if seeing:
             calls.append(Call(_as_slice(torch.tensor(seeing, device=slots.device)), len(seeing), slice(begin, end)))
-    return [Gather(group.shift, 1, len(keys), _cache_index(slots[None], kv_cache), tuple(calls))] if calls else []
+    return [Gather(group.shift, 1, len(keys), *_cache_indexes(slots[None], kv_cache), tuple(calls))] if calls else []
 
 
 def _spans(plan: AttentionPlan, group: RunGroup) -> Iterable[tuple[range, int]]:
@@ -203,13 +205,15 @@ def _as_slice(rows: Tensor) -> Rows:
     return slice(first, first + count) if adjacent else rows
 
 
-def _cache_index(slots: Tensor, kv_cache: KVCache) -> Tensor:
-    """Return where K and V of slots [entries, S] of layer 0 lie in the cache seen as [-1, head_dim]."""
+def _cache_indexes(slots: Tensor, kv_cache: KVCache) -> tuple[Tensor, Tensor | None]:
+    """Return where K and V of slots [entries, S] lie in a layer seen as [-1, head_dim], and their scales as [-1, 1]."""
     size, heads = kv_cache.block_size, kv_cache.num_kv_heads
-    base = slots // size * (kv_cache.num_layers * 2 * heads * size) + slots % size
+    blocks = (slots // size)[:, None]
     head = torch.arange(heads, device=slots.device)[:, None] * size
     part = torch.arange(2, device=slots.device)[:, None, None, None] * (heads * size)
-    return (base[:, None] + head + part).flatten()
+    inside = (slots % size)[:, None] + head + part  # of a block
+    index = (blocks * (kv_cache.data.stride(0) // kv_cache.head_dim) + inside).flatten()
+    return index, None if kv_cache.scales is None else (blocks * kv_cache.scales.stride(0) + inside).flatten()
 
 
 def _mark_fresh(gathers: list[Gather], num_rows: int) -> tuple[Gather, ...]:
@@ -222,5 +226,5 @@ def _mark_fresh(gathers: list[Gather], num_rows: int) -> tuple[Gather, ...]:
             fresh = not bool(written[call.rows].any())
             written[call.rows] = True
             calls.append(Call(call.rows, call.num_rows, call.keys, call.causal, call.mask, fresh))
-        marked.append(Gather(gather.shift, gather.entries, gather.num_keys, gather.index, tuple(calls)))
+        marked.append(Gather(gather.shift, gather.entries, gather.num_keys, gather.index, gather.scales, tuple(calls)))
     return tuple(marked)

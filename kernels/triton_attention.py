@@ -189,12 +189,15 @@ def _launch_items(
 ) -> None:
     """Attend item by item."""
     keys, values = kv_cache.layer(layer)
-    compute = _compute_dtype(q.dtype, kv_cache.dtype)
+    key_scales, value_scales = kv_cache.layer_scales(layer) or (keys, values)
+    compute = _compute_dtype(q.dtype, q.dtype if kv_cache.scales is not None else kv_cache.dtype)
     for lanes, items in work.items.items():
         attend_items[items.shape[0], kv_cache.num_kv_heads](
             q,
             keys,
             values,
+            key_scales,
+            value_scales,
             plan.query_positions,
             items,
             work.rows,
@@ -204,6 +207,7 @@ def _launch_items(
             parts.lse,
             *q.stride()[:2],
             keys.stride(0),
+            key_scales.stride(0),
             plan.softmax_scale,
             plan.sliding_window or 0,
             work.longest,
@@ -215,6 +219,7 @@ def _launch_items(
             BLOCK_SIZE=kv_cache.block_size,
             LANES=lanes,
             HAS_WINDOW=plan.sliding_window is not None,
+            SCALED=kv_cache.scales is not None,
             DIRECT=parts.are_results,
             COMPUTE=DTYPES[compute],
             # the interpreter holds bfloat16 as integers and cannot multiply it

@@ -32,6 +32,9 @@ def _attend_configs() -> list[triton.Config]:
 def sensible_configs(configs: list[triton.Config], arguments: dict[str, Any], **constants: Any) -> list[triton.Config]:
     """Leave out what cannot keep a tile's scores and accumulator in registers; the least demanding stays."""
     tile = {**arguments, **constants}
+    if tile.get("SCALED"):  # int8 also passes through registers on its way from memory to the product
+        fewest = min(config.kwargs["KEYS"] / config.num_warps for config in configs)
+        configs = [config for config in configs if config.kwargs["KEYS"] / config.num_warps == fewest]
     per_warp = [tile["LANES"] * (tile["DIM_PAD"] + config.kwargs["KEYS"]) // config.num_warps for config in configs]
     limit = max(MAX_ELEMENTS_PER_WARP, min(per_warp))
     return [config for config, elements in zip(configs, per_warp, strict=True) if elements <= limit]
@@ -80,6 +83,8 @@ def attend_items(
     q: tl.tensor,  # [T, heads, DIM], not rotated
     keys: tl.tensor,  # [blocks, kv_heads, BLOCK_SIZE, DIM] of this layer
     values: tl.tensor,
+    key_scales: tl.tensor,  # [blocks, kv_heads, BLOCK_SIZE]; read only when SCALED
+    value_scales: tl.tensor,
     positions: tl.tensor,  # [T] prompt positions of the rows
     items: tl.tensor,  # [I, 5]
     rows: tl.tensor,  # [P, 2]
@@ -91,6 +96,7 @@ def attend_items(
     q_row_stride: tl.tensor,
     q_head_stride: tl.tensor,
     block_stride: tl.tensor,
+    scale_stride: tl.tensor,  # of the scales of a block
     scale: tl.tensor,
     window: tl.tensor,
     longest: tl.tensor,  # noqa: ARG001 - tells autotuning apart which items are long and which are short
@@ -102,6 +108,7 @@ def attend_items(
     BLOCK_SIZE: tl.constexpr,
     LANES: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
+    SCALED: tl.constexpr,  # int8 with scales
     DIRECT: tl.constexpr,
     COMPUTE: tl.constexpr,  # the dtype to which operands are rounded
     OPERAND: tl.constexpr,  # and in which they are multiplied: another one only under the interpreter
@@ -148,8 +155,14 @@ def attend_items(
         # slots that hold no token may hold NaN: they are never loaded
         valid = offset < tl.load(entry + 2, mask=inside, other=0)
         address = (block * block_stride + head_offset + offset * DIM)[:, None] + dim[None, :]
-        key = tl.load(keys + address, mask=valid[:, None] & inner, other=0.0).to(COMPUTE).to(OPERAND)
+        key = tl.load(keys + address, mask=valid[:, None] & inner, other=0)
+        if SCALED:  # a detour only for the interpreter, which makes no bfloat16 of integers
+            key = key.to(tl.float32)
+        key = key.to(COMPUTE).to(OPERAND)
         scores = tl.dot(query, tl.trans(key), input_precision="ieee") * (scale * LOG2_E)
+        if SCALED:
+            scale_address = block * scale_stride + kv_head * BLOCK_SIZE + offset
+            scores = scores * tl.load(key_scales + scale_address, mask=valid, other=0.0)[None, :]
 
         visible = valid[None, :] & (key_position[None, :] <= position[:, None])
         if HAS_WINDOW:
@@ -160,7 +173,10 @@ def attend_items(
         base = tl.where(higher == float("-inf"), 0.0, higher)
         weights = tl.exp2(scores - base[:, None])
         decay = tl.exp2(highest - base)
-        value = tl.load(values + address, mask=valid[:, None] & inner, other=0.0).to(COMPUTE).to(OPERAND)
+        value = tl.load(values + address, mask=valid[:, None] & inner, other=0)
+        if SCALED:  # not the weights: they would be too small for float16
+            value = value.to(tl.float32) * tl.load(value_scales + scale_address, mask=valid, other=0.0)[:, None]
+        value = value.to(COMPUTE).to(OPERAND)
         total = total * decay + tl.sum(weights, 1)
         accumulated = accumulated * decay[:, None]
         accumulated = tl.dot(weights.to(COMPUTE).to(OPERAND), value, accumulated, input_precision="ieee")
@@ -248,12 +264,39 @@ def merge_states(
     tl.store(lse + state, highest + tl.log(seen), mask=inside)
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def _store_heads(
+    heads: tl.tensor,  # [TOKENS, DIM_PAD], 0 beyond DIM
+    target: tl.tensor,  # pointers [TOKENS]
+    scale_target: tl.tensor,  # the same for scales
+    active: tl.tensor,  # [TOKENS]
+    DIM: tl.constexpr,
+    DIM_PAD: tl.constexpr,
+    SCALED: tl.constexpr,
+) -> None:
+    """Store heads in the dtype of the cache; with a scale, which is NaN where one of a head is not finite."""
+    dim = tl.arange(0, DIM_PAD)
+    if SCALED:
+        heads = heads.to(tl.float32)
+        finite = tl.min((tl.abs(heads) < float("inf")).to(tl.int32), 1) > 0
+        heads = tl.where(finite[:, None], heads, 0.0)
+        scales = tl.div_rn(tl.max(tl.abs(heads), 1), 127.0)
+        tl.store(scale_target, tl.where(finite, scales, float("nan")), mask=active)
+        heads = tl.div_rn(heads, tl.where(scales > 0, scales, 1.0)[:, None])
+        # 1.5 * 2^23: adding it rounds to a whole number
+        heads = tl.minimum(tl.maximum(heads, -127.0), 127.0) + 12582912.0 - 12582912.0
+    heads = heads.to(target.dtype.element_ty)
+    tl.store(target[:, None] + dim[None, :], heads, mask=active[:, None] & (dim < DIM)[None, :])
+
+
 @triton.jit(do_not_specialize=["num_tokens"])  # type: ignore[untyped-decorator]
 def store_kv(
     k: tl.tensor,  # [T, kv_heads, DIM]
     v: tl.tensor,
     keys: tl.tensor,  # [blocks, kv_heads, BLOCK_SIZE, DIM] of this layer
     values: tl.tensor,
+    key_scales: tl.tensor,  # [blocks, kv_heads, BLOCK_SIZE]; written only when SCALED
+    value_scales: tl.tensor,
     slots: tl.tensor,  # [T], block * BLOCK_SIZE + offset; rows of a negative slot are left out
     positions: tl.tensor,  # [T]; read only when ROTARY
     cos: tl.tensor,  # [positions, ROTARY // 2]
@@ -264,12 +307,14 @@ def store_kv(
     v_row_stride: tl.tensor,
     v_head_stride: tl.tensor,
     block_stride: tl.tensor,
+    scale_stride: tl.tensor,  # of the scales of a block
     DIM: tl.constexpr,
     DIM_PAD: tl.constexpr,
     ROTARY: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     TOKENS: tl.constexpr,
+    SCALED: tl.constexpr,  # int8 with scales
 ) -> None:
     """Store keys, rotated on the way when ROTARY is not 0, and values. Grid (T / TOKENS, kv_heads)."""
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
@@ -287,7 +332,7 @@ def store_kv(
     source = v + token.to(tl.int64) * v_row_stride + kv_head * v_head_stride
     value = tl.load(source[:, None] + dim[None, :], mask=mask, other=0.0)
     slot = tl.maximum(slot, 0)
-    target = slot // BLOCK_SIZE * block_stride + (kv_head * BLOCK_SIZE + slot % BLOCK_SIZE) * DIM
-    target = target[:, None] + dim[None, :]
-    tl.store(keys + target, key.to(keys.dtype.element_ty), mask=mask)
-    tl.store(values + target, value.to(values.dtype.element_ty), mask=mask)
+    block, place = slot // BLOCK_SIZE, kv_head * BLOCK_SIZE + slot % BLOCK_SIZE
+    target, scale_target = block * block_stride + place * DIM, block * scale_stride + place
+    _store_heads(key, keys + target, key_scales + scale_target, active, DIM, DIM_PAD, SCALED)
+    _store_heads(value, values + target, value_scales + scale_target, active, DIM, DIM_PAD, SCALED)

@@ -79,6 +79,7 @@ def write_kv(
         return
     k, v = _dense_heads(k), _dense_heads(v)
     keys, values = kv_cache.layer(layer)
+    key_scales, value_scales = kv_cache.layer_scales(layer) or (keys, values)
     rope, positions, (cos, sin) = rotation or (None, slot_mapping, (k, k))
     with device_of(k):
         store_kv[triton.cdiv(k.shape[0], TOKENS_PER_PROGRAM), kv_cache.num_kv_heads](
@@ -86,6 +87,8 @@ def write_kv(
             v,
             keys,
             values,
+            key_scales,
+            value_scales,
             slot_mapping,
             positions,
             cos,
@@ -94,12 +97,14 @@ def write_kv(
             *k.stride()[:2],
             *v.stride()[:2],
             keys.stride(0),
+            key_scales.stride(0),
             DIM=kv_cache.head_dim,
             DIM_PAD=padded_dim(kv_cache.head_dim),
             ROTARY=rope.rotary_dim if rope else 0,
             INTERLEAVED=rope.interleaved if rope else False,
             BLOCK_SIZE=kv_cache.block_size,
             TOKENS=TOKENS_PER_PROGRAM,
+            SCALED=kv_cache.scales is not None,
         )
 
 

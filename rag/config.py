@@ -47,6 +47,7 @@ class EngineSettings(_Group):
     """
 
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
+    kv_dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
     weights: Literal["auto", "full", "int8"] = "auto"
     device: str = "cpu"
     backend: str = "auto"

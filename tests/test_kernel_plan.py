@@ -7,7 +7,7 @@ import torch
 
 from kernels.backend import available_backends, get_backend
 from kernels.errors import BackendUnavailableError, PlanError, ShapeError, UnknownBackendError
-from kernels.kv_cache import KVCache
+from kernels.kv_cache import KVCache, block_bytes, write_slots
 from kernels.plan import AttentionPlan
 from kernels.rope import Rope
 from kernels.runs import Run, SequencePlan
@@ -117,6 +117,48 @@ def test_one_block_of_all_layers_is_contiguous():
     cache = KVCache.allocate(5, 4, 3, 2, 8, torch.bfloat16)
     assert cache.data[2].is_contiguous()
     assert cache.bytes_per_block == 3 * 2 * 2 * 4 * 8 * 2
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 3, 2, 8), (2, 16, 2, 3, 64), (3, 1, 2, 1, 2), (1, 3, 2, 5, 20)], ids=str)
+def test_one_block_of_int8_holds_its_scales(shape):
+    cache = KVCache.allocate(*shape, torch.int8)
+    num_blocks, block_size, num_layers, heads, dim = shape
+    assert cache.bytes_per_block == block_bytes(*shape[1:], torch.int8)
+    assert cache.bytes_per_block % 64 == 0
+    assert cache.bytes_per_block >= num_layers * 2 * heads * block_size * (dim + 4)
+    blank = torch.zeros((num_blocks, cache.bytes_per_block), dtype=torch.uint8)
+    every = KVCache.over(blank, cache.data.shape, torch.int8)
+    every.data.fill_(-1)
+    every.scales.view(torch.int32).fill_(-1)
+    written = int((blank == 255).sum())
+    assert written == num_blocks * num_layers * 2 * heads * block_size * (dim + 4), "nothing lies over another"
+    with pytest.raises(ShapeError, match="even dimension"):
+        KVCache.allocate(1, 4, 1, 1, 3, torch.int8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int8], ids=str)
+def test_blocks_are_copied_without_what_is_not_theirs(dtype):
+    cache = KVCache.allocate(6, 4, 2, 3, 20, dtype)
+    for view in cache.block_views(range(6)):
+        view.fill_(7)  # also what pads the scales
+    k, v = torch.randn(2, 6, 3, 20)
+    slots = torch.tensor([8, 9, 10, 11, 4, 5])
+    for layer in range(2):
+        write_slots(k, v, cache, layer, slots)
+    content = cache.read_blocks([2, 1], 6)
+    copy = KVCache.over(content, (2, *cache.data.shape[1:]), dtype)
+    for part in (copy.data, copy.scales)[: 1 if cache.scales is None else 2]:
+        assert part[:, 0].any()
+        assert not part[1, :, :, :, 2:].any()
+    assert int((content == 7).sum()) < 0.02 * content.numel(), "bytes of others"
+    cache.write_blocks([0, 5], content)
+    for layer in range(2):
+        there = cache.read_slots(layer, slots // 4, slots % 4)
+        moved = cache.read_slots(layer, torch.tensor([0, 0, 0, 0, 5, 5]), slots % 4)
+        assert all(torch.equal(a, b) for a, b in zip(there, moved, strict=True))
+    cache.erase([0])
+    assert not cache.block_views([0])[0].any()
+    assert cache.block_views([1])[0].any()
 
 
 def test_registry():

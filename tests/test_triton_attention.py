@@ -43,7 +43,16 @@ def on_device(scene: Scene, window: int | None) -> tuple[torch.Tensor, Attention
     plan = scene.plan(window)
     settings = {"softmax_scale": plan.softmax_scale, "block_size": plan.block_size, "sliding_window": window}
     plan = AttentionPlan.build(plan.sequences, rope=rope, device=DEVICE, **settings)
-    return scene.queries().to(DEVICE), plan, KVCache(scene.cache.data.to(DEVICE))
+    return scene.queries().to(DEVICE), plan, copy_of(scene.cache)
+
+
+def copy_of(cache: KVCache) -> KVCache:
+    """A cache on the device under test with the same bytes."""
+    shape = (cache.num_blocks, cache.block_size, cache.num_layers, cache.num_kv_heads, cache.head_dim)
+    copy = KVCache.allocate(*shape, cache.dtype, DEVICE)
+    blocks = range(cache.num_blocks)
+    copy.write_blocks(blocks, torch.stack(cache.block_views(blocks)))
+    return copy
 
 
 def check(scene: Scene, window: int | None = None, backend: TritonBackend | None = None) -> None:
@@ -110,6 +119,24 @@ def test_half_precisions(build, dtype):
     scene = Scene(dtype=dtype)
     build(scene)
     check(scene)
+
+
+@pytest.mark.parametrize("build", [cascade, shifted, whole_prompt], ids=lambda build: build.__name__)
+def test_int8_with_scales(build):
+    scene = Scene(dtype=torch.int8, dim=20)
+    build(scene)
+    check(scene)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_int8_is_multiplied_in_the_dtype_of_the_queries(dtype):
+    scene = Scene(dtype=torch.int8)
+    repaired(scene)
+    q, plan, cache = on_device(scene, None)
+    out = TritonBackend().attend(q.to(dtype), plan, cache, LAYER)
+    assert out.dtype is dtype
+    expected = get_backend("reference").attend(scene.queries(), scene.plan(), scene.cache, LAYER)
+    torch.testing.assert_close(out.cpu().float(), expected, rtol=0.0, atol=TOLERANCES[dtype])
 
 
 @pytest.mark.parametrize("window", [1, 5, 16])
@@ -255,8 +282,8 @@ def test_misfits_are_named():
     q, plan, cache = on_device(scene, None)
     with pytest.raises(ShapeError, match=r"must be \[8, heads, 16\]"):
         TritonBackend().attend(q[:, :, :8], plan, cache, LAYER)
-    with pytest.raises(ShapeError, match=r"no kernels for torch\.int8"):
-        TritonBackend().attend(q, plan, KVCache(cache.data.to(torch.int8)), LAYER)
+    with pytest.raises(ShapeError, match=r"no kernels for torch\.float64"):
+        TritonBackend().attend(q, plan, KVCache(cache.data.to(torch.float64)), LAYER)
 
 
 def test_availability():

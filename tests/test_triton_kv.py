@@ -5,7 +5,7 @@ import torch
 from test_kernel_merge import EMPTY, attend, same
 
 from kernels.errors import ShapeError
-from kernels.kv_cache import KVCache
+from kernels.kv_cache import KVCache, write_slots
 from kernels.plan import AttentionPlan
 from kernels.rope import Rope
 from kernels.runs import SequencePlan
@@ -35,6 +35,22 @@ def test_write_kv_touches_only_its_slots(dtype, head_dim):
         assert torch.equal(keys[block, :, offset], k[token].to(dtype))
         assert torch.equal(values[block, :, offset], v[token].to(dtype))
     assert int(cache.data.isnan().logical_not().sum()) == 3 * 2 * 2 * head_dim
+
+
+@pytest.mark.parametrize("head_dim", [8, 20])
+def test_int8_is_written_as_the_reference_writes_it(head_dim):
+    cache, expected = (KVCache.allocate(5, 4, 3, 2, head_dim, torch.int8, device) for device in (DEVICE, "cpu"))
+    for empty in (cache, expected):
+        empty.erase(range(5))
+    wide = torch.randn(7, 6, head_dim) * torch.tensor([1.0, 1e-3, 500, 0, 1e-44, torch.nan, torch.inf])[:, None, None]
+    wide[5:, :, 1:] = 3.0
+    slots = torch.tensor([19, 0, -1, 6, 7, 8, 9])
+    written = slots >= 0
+    write_slots(wide[written, 2:4], wide[written, 4:], expected, 1, slots[written])
+    wide = wide.to(DEVICE)
+    TritonBackend().write_kv(wide[:, 2:4], wide[:, 4:], cache, 1, slots.to(DEVICE))
+    assert torch.equal(cache.data.cpu(), expected.data)
+    torch.testing.assert_close(cache.scales.cpu(), expected.scales, rtol=0.0, atol=0.0, equal_nan=True)
 
 
 def test_more_tokens_than_a_program_takes():

@@ -20,6 +20,8 @@ TYPES = {name: dtype for dtype in DTYPES.values() for name in [str(dtype)]}
 POINTERS = {
     "positions": "*i64",
     "slots": "*i64",
+    "key_scales": "*fp32",
+    "value_scales": "*fp32",
     **dict.fromkeys(("items", "rows", "entries", "bounds"), "*i32"),
     **dict.fromkeys(("cos", "sin", "lse", "lse_a", "lse_b", "parts", "parts_lse"), "*fp32"),
 }
@@ -31,6 +33,8 @@ ATTEND = [
     ("fp16", {"LANES": 128, "HAS_WINDOW": True, "DIRECT": True}),
     ("fp32", {"LANES": 16, "BLOCK_SIZE": 3, "INTERLEAVED": True}),
     ("bf16", {"LANES": 64, "DIM": 80, "DIM_PAD": 128, "ROTARY": 40}),
+    ("bf16", {"LANES": 16, "SCALED": True}),
+    ("fp16", {"LANES": 128, "SCALED": True}),
 ]
 
 
@@ -52,6 +56,9 @@ def report(kernel: object, dtype: str, constants: dict[str, object], options: di
             signature[name] = "constexpr"
             continue
         is_scalar = name.endswith("stride") or name.startswith("num_") or name in ("window", "longest")
+        if name in ("keys", "values") and constants["SCALED"]:
+            signature[name] = "*i8"
+            continue
         signature[name] = POINTERS.get(name) or SCALARS.get(name) or ("i32" if is_scalar else f"*{dtype}")
         if signature[name].startswith("*") or name.endswith("stride"):
             alignment[index,] = [["tt.divisibility", 16]]
@@ -82,16 +89,17 @@ def spilled_bytes(ptx: str, capability: int) -> int:
 
 def main(capability: int) -> None:
     for dtype, constants in ATTEND:
-        defaults = {"GROUP": 3, "HAS_WINDOW": False, "DIRECT": False, "COMPUTE": TYPES[dtype], "OPERAND": TYPES[dtype]}
-        tile = {**SHAPE, **defaults, **constants}
+        flags = {"HAS_WINDOW": False, "SCALED": False, "DIRECT": False}
+        tile = {**SHAPE, "GROUP": 3, **flags, "COMPUTE": TYPES[dtype], "OPERAND": TYPES[dtype], **constants}
         chosen, options = most_demanding(tile)
         report(attend_items, dtype, {**tile, **chosen}, options, capability)
     for only_lse in (False, True):
         constants = {"HEADS": 9, "DIM": 64, "ONLY_LSE": only_lse, "ELEMENTS": 1024}
         report(reduce_parts, "fp32" if only_lse else "bf16", constants, {}, capability)
     report(merge_states, "bf16", {"DIM": 64, "DIM_PAD": 64, "STATES": 16}, {}, capability)
-    for rotary in (0, 64):
-        report(store_kv, "bf16", {**SHAPE, "ROTARY": rotary, "TOKENS": 16}, {}, capability)
+    for rotary, scaled in ((0, False), (64, False), (64, True)):
+        constants = {**SHAPE, "ROTARY": rotary, "TOKENS": 16, "SCALED": scaled}
+        report(store_kv, "bf16", constants, {}, capability)
 
 
 if __name__ == "__main__":

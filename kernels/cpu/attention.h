@@ -32,7 +32,7 @@ struct AttendPlanArgs {
   const float* inv_freq;      // [rotary_dim / 2]
   int64_t rows, groups, window;  // window: keys with query - key position < window are visible; 0 shows all
   int64_t heads, kv_heads, head_dim, rotary_dim;
-  int64_t block_size, num_layers, num_threads;
+  int64_t block_size, block_stride, layer_stride, num_threads;  // strides in elements of the cache
   float rope_scale, softmax_scale;
   int32_t interleaved, dtype;
   int32_t per_run;  // every part is kept, for the log-sum-exp of each run
@@ -69,7 +69,7 @@ class AttendPlan {
     return tile.first <= position_last && tile.last > position_first - window;
   }
 
-  int64_t num_rows, heads, kv_heads, group_size, head_dim, rotary_dim, half, block_size, num_layers;
+  int64_t num_rows, heads, kv_heads, group_size, head_dim, rotary_dim, half, block_size, block_stride, layer_stride;
   int32_t window;  // large when there is none
   float softmax_scale;
   bool interleaved;
@@ -123,7 +123,7 @@ struct AttendArgs {
   const AttendPlan* plan;
   const float* q;    // [rows, heads, head_dim] not rotated, rows q_stride apart
   float* out;        // [rows, heads, head_dim], rows out_stride apart
-  const void* cache; // [blocks, layers, 2, kv_heads, block_size, head_dim]
+  const void* cache; // [blocks, layers, 2, kv_heads, block_size, head_dim]; of int8, scales follow each layer
   float* lse;        // [rows, lse_columns, heads], or null
   int64_t q_stride, out_stride, layer, lse_columns;
 };

@@ -111,15 +111,30 @@ float weigh(float* scores, const TileKeys& tile, int32_t position, const AttendP
   return factor;
 }
 
+// Scales of the keys and values of a tile and a kv head.
+struct Scales {
+  alignas(64) float keys[kKeyTile];
+  alignas(64) float values[kKeyTile];
+};
+
+void multiply(float* numbers, const float* factors, int count) {
+  for (int j = 0; j < count; j += kLanes) store(numbers + j, load(numbers + j) * load(factors + j));
+}
+
 template <class T, int NL, int DIM>
-void attend_lanes(const T* keys, const T* values, const TileKeys& tile, const TileKeys& next, const AttendPlan& plan,
-                  const int32_t* positions, const State& state, int64_t first, int64_t padded) {
+void attend_lanes(const T* keys, const T* values, const Scales& scales, const TileKeys& tile, const TileKeys& next,
+                  const AttendPlan& plan, const int32_t* positions, const State& state, int64_t first,
+                  int64_t padded) {
   float scores[NL * kKeyTile], factor[NL];
   const float* q = state.q + first * padded;
   score<T, NL, DIM>(keys, tile, next, q, plan.head_dim, padded, scores);
-  for (int lane = 0; lane < NL; lane++)
-    factor[lane] = weigh(scores + lane * kKeyTile, tile, positions[lane], plan, state.highest + first + lane,
-                         state.total + first + lane);
+  for (int lane = 0; lane < NL; lane++) {
+    float* of_lane = scores + lane * kKeyTile;
+    if constexpr (kScaled<T>) multiply(of_lane, scales.keys, tile.count);
+    factor[lane] =
+        weigh(of_lane, tile, positions[lane], plan, state.highest + first + lane, state.total + first + lane);
+    if constexpr (kScaled<T>) multiply(of_lane, scales.values, tile.count);
+  }
   add_all_values<T, NL>(values, tile, next, scores, factor, plan.head_dim, padded, state.out + first * padded);
 }
 
@@ -129,9 +144,18 @@ void attend_tile(const Layer<T>& layer, const TileKeys& tile, const TileKeys& ne
   for (int64_t kv_head = 0; kv_head < plan.kv_heads; kv_head++) {
     const T* keys = layer.data + kv_head * layer.head_stride;
     const T* values = keys + layer.value_offset;
+    Scales scales;
+    if constexpr (kScaled<T>) {
+      const float* of_keys = layer.scales + kv_head * plan.block_size;
+      const float* of_values = of_keys + plan.kv_heads * plan.block_size;
+      tile.copy_scales(of_keys, scales.keys);
+      tile.copy_scales(of_values, scales.values);
+      next.fetch_scales(of_keys);
+      next.fetch_scales(of_values);
+    }
     for (int64_t lane = 0; lane < lanes; lane += kGroup) {
       const auto run = [&](auto attend) {
-        attend(keys, values, tile, next, plan, positions + lane, state, kv_head * lanes + lane, padded);
+        attend(keys, values, scales, tile, next, plan, positions + lane, state, kv_head * lanes + lane, padded);
       };
       switch (lanes - lane) {
         case 1: run(attend_lanes<T, 1, DIM>); break;
@@ -197,6 +221,7 @@ void attend_few(const AttendArgs& args, const Piece& piece) {
   if (args.plan->dtype == kFloat32) attend_piece<float>(args, piece);
   if (args.plan->dtype == kBFloat16) attend_piece<BFloat16>(args, piece);
   if (args.plan->dtype == kFloat16) attend_piece<Float16>(args, piece);
+  if (args.plan->dtype == kInt8) attend_piece<int8_t>(args, piece);
 }
 
 }  // namespace preread

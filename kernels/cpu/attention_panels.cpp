@@ -20,6 +20,7 @@ constexpr int kBlock = 2;          // key tiles that are converted together
 // Bound on partial sums of scores (base 2) up to which float16 sums are close enough, and on |V| below which no sum
 // of kKeyTile weighted values overflows.
 constexpr float kHalfScores = 512.f, kHalfValues = 60000.f / kKeyTile;
+[[maybe_unused]] constexpr float kHalfNormal = 6.1e-5f;  // float16 below it have fewer bits
 
 struct Floats {
   typedef Vec V;
@@ -117,10 +118,20 @@ struct Panel {
   }
 };
 
-// Keys and values of a tile, converted.
+// Whether keys and values of this type are worked on in float16 where their magnitudes allow it.
+#if defined(__AVX512FP16__)
+template <class T>
+constexpr bool kInHalves = std::is_same_v<T, Float16> || std::is_same_v<T, int8_t>;
+#else
+template <class T>
+constexpr bool kInHalves = false;
+#endif
+
+// Keys and values of a tile, converted; those of int8 times their scales.
 struct Tile {
   const KeyTile* range;
   TileKeys keys;
+  alignas(64) float k_scales[kKeyTile] = {}, v_scales[kKeyTile] = {};  // of int8
   bool has_floats;
   float *k, *v;         // [kKeyTile, dim]
   uint32_t *k2, *v2;    // [kKeyTile, dim], each float16 twice
@@ -138,17 +149,18 @@ struct Tile {
 };
 
 template <class T>
-void copy_row(const T* from, int64_t dim, float* to) {
+void copy_row(const T* from, int64_t dim, float scale, float* to) {
+  const auto scaled = [scale](auto value) { return kScaled<T> ? value * scale : value; };
   int64_t i = 0;
-  for (; i + kLanes <= dim; i += kLanes) store(to + i, load(from + i));
-  for (; i < dim; i++) to[i] = to_float(from[i]);
+  for (; i + kLanes <= dim; i += kLanes) store(to + i, scaled(load(from + i)));
+  for (; i < dim; i++) to[i] = scaled(to_float(from[i]));
 }
 
 template <class T>
 void load_floats(const T* keys, int64_t value_offset, int64_t dim, Tile& tile) {
   for (int j = 0; j < tile.keys.count; j++) {
-    copy_row(keys + tile.keys.offset[j], dim, tile.k + j * dim);
-    copy_row(keys + tile.keys.offset[j] + value_offset, dim, tile.v + j * dim);
+    copy_row(keys + tile.keys.offset[j], dim, tile.k_scales[j], tile.k + j * dim);
+    copy_row(keys + tile.keys.offset[j] + value_offset, dim, tile.v_scales[j], tile.v + j * dim);
   }
   tile.has_floats = true;
 }
@@ -326,9 +338,25 @@ inline __m512h exp2_half(__m512h x) {
   return _mm512_scalef_ph(p, x);
 }
 
+// The bits of 32 float16, of which `used` are read.
+template <bool WHOLE>
+inline __m512i load_columns(const Float16* from, __mmask32 used, float) {
+  return WHOLE ? _mm512_loadu_si512(from) : _mm512_maskz_loadu_epi16(used, from);
+}
+template <bool WHOLE>
+inline __m512i load_columns(const int8_t* from, __mmask32 used, float scale) {
+  const __m256i bytes = WHOLE ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))
+                              : _mm256_maskz_loadu_epi8(used, from);
+  const __m512i low = _mm512_cvtepi8_epi32(_mm256_castsi256_si128(bytes));
+  const __m512i high = _mm512_cvtepi8_epi32(_mm256_extracti128_si256(bytes, 1));
+  return _mm512_castph_si512(halves((Vec)_mm512_cvtepi32_ps(low) * scale, (Vec)_mm512_cvtepi32_ps(high) * scale));
+}
+
 // Convert 32 dimensions of the keys or values of a tile to pairs. Returns the largest magnitude of each as the bits of
 // a float16, where NaN is the highest.
-inline __m512i spread_columns(const Float16* from, const TileKeys& keys, int64_t dim, int64_t first, uint32_t* to) {
+template <class T>
+inline __m512i spread_columns(const T* from, const float* scales, const TileKeys& keys, int64_t dim, int64_t first,
+                              uint32_t* to) {
   const __m512i magnitude = _mm512_set1_epi16(0x7fff);
   const __m512i low = _mm512_set_epi16(15, 15, 14, 14, 13, 13, 12, 12, 11, 11, 10, 10, 9, 9, 8, 8, 7, 7, 6, 6, 5, 5, 4,
                                        4, 3, 3, 2, 2, 1, 1, 0, 0);
@@ -339,7 +367,7 @@ inline __m512i spread_columns(const Float16* from, const TileKeys& keys, int64_t
   to += first;
   if (count == 32) {
     for (int j = 0; j < keys.count; j++) {
-      const __m512i x = _mm512_loadu_si512(from + keys.offset[j]);
+      const __m512i x = load_columns<true>(from + keys.offset[j], 0, scales[j]);
       limit = _mm512_max_epu16(_mm512_and_si512(x, magnitude), limit);
       _mm512_storeu_si512(to + j * dim, _mm512_permutexvar_epi16(low, x));
       _mm512_storeu_si512(to + j * dim + 16, _mm512_permutexvar_epi16(high, x));
@@ -348,7 +376,7 @@ inline __m512i spread_columns(const Float16* from, const TileKeys& keys, int64_t
   }
   const uint32_t used = (uint32_t(1) << count) - 1;
   for (int j = 0; j < keys.count; j++) {
-    const __m512i x = _mm512_maskz_loadu_epi16(used, from + keys.offset[j]);
+    const __m512i x = load_columns<false>(from + keys.offset[j], used, scales[j]);
     limit = _mm512_max_epu16(_mm512_and_si512(x, magnitude), limit);
     _mm512_mask_storeu_epi32(to + j * dim, __mmask16(used), _mm512_permutexvar_epi16(low, x));
     _mm512_mask_storeu_epi32(to + j * dim + 16, __mmask16(count < 16 ? 0 : used >> 16), _mm512_permutexvar_epi16(high, x));
@@ -356,19 +384,23 @@ inline __m512i spread_columns(const Float16* from, const TileKeys& keys, int64_t
   return limit;
 }
 
-void load_halves(const Float16* keys, int64_t value_offset, int64_t dim, Tile& tile) {
+template <class T>
+void load_halves(const T* keys, int64_t value_offset, int64_t dim, Tile& tile) {
   __m512i value_limit = _mm512_setzero_si512();
   for (int64_t i = 0; i < dim; i += 32) {
-    const __m512i limit = spread_columns(keys, tile.keys, dim, i, tile.k2);
+    const __m512i limit = spread_columns(keys, tile.k_scales, tile.keys, dim, i, tile.k2);
     alignas(64) Float16 limits[32];
     _mm512_store_si512(limits, limit);
     store(tile.k_limit + i, load(limits));
     store(tile.k_limit + i + kLanes, load(limits + kLanes));
-    value_limit = _mm512_max_epu16(value_limit, spread_columns(keys + value_offset, tile.keys, dim, i, tile.v2));
+    value_limit = _mm512_max_epu16(
+        value_limit, spread_columns(keys + value_offset, tile.v_scales, tile.keys, dim, i, tile.v2));
   }
   const __m512i low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(value_limit));
   const __m512i high = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(value_limit, 1));
   tile.v_limit = to_float(Float16{uint16_t(_mm512_reduce_max_epu32(_mm512_max_epu32(low, high)))});
+  // int8 may stand for values of which float16 would keep few bits
+  if (kScaled<T> && tile.v_limit < kHalfNormal && tile.v_limit > 0) tile.v_limit = INFINITY;
 }
 
 // Make the float16 form of a panel's queries.
@@ -477,7 +509,7 @@ void attend_tile(const AttendPlan& plan, const T* keys, int64_t value_offset, Ti
   int count = tile.keys.count;  // without what lies after every query
   while (tile.keys.position[count - 1] > panel.latest) count--;
 #if defined(__AVX512FP16__)
-  if constexpr (std::is_same_v<T, Float16>) {
+  if constexpr (kInHalves<T>) {
     if (!panel.wide && fits_halves(panel, tile, plan.head_dim)) {
       if (panel.lanes > 32)
         attend_halves<2, DIM>(plan, tile, count, masked, panel);
@@ -533,6 +565,7 @@ void attend_piece(const AttendArgs& args, const Piece& piece) {
 
   const Layer<T> layer(args);
   const T* keys = layer.data + piece.kv_head * layer.head_stride;
+  const float* scales = layer.scales + piece.kv_head * plan.block_size;
   int32_t next = piece.tiles, shift = -1;
   // the next tiles of one shift that any row sees
   const auto look_ahead = [&](TileKeys* found, const KeyTile** ranges) {
@@ -554,8 +587,12 @@ void attend_piece(const AttendArgs& args, const Piece& piece) {
       tiles[t].range = ranges[t];
       tiles[t].keys = ahead[t];
       tiles[t].has_floats = false;
+      if constexpr (kScaled<T>) {
+        tiles[t].keys.copy_scales(scales, tiles[t].k_scales);
+        tiles[t].keys.copy_scales(scales + plan.kv_heads * plan.block_size, tiles[t].v_scales);
+      }
 #if defined(__AVX512FP16__)
-      if constexpr (std::is_same_v<T, Float16>) load_halves(keys, layer.value_offset, dim, tiles[t]);
+      if constexpr (kInHalves<T>) load_halves(keys, layer.value_offset, dim, tiles[t]);
 #endif
     }
     const bool turned = tiles[0].range->shift != shift;
@@ -567,7 +604,7 @@ void attend_piece(const AttendArgs& args, const Piece& piece) {
         if (t == 0 && turned) {
           load_panel(args, piece, i * kPanel, shift, panel);
 #if defined(__AVX512FP16__)
-          if constexpr (std::is_same_v<T, Float16>) load_half_panel(dim, panel);
+          if constexpr (kInHalves<T>) load_half_panel(dim, panel);
 #endif
           if (i + 1 < num_panels) fetch_queries(args, piece, (i + 1) * kPanel, panels[i + 1]);
         }
@@ -593,6 +630,7 @@ void attend_panels(const AttendArgs& args, const Piece& piece) {
   if (args.plan->dtype == kFloat32) attend_piece<float>(args, piece);
   if (args.plan->dtype == kBFloat16) attend_piece<BFloat16>(args, piece);
   if (args.plan->dtype == kFloat16) attend_piece<Float16>(args, piece);
+  if (args.plan->dtype == kInt8) attend_piece<int8_t>(args, piece);
 }
 
 }  // namespace preread

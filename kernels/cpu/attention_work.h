@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cmath>
+#include <cstring>
+#include <type_traits>
 
 #include "attention.h"
 #include "attention_math.h"
@@ -11,10 +13,14 @@ namespace preread {
 
 constexpr float kLog2e = 1.44269504f;
 
+template <class T>
+constexpr bool kScaled = std::is_same_v<T, int8_t>;
+
 // Elements of K and V of one layer.
 template <class T>
 struct Layer {
   const T* data;
+  const float* scales;  // of int8: [2, kv_heads, block_size]
   int64_t block_stride, head_stride, value_offset, row_stride;
 
   explicit Layer(const AttendArgs& args) {
@@ -22,8 +28,9 @@ struct Layer {
     row_stride = plan.head_dim;
     head_stride = plan.block_size * plan.head_dim;
     value_offset = plan.kv_heads * head_stride;
-    block_stride = plan.num_layers * 2 * value_offset;
-    data = static_cast<const T*>(args.cache) + args.layer * 2 * value_offset;
+    block_stride = plan.block_stride;
+    data = static_cast<const T*>(args.cache) + args.layer * plan.layer_stride;
+    scales = reinterpret_cast<const float*>(data + 2 * value_offset);
   }
 };
 
@@ -32,10 +39,14 @@ struct TileKeys {
   int32_t count;
   int64_t offset[kKeyTile];
   int32_t position[kKeyTile];
+  // Scales (from Layer::scales, of the keys of head 0) are adjacent for keys of one block: from first[i] to first[i + 1].
+  int32_t num_blocks;
+  int64_t scale[kKeyTile];
+  int32_t first[kKeyTile + 1];
 
   template <class T>
   void find(const AttendPlan& plan, const KeyTile& tile, const Layer<T>& layer) {
-    count = 0;
+    count = num_blocks = 0;
     int32_t run = tile.run, token = tile.offset;
     while (count < tile.count) {
       const KeyRun& keys = plan.runs[run];
@@ -43,6 +54,10 @@ struct TileKeys {
       int32_t slot = int32_t(token % plan.block_size);
       while (count < tile.count && token < keys.num_tokens) {
         const int64_t base = *block++ * layer.block_stride;
+        if constexpr (kScaled<T>) {
+          scale[num_blocks] = base / int64_t(sizeof(float)) + slot;
+          first[num_blocks++] = count;
+        }
         for (; slot < plan.block_size && count < tile.count && token < keys.num_tokens; slot++, token++, count++) {
           offset[count] = base + slot * layer.row_stride;
           position[count] = keys.start + token;
@@ -52,6 +67,24 @@ struct TileKeys {
       run++;
       token = 0;
     }
+    first[num_blocks] = count;
+  }
+
+  void fetch_scales(const float* scales) const {
+    for (int32_t i = 0; i < num_blocks; i++) __builtin_prefetch(scales + scale[i]);
+  }
+
+  // Copy the scales of the keys, and zeros up to a whole vector; `scales` are those of a head's keys, or of its values.
+  void copy_scales(const float* scales, float* to) const {
+    for (int32_t i = 0; i < num_blocks; i++) {
+      const float* from = scales + scale[i];
+      if (first[i + 1] - first[i] == 16) {
+        std::memcpy(to + first[i], from, 16 * sizeof(float));
+        continue;
+      }
+      for (int32_t j = first[i]; j < first[i + 1]; j++) to[j] = *from++;
+    }
+    for (int32_t j = count; j % kLanes != 0; j++) to[j] = 0;
   }
 };
 

@@ -178,7 +178,8 @@ class Pass {
     args.head_dim = weights_.head_dim;
     args.rotary_dim = plan.rotary_dim;
     args.block_size = plan.block_size;
-    args.num_layers = plan.num_layers;
+    args.block_stride = plan.block_stride;
+    args.layer_stride = plan.layer_stride;
     args.layer = index;
     args.interleaved = plan.interleaved;
     args.dtype = plan.dtype;

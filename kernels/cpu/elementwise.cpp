@@ -1,6 +1,10 @@
 #include "elementwise.h"
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <limits>
+#include <type_traits>
 
 #include "simd.h"
 
@@ -30,16 +34,61 @@ void store_row(const float* from, int64_t dim, T* to) {
   for (; i < dim; i++) from_float(from[i], to + i);
 }
 
+typedef int8_t Bytes __attribute__((vector_size(kLanes)));
+
+// Stores `dim` numbers as whole multiples of their largest magnitude / 127, which it returns: NaN if one of them is not
+// finite. Compares magnitudes as integers, where NaN is the highest.
+float store_quantised(const float* from, int64_t dim, int8_t* to) {
+  const auto magnitude = [](auto number) {
+    std::conditional_t<sizeof number == 4, int32_t, VecI> bits;
+    std::memcpy(&bits, &number, sizeof bits);
+    return bits & 0x7fffffff;
+  };
+  VecI most = {};
+  int64_t i = 0;
+  for (; i + kLanes <= dim; i += kLanes) {
+    const VecI bits = magnitude(load(from + i));
+    most = bits > most ? bits : most;
+  }
+  int32_t most_bits = 0;
+  for (int lane = 0; lane < kLanes; lane++) most_bits = std::max(most_bits, most[lane]);
+  for (; i < dim; i++) most_bits = std::max(most_bits, magnitude(from[i]));
+  float scale;
+  std::memcpy(&scale, &most_bits, 4);
+  scale = most_bits < 0x7f800000 ? scale / 127.f : std::numeric_limits<float>::quiet_NaN();
+  if (!(scale > 0)) {
+    std::memset(to, 0, size_t(dim));
+    return scale;
+  }
+  // a scale of few bits, which only the least of all numbers have, may leave more than 127
+  constexpr float kMagic = 12582912.f;  // 1.5 * 2^23: adding it rounds to a whole number, in the lowest bits
+  for (i = 0; i + kLanes <= dim; i += kLanes) {
+    const Vec number = load(from + i) / scale;
+    const Vec shifted = max(set1(-127.f), -max(set1(-127.f), -number)) + kMagic;
+    VecI whole;
+    std::memcpy(&whole, &shifted, sizeof whole);
+    const Bytes bytes = __builtin_convertvector(whole - 0x4b400000, Bytes);
+    std::memcpy(to + i, &bytes, sizeof bytes);
+  }
+  for (; i < dim; i++) to[i] = int8_t(std::nearbyint(std::min(std::max(from[i] / scale, -127.f), 127.f)));
+  return scale;
+}
+
 template <class T>
 void rope_write(const RopeWriteArgs& args, const Team& team) {
   int64_t first, last;
   team.share(args.rows, 1, &first, &last);
-  const int64_t half = args.rotary_dim / 2, head_size = args.block_size * args.head_dim;
-  const int64_t part = args.kv_heads * head_size;
+  const int64_t half = args.rotary_dim / 2, part = args.kv_heads * args.block_size * args.head_dim;
+  const auto put = [&](const float* from, T* layer, int64_t at) {  // `at`: part, head and slot
+    if constexpr (std::is_same_v<T, int8_t>)
+      reinterpret_cast<float*>(layer + 2 * part)[at] = store_quantised(from, args.head_dim, layer + at * args.head_dim);
+    else
+      store_row(from, args.head_dim, layer + at * args.head_dim);
+  };
   float* rotated = static_cast<float*>(thread_scratch(kScratchOther, size_t(args.head_dim) * 4));
   for (int64_t row = first; row < last; row++) {
     const int64_t block = args.slots[row] / args.block_size, offset = args.slots[row] % args.block_size;
-    T* keys = static_cast<T*>(args.cache) + (block * args.num_layers + args.layer) * 2 * part + offset * args.head_dim;
+    T* layer = static_cast<T*>(args.cache) + block * args.block_stride + args.layer * args.layer_stride;
     const float* k = args.k + row * args.k_stride;
     const float* v = args.v + row * args.v_stride;
     for (int64_t head = 0; head < args.kv_heads; head++) {
@@ -49,8 +98,8 @@ void rope_write(const RopeWriteArgs& args, const Team& team) {
                     args.interleaved != 0, rotated);
         key = rotated;
       }
-      store_row(key, args.head_dim, keys + head * head_size);
-      store_row(v + head * args.head_dim, args.head_dim, keys + part + head * head_size);
+      put(key, layer, head * args.block_size + offset);
+      put(v + head * args.head_dim, layer, (args.kv_heads + head) * args.block_size + offset);
     }
   }
 }
@@ -91,6 +140,7 @@ void rope_write_kv(const RopeWriteArgs& args, const Team& team) {
   if (args.dtype == kFloat32) rope_write<float>(args, team);
   if (args.dtype == kBFloat16) rope_write<BFloat16>(args, team);
   if (args.dtype == kFloat16) rope_write<Float16>(args, team);
+  if (args.dtype == kInt8) rope_write<int8_t>(args, team);
 }
 
 void merge(const MergeArgs& args, const Team& team) {

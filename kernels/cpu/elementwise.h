@@ -25,7 +25,8 @@ struct SiluMulArgs {
   int64_t rows, dim;
 };
 
-// Rotate k by the cos and sin of its row, if there are any, and store k and v at their slots of one layer.
+// Rotate k by the cos and sin of its row, if there are any, and store k and v at their slots of one layer. int8 is
+// stored with a scale a head, behind all slots of the layer: [2, kv_heads, block_size] float32.
 struct RopeWriteArgs {
   const float* k;        // [rows, kv_heads, head_dim], rows k_stride apart
   const float* v;        // as k, rows v_stride apart
@@ -35,7 +36,7 @@ struct RopeWriteArgs {
   void* cache;           // [blocks, layers, 2, kv_heads, block_size, head_dim] of dtype
   int64_t k_stride, v_stride;
   int64_t rows, kv_heads, head_dim, rotary_dim;
-  int64_t block_size, num_layers, layer;
+  int64_t block_size, block_stride, layer_stride, layer;  // strides in elements of the cache
   int32_t interleaved;  // pairs are (0, 1), (2, 3), ... instead of (i, i + rotary_dim / 2)
   int32_t dtype;
 };

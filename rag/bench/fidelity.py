@@ -159,7 +159,7 @@ def _answers(
     folder: Path, base: EngineConfig, prompts: Sequence[Prompt], max_tokens: int, advance: Callable[[], None]
 ) -> list[Dictated]:
     """Let the reference answer."""
-    teacher = _opened(folder, replace(base, dtype="float32", weights="full", backend="reference"))
+    teacher = _opened(folder, replace(base, dtype="float32", kv_dtype="auto", weights="full", backend="reference"))
     answers = []
     for prompt in prompts:
         answers.append(teacher.answer(prompt, max_tokens=max_tokens))
@@ -226,7 +226,7 @@ def summary_of(
 
 def _configured(folder: Path, base: EngineConfig) -> tuple[str, str]:
     """Return the compute mode and the weights of an answer's tokens that the settings give on this machine."""
-    runner = Engine.from_pretrained(folder, base).runner
+    runner = Engine.from_pretrained(folder, replace(base, kv_dtype="auto")).runner
     lean = runner.lean is not None and (runner.lean_rows is None or runner.lean_rows >= 1)
     dtype = str(runner.kv_cache.dtype).removeprefix("torch.") if base.dtype == "auto" else base.dtype
     return dtype, "int8" if lean else "full"
