@@ -10,6 +10,11 @@ from certify_helpers import a_certificate, a_row
 
 from engine.certificate import Certificate, Certificates, certificate_key, shipped_certificates
 from engine.kv_identity import KVIdentity
+from engine.models.config import ModelConfig
+from engine.tokenizer import Tokenizer
+from rag.config import RagConfig
+from rag.prompt_layout import PassageTokens, PromptLayout
+from rag.prompt_template import PromptTemplate
 
 TEMPLATE = (1, 2, 3)
 
@@ -129,10 +134,23 @@ def test_a_certificate_survives_its_file(tmp_path):
 
 def test_shipped_certificates_are_whole():
     paths = list(shipped_certificates().glob("*.json"))
+    assert paths
     for path in paths:
         certificate = Certificate.model_validate_json(path.read_text())
         assert certificate.command.startswith("rag certify")
         assert {row.passages for row in certificate.confirmed} >= {certificate.min_passages, certificate.max_passages}
+
+
+@pytest.mark.model
+def test_the_default_model_and_template_come_with_a_certificate(smollm2):
+    """A change of template or numerics needs another run of the command that the certificate names."""
+    tokenizer = Tokenizer(smollm2)
+    head = PromptLayout(tokenizer, PromptTemplate(), PassageTokens(tokenizer)).head
+    model = ModelConfig.from_folder(smollm2)
+    identity = KVIdentity.of(smollm2, model, dtype="float16", kv_dtype="float16", block_size=16)
+    certificate = Certificates([shipped_certificates()]).find(identity, head.tokens)
+    assert certificate is not None
+    assert certificate.covers(RagConfig().top_k, [200] * RagConfig().top_k)
 
 
 def test_it_needs_no_torch():

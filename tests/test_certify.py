@@ -1,6 +1,7 @@
 """The test of chunk reuse, run over a tiny model: what it measures, writes, keeps and refuses."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,9 @@ from rag.certify.answers import score_answer, token_f1
 from rag.certify.config import CertifyConfig
 from rag.certify.figures import FiguresFile, SetFigures, WayFigures
 from rag.certify.folders import certificates_of, own_certificates
-from rag.certify.questions import ask_corpus, ask_file, ask_passages
+from rag.certify.measurements import Measurements
+from rag.certify.probes import Probe
+from rag.certify.questions import Asked, ask_corpus, ask_file, ask_passages
 from rag.certify.report import CertifyReport, CertifySetting
 from rag.certify.run import run
 from rag.certify.scorer import Scorer, draw_orders, figures_of
@@ -35,6 +38,7 @@ from retriever.hash_embedder import HashEmbedder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+WAY = WayFigures(kl=0.1, agreement=0.9, first_kl=0.2)
 WHOLE = 512  # a repair that leaves nothing to reuse
 
 
@@ -166,7 +170,37 @@ def test_what_was_measured_is_not_measured_again(config, small):
     more = certify(config, small(ks=(2, 3)))
     assert more.measured == 4
     assert [row for row in more.rows if row.passages == 2] == list(first.rows), "of these only k 3 was measured"
-    assert certify(config, small(max_tokens=3)).measured == 4, "other answers have other figures"
+
+
+@pytest.mark.parametrize(
+    ("changed", "same"),
+    [
+        ({"sets": 9}, True),
+        ({"ks": (2, 5)}, True),
+        ({"repairs": (16,)}, False),
+        ({"max_tokens": 3}, False),
+        ({"orders": 2}, False),
+        ({"seed": 1}, False),
+        ({"answers": True}, False),
+        ({"template": False}, False),
+    ],
+)
+def test_figures_are_used_again_only_where_they_would_be_the_same(small, changed, same):
+    probe = Probe(Asked("Why?", ("gold",)), {2: a_prompt(2)})
+    figures = SetFigures(passage_tokens=(48, 48), answer_tokens=2, reordered=WAY, no_passages=WAY, chunk={WHOLE: WAY})
+    measured = []
+
+    class FakeScorer:
+        def measure(self, prompts, golds, *, seed):
+            measured.append(list(prompts))
+            return dict.fromkeys(prompts, figures)
+
+    for settings in ({}, changed):
+        wanted = replace(small(**settings), ks=(2,))
+        measurements = Measurements(None, wanted, "key", [probe, probe], lambda event: None)
+        measurements._scorer = FakeScorer()
+        assert measurements.screening() == {2: [figures] * min(2, wanted.sets)}
+    assert measured == [[2]] if same else [[2], [2]]
 
 
 def test_an_interrupted_run_goes_on_where_it_ended(config, small):
@@ -238,9 +272,8 @@ def test_questions(corpus, tmp_path):
 
 def test_a_cut_line_is_measured_again_and_spoils_no_other(tmp_path, caplog):
     path = tmp_path / "work" / "figures.jsonl"
-    way = WayFigures(kl=0.1, agreement=0.9, first_kl=0.2)
     a, b, c = (
-        SetFigures(passage_tokens=(n,), answer_tokens=n, reordered=way, no_passages=way, chunk={0: way})
+        SetFigures(passage_tokens=(n,), answer_tokens=n, reordered=WAY, no_passages=WAY, chunk={0: WAY})
         for n in (1, 2, 3)
     )
     FiguresFile(path).add("a", a)

@@ -13,7 +13,7 @@ from rag.certify.report import CertifyReport
 
 __all__ = ["render"]
 
-COLUMNS = ("mean KL, nats a token (95 %)", "KL less re-ordering's", "bound", "same top token", "first token", "")
+COLUMNS = ("KL, nats a token (95 %)", "less re-ordering's", "bound", "same top token", "first token's KL", "")
 NOTE = (
     "KL and top tokens are against full prefill, along its greedy answers. A repair passes where the one-sided 95 % "
     "bound of its KL less re-ordering's is at most 0, its top tokens agree at most a point less often than "
@@ -21,7 +21,7 @@ NOTE = (
 )
 
 
-def render(report: CertifyReport, *, width: int = 140) -> str:
+def render(report: CertifyReport, *, width: int = 150) -> str:
     """Return the report as tables and a few lines, ending with a line break."""
     console = Console(file=StringIO(), width=width, highlight=False, markup=False, emoji=False)
     with console.capture() as captured:
@@ -49,20 +49,18 @@ def _rows(report: CertifyReport) -> Table:
     ordered = sorted(report.rows, key=lambda row: (row.stage != "screening", row.passages, row.repair))
     for (stage, passages), group in groupby(ordered, key=lambda row: (row.stage, row.passages)):
         rows = list(group)
-        first = rows[0]
-        table.add_row(f"{stage}, {passages} passages, {first.sets} sets, {first.answer_tokens} tokens")
-        table.add_row("  another order", *_cells(first.reordered))
+        table.add_row(f"{stage}, {passages} passages")
+        table.add_row("  another order", *_cells(rows[0].reordered))
         for row in rows:
             table.add_row(f"  repair {row.repair}", *_cells(row.chunk, row))
-        table.add_row("  no passages", *_cells(first.no_passages))
+        table.add_row("  no passages", *_cells(rows[0].no_passages))
     return table
 
 
 def _cells(drift: Drift, row: CertificateRow | None = None) -> list[str]:
     compared = ["", ""] if row is None else [_signed(row.difference), f"{row.upper_bound:+.4f}"]
     verdict = "" if row is None else "passes" if row.passes else "fails"
-    agreement = f"{drift.agreement.value:.1%} ({drift.agreement.low:.1%} to {drift.agreement.high:.1%})"
-    return [_plain(drift.kl), *compared, agreement, f"{drift.first_kl.value:.3f}", verdict]
+    return [_plain(drift.kl), *compared, f"{drift.agreement.value:.1%}", f"{drift.first_kl.value:.3f}", verdict]
 
 
 def _answers(report: CertifyReport) -> Table:
@@ -80,7 +78,7 @@ def _facts(report: CertifyReport) -> Iterator[tuple[str, str]]:
     setting, environment = report.setting, report.environment
     template = "" if setting.template else "; passages read without the template"
     test = (
-        f"{setting.corpus}, {setting.sets} sets a stage, answers of at most {setting.max_tokens} tokens, "
+        f"{setting.corpus}, {setting.sets} sets a row, answers of at most {setting.max_tokens} tokens, "
         f"{setting.orders} orders at most, seed {setting.seed}{template}"
     )
     yield "test", test
