@@ -163,6 +163,43 @@ def read_ahead_in(service: Service):
     return lambda collection: list(service.precompute(collection))
 
 
+@pytest.mark.parametrize("harm", ["flip", "cut", "replace"])
+def test_damaged_kv_is_never_an_answer(config: RagConfig, harm: str, caplog: pytest.LogCaptureFixture) -> None:
+    with opened(config) as service:
+        read_ahead(service)
+        expected = ask(service, k=1)
+    files = [path for path in (config.data_dir / "kv").iterdir() if path.is_file() and path.stat().st_size > 4096]
+    for path in files:
+        content = bytearray(path.read_bytes())
+        if harm == "flip":
+            for position in range(2000, len(content), 1000):
+                content[position] ^= 0x10
+        path.write_bytes({"flip": content, "cut": content[:9000], "replace": b"something else " * 9000}[harm])
+    with opened(config) as service:
+        found = ask(service, k=1)
+        assert (found.answer, found.sources) == (expected.answer, expected.sources)
+        assert found.usage.cached_tokens < expected.usage.cached_tokens, "what was damaged is computed again"
+        info = service.components.store().info()
+        assert info.bad_records + info.damages > 0 or harm == "cut"
+        assert any("kv" in record.name for record in caplog.records)
+        read_ahead(service)
+        assert service.precompute_plan("docs").stored == 4, "and stored again"
+
+
+def test_the_kv_of_another_model_is_never_found(config: RagConfig, tmp_path: Path) -> None:
+    with opened(config) as service:
+        read_ahead(service)
+    other = make_chat_model(tmp_path / "other")
+    weights = bytearray((other / "model.safetensors").read_bytes())
+    weights[-4:] = bytes(4)  # one number
+    (other / "model.safetensors").write_bytes(weights)
+    with opened(config.model_copy(update={"model": str(other)})) as service:
+        assert service.precompute_plan("docs").stored == 0
+        assert ask(service, k=1).usage.cached_tokens == 0
+    with opened(config) as service:
+        assert service.precompute_plan("docs").stored == 4, "each has its own"
+
+
 def test_an_unknown_collection_is_told(service: Service) -> None:
     with pytest.raises(UnknownCollectionError):
         service.precompute_plan("nope")

@@ -31,7 +31,8 @@ def service(tmp_path_factory: pytest.TempPathFactory, smollm2: Path, minilm: Pat
 
 
 def ask(service: Service, question: str) -> Answer:
-    return final_answer(service.answer(AnswerRequest(question=question, collection="topics", max_tokens=24)))
+    request = AnswerRequest(question=question, collection="topics", max_tokens=24, reuse="exact")
+    return final_answer(service.answer(request))
 
 
 def test_a_second_question_over_the_same_passages_reads_them_from_the_cache(service: Service) -> None:
