@@ -189,8 +189,8 @@ class Certificates:
     def find(self, identity: "KVIdentity", template_tokens: Sequence[int]) -> Certificate | None:
         """Return the certificate of a model's KV below a template, or None.
 
-        Of several in one folder the most careful counts (the longest repair), and of those the one for most lengths of
-        passages. A repair that is not a whole number of blocks cannot be used.
+        Of several in one folder the most careful counts (the longest repair), and of those the one for the longest
+        passages; short ones are computed whole by the repair. One whose repair is not whole blocks cannot be used.
         """
         if self._read is None:
             self._read = [certificate for folder in self.folders for certificate in _read_folder(folder)]
@@ -218,7 +218,7 @@ def shipped_certificates() -> Path:
 
 def _read_folder(folder: Path) -> list[Certificate]:
     found = [read for path in sorted(folder.glob("*.json")) if (read := _read(path)) is not None]
-    return sorted(found, key=lambda one: (one.repair, one.max_passage_tokens - one.min_passage_tokens), reverse=True)
+    return sorted(found, key=lambda one: (one.repair, one.max_passage_tokens, -one.min_passage_tokens), reverse=True)
 
 
 def _read(path: Path) -> Certificate | None:

@@ -81,12 +81,12 @@ def test_tokens_do_not_run_together_in_the_key():
 
 def test_the_users_own_counts_first_and_then_the_most_careful(tmp_path):
     issued(tmp_path / "shipped", corpus="a", repair=16)
-    issued(tmp_path / "shipped", corpus="b", repair=64, max_passage_tokens=99)
+    issued(tmp_path / "shipped", corpus="b", repair=64, min_passage_tokens=2, max_passage_tokens=299)
     issued(tmp_path / "shipped", corpus="c", repair=64)
     issued(tmp_path / "shipped", corpus="d", repair=64, min_passage_tokens=99)
     shipped = Certificates([tmp_path / "shipped"]).find(an_identity(), TEMPLATE)
     assert shipped is not None
-    assert (shipped.repair, shipped.corpus) == (64, "c"), "of the most careful the one for most lengths"
+    assert (shipped.repair, shipped.corpus) == (64, "c"), "of the most careful the one for the longest passages"
     issued(tmp_path / "own", repair=32)
     own = Certificates([tmp_path / "own", tmp_path / "shipped"]).find(an_identity(), TEMPLATE)
     assert own is not None
