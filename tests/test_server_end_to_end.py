@@ -50,7 +50,6 @@ def test_every_way_in_gives_the_same_answer(
     passage_tokens = sum(passage.tokens for passage in second.cache.passages)
     assert first.cache.hit_tokens.disk == first.usage.cached_tokens > 0, "another process has read it"
     assert second.usage.cached_tokens >= 0.9 * passage_tokens
-    assert second.timings_ms.prefill < first.timings_ms.prefill
     assert (events[0][0], events[-1][0]) == ("retrieval", "done")
     streamed = Answer.model_validate(events[-1][1]["answer"])
     for answer in (streamed, through_cli, through_client):
