@@ -6,6 +6,7 @@ DESIGN section 4. Reads and writes certificates; how they are earned is not know
 import logging
 import os
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -159,11 +160,11 @@ class Certificate(_Part):
     def allowance(self, num_passages: int) -> float:
         """Return the mean KL an answer token that so many passages may cost: the upper end of what re-ordering costs.
 
-        The confirmed figures of the next measured number of passages count.
+        The confirmed figures of the next measured number of passages count, of several corpora the highest.
         """
-        above = [row for row in self.confirmed if row.passages >= num_passages]
-        row = min(above, key=lambda row: row.passages) if above else max(self.confirmed, key=lambda row: row.passages)
-        return row.reordered.kl.high
+        measured = {row.passages for row in self.confirmed}
+        passages = min((k for k in measured if k >= num_passages), default=max(measured))
+        return max(row.reordered.kl.high for row in self.confirmed if row.passages == passages)
 
     def write(self, folder: Path) -> Path:
         """Write it into a folder, which is made if it is missing, in one step; return the file."""
@@ -189,8 +190,8 @@ class Certificates:
     def find(self, identity: "KVIdentity", template_tokens: Sequence[int]) -> Certificate | None:
         """Return the certificate of a model's KV below a template, or None.
 
-        Of several in one folder the most careful counts (the longest repair), and of those the one for the longest
-        passages; short ones are computed whole by the repair. One whose repair is not whole blocks cannot be used.
+        Of several in one folder the most careful counts (the longest repair). Those that agree in everything but corpus
+        and overlap in the lengths of passages count as one. One whose repair is not whole blocks cannot be used.
         """
         if self._read is None:
             self._read = [certificate for folder in self.folders for certificate in _read_folder(folder)]
@@ -217,8 +218,34 @@ def shipped_certificates() -> Path:
 
 
 def _read_folder(folder: Path) -> list[Certificate]:
-    found = [read for path in sorted(folder.glob("*.json")) if (read := _read(path)) is not None]
-    return sorted(found, key=lambda one: (one.repair, one.max_passage_tokens, -one.min_passage_tokens), reverse=True)
+    """Read every certificate; the most careful come first, joined where they can be."""
+    read = [one for path in sorted(folder.glob("*.json")) if (one := _read(path)) is not None]
+    found: list[Certificate] = []
+    kind = attrgetter("key", "min_passages", "max_passages", "min_passage_tokens")
+    for one in sorted(read, key=lambda one: (-one.repair, kind(one))):
+        if found and _can_join(found[-1], one):
+            found[-1] = _joined(found[-1], one)
+        else:
+            found.append(one)
+    return found
+
+
+def _can_join(one: Certificate, other: Certificate) -> bool:
+    """Tell whether two were measured alike, over lengths of passages without a gap; `one` begins with the shorter."""
+    alike = all(
+        getattr(one, name) == getattr(other, name) for name in ("key", "repair", "min_passages", "max_passages")
+    )
+    return alike and other.min_passage_tokens <= one.max_passage_tokens + 1
+
+
+def _joined(one: Certificate, other: Certificate) -> Certificate:
+    return one.model_copy(
+        update={
+            "max_passage_tokens": max(one.max_passage_tokens, other.max_passage_tokens),
+            "corpus": f"{one.corpus} and {other.corpus}",
+            "rows": (*one.rows, *other.rows),
+        }
+    )
 
 
 def _read(path: Path) -> Certificate | None:

@@ -81,16 +81,40 @@ def test_tokens_do_not_run_together_in_the_key():
 
 def test_the_users_own_counts_first_and_then_the_most_careful(tmp_path):
     issued(tmp_path / "shipped", corpus="a", repair=16)
-    issued(tmp_path / "shipped", corpus="b", repair=64, min_passage_tokens=2, max_passage_tokens=299)
-    issued(tmp_path / "shipped", corpus="c", repair=64)
-    issued(tmp_path / "shipped", corpus="d", repair=64, min_passage_tokens=99)
+    issued(tmp_path / "shipped", corpus="b", repair=64)
     shipped = Certificates([tmp_path / "shipped"]).find(an_identity(), TEMPLATE)
     assert shipped is not None
-    assert (shipped.repair, shipped.corpus) == (64, "c"), "of the most careful the one for the longest passages"
+    assert shipped.repair == 64
     issued(tmp_path / "own", repair=32)
     own = Certificates([tmp_path / "own", tmp_path / "shipped"]).find(an_identity(), TEMPLATE)
     assert own is not None
     assert own.repair == 32
+
+
+@pytest.mark.parametrize(
+    ("other", "lengths"),
+    [
+        ({"min_passage_tokens": 5, "max_passage_tokens": 100}, (5, 300)),
+        ({"min_passage_tokens": 301, "max_passage_tokens": 400}, (20, 400)),
+        ({"min_passage_tokens": 30, "max_passage_tokens": 40}, (20, 300)),
+        ({"min_passage_tokens": 302, "max_passage_tokens": 400}, (20, 300)),
+        ({"min_passage_tokens": 200, "max_passage_tokens": 400, "max_passages": 12}, (20, 300)),
+        ({"min_passage_tokens": 200, "max_passage_tokens": 400, "repair": 16}, (20, 300)),
+        ({"min_passage_tokens": 200, "max_passage_tokens": 400, "identity": an_identity(weights="x")}, (20, 300)),
+    ],
+    ids=["shorter", "longer", "inside", "a gap between", "other numbers", "another repair", "another model"],
+)
+def test_two_corpora_make_one_certificate_where_nothing_was_left_out(tmp_path, other, lengths):
+    issued(tmp_path, corpus="a")
+    repair = other.get("repair", 32)
+    rows = (a_row(passages=2, repair=repair, reordered=0.01), a_row(passages=10, repair=repair, reordered=0.09))
+    issued(tmp_path, corpus="b", rows=rows, **other)
+    found = Certificates([tmp_path]).find(an_identity(), TEMPLATE)
+    assert found is not None
+    assert (found.min_passage_tokens, found.max_passage_tokens) == lengths
+    joined = "and" in found.corpus
+    assert found.allowance(2) == pytest.approx(0.055), "the higher one"
+    assert found.allowance(9) == pytest.approx(0.099 if joined else 0.055)
 
 
 def test_a_repair_that_is_no_whole_number_of_blocks_is_of_no_use(tmp_path):
