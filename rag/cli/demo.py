@@ -82,4 +82,4 @@ def _compare(answers: "list[Answer]") -> None:
     print_table(("", "first question", "second question"), rows)
     print(f"\n{shared} of the second question's {len(second.cache.passages)} passages were read for the first one.")
     if first.usage.cached_tokens > len(read):
-        print("The first question had cached tokens too: a server had read these passages before.")
+        print("The first question had cached tokens too: passages had been read before, and their KV was kept.")
