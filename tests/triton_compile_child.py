@@ -33,7 +33,6 @@ ATTEND = [
     ("fp16", {"LANES": 128, "HAS_WINDOW": True, "DIRECT": True}),
     ("fp32", {"LANES": 16, "BLOCK_SIZE": 3, "INTERLEAVED": True}),
     ("bf16", {"LANES": 64, "DIM": 80, "DIM_PAD": 128, "ROTARY": 40}),
-    ("bf16", {"LANES": 16, "SCALED": True}),
     ("fp16", {"LANES": 128, "SCALED": True}),
 ]
 
@@ -97,7 +96,7 @@ def main(capability: int) -> None:
         constants = {"HEADS": 9, "DIM": 64, "ONLY_LSE": only_lse, "ELEMENTS": 1024}
         report(reduce_parts, "fp32" if only_lse else "bf16", constants, {}, capability)
     report(merge_states, "bf16", {"DIM": 64, "DIM_PAD": 64, "STATES": 16}, {}, capability)
-    for rotary, scaled in ((0, False), (64, False), (64, True)):
+    for rotary, scaled in ((0, False), (64, True)):
         constants = {**SHAPE, "ROTARY": rotary, "TOKENS": 16, "SCALED": scaled}
         report(store_kv, "bf16", constants, {}, capability)
 
