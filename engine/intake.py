@@ -56,7 +56,7 @@ class Intake:
         self._certificates = certificates
         self._ids = count()
         self._coming: dict[tuple[str, tuple[Segment, ...]], Request] = {}  # what requests wait for, by what it reads
-        self._warned = set[str]()
+        self._warned = False
 
     def make(self, request: Request, *, uncertified_repair: int | None = None) -> Request:
         """Check a request as it was asked for, and return it as it can run; new ones it depends on are not queued yet.
@@ -113,9 +113,9 @@ class Intake:
             return (Reuse.CHUNK, repair) if fits else (Reuse.EXACT, 0)
         if request.reuse is Reuse.CHUNK:
             raise ReuseNotCertifiedError(refusal)
-        if refusal not in self._warned:
-            self._warned.add(refusal)
-            logger.warning("reuse 'auto' runs as 'exact': %s", refusal)
+        level = logging.DEBUG if self._warned else logging.WARNING
+        self._warned = True
+        logger.log(level, "reuse 'auto' runs as 'exact': %s", refusal)
         return Reuse.EXACT, 0
 
     def _certified_repair(self, request: Request, passages: Sequence[Segment]) -> tuple[str, int]:

@@ -216,5 +216,5 @@ class Components:
 def _default_budget(folder: "Path") -> int:
     """Return a tenth of the disk space that is free or the store's own, at most 8 GiB."""
     folder.mkdir(parents=True, exist_ok=True)
-    own = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+    own = sum(file.stat().st_blocks * 512 for file in folder.iterdir() if file.is_file())  # extents have holes
     return min((shutil.disk_usage(folder).free + own) // FREE_DISK_SHARE, MAX_DEFAULT_STORE_BYTES)

@@ -114,7 +114,7 @@ def _data_dir(config: RagConfig) -> Iterator[Check]:
         yield Check("data directory", works=True, detail=f"{path}, not made yet")
         return
     writable = os.access(path, os.W_OK)
-    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    size = sum(file.stat().st_blocks * 512 for file in path.rglob("*") if file.is_file())  # KV extents have holes
     detail = f"{path}, {size / 2**20:.1f} MiB" + ("" if writable else ", not writable: choose another with --data-dir")
     yield Check("data directory", writable, detail)
 
