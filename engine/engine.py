@@ -180,15 +180,15 @@ class Engine:
             background=background,
         )
         request = self._intake.make(wanted, uncertified_repair=uncertified_repair)
-        stream = OutputStream(request, sampling, self.tokenizer)
         sampler = Sampler(sampling) if forced is None else ForcedSampler(tuple(forced))
         before = [other for other in request.prerequisites if other not in self._streams]
+        streams = {other: OutputStream(other, sampling, self.tokenizer) for other in before}
+        times = [(streams.get(other) or self._streams[other]).timings for other in request.prerequisites]
+        streams[request] = OutputStream(request, sampling, self.tokenizer, times)
         self.scheduler.add(request, before)  # last of what can fail: a request without its stream would break a step
-        for other in before:
-            self._streams[other] = OutputStream(other, sampling, self.tokenizer)
-            self._samplers[other] = Sampler(sampling)
+        self._streams |= streams
+        self._samplers |= {request: sampler, **{other: Sampler(sampling) for other in before}}
         self._unread.update(before)
-        self._streams[request], self._samplers[request] = stream, sampler
         self.totals.requests += 1 + len(before)
         return request
 

@@ -1,6 +1,7 @@
 """What a request gives back: text as it comes, then one `Generation`."""
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -53,11 +54,21 @@ Event = TokenDelta | Generation
 
 
 class OutputStream:
-    """Turns one request's sampled tokens into events and decides when the answer ends."""
+    """Turns one request's sampled tokens into events and decides when the answer ends.
 
-    def __init__(self, request: Request, params: SamplingParams, tokenizer: Tokenizer) -> None:
+    Args:
+        request: whose tokens they are.
+        params: when the answer ends.
+        tokenizer: turns them into text.
+        before: times of the requests that compute what this one needs: it has begun when they have.
+    """
+
+    def __init__(
+        self, request: Request, params: SamplingParams, tokenizer: Tokenizer, before: Sequence[Timings] = ()
+    ) -> None:
         self.events: deque[Event] = deque()
         self.timings = Timings(arrival=perf_counter())
+        self._before = before
         self._request = request
         self._params = params
         self._stop_tokens = set(params.stop_token_ids)
@@ -92,6 +103,8 @@ class OutputStream:
         if rest:
             self._emit((), rest)
         self.timings.finished = perf_counter()
+        begun = [times.first_scheduled for times in (*self._before, self.timings) if times.first_scheduled is not None]
+        self.timings.first_scheduled = max(min(begun), self.timings.arrival) if begun else None
         generation = Generation(
             token_ids=tuple(self._request.output_tokens),
             text="".join(self._text),

@@ -1,6 +1,7 @@
 """Chunk reuse as callers see it: certificates, passages nobody has read yet, orders, forced answers, purge."""
 
 import random
+from time import perf_counter
 
 import pytest
 import torch
@@ -37,9 +38,14 @@ def answer(engine, *passages, question=QUESTION, **options) -> Generation:
 
 
 def test_passages_that_nobody_has_read_are_read_once_and_count_as_computed(engine):
+    steps = []
+    run = engine.runner.run
+    engine.runner.run = lambda batch: steps.append(perf_counter()) or run(batch)
     first = answer(engine, A, B, C)
     assert outcomes(first) == ["a:computed", "b:computed", "c:computed"]
     assert first.cache.cached_tokens == 0
+    assert first.timings.first_scheduled is not None
+    assert first.timings.first_scheduled < steps[1], "reading its passages is part of its own time"
     assert engine.missing(TEMPLATE, [A, B, C]) == []
     second = answer(engine, A, B, C)
     assert outcomes(second) == ["a:canonical", "b:shifted", "c:shifted"]
