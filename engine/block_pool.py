@@ -18,6 +18,7 @@ class BlockPool:
         self.num_blocks = num_blocks
         self._free = list(range(num_blocks - 1, -1, -1))
         self._counts = [0] * num_blocks
+        self._used_end = 0  # no block from there on was ever held
 
     @property
     def num_free(self) -> int:
@@ -26,8 +27,8 @@ class BlockPool:
 
     @property
     def free_blocks(self) -> list[int]:
-        """The blocks that nobody holds."""
-        return list(self._free)
+        """The blocks that nobody holds any more; those that nobody ever held are not among them."""
+        return [block for block in self._free if block < self._used_end]
 
     def count(self, block: int) -> int:
         """Return how many hold the block."""
@@ -39,6 +40,7 @@ class BlockPool:
         blocks = [self._free.pop() for _ in range(n)]
         for block in blocks:
             self._counts[block] = 1
+        self._used_end = max(self._used_end, 1 + max(blocks, default=-1))
         return blocks
 
     def hold(self, blocks: Sequence[int]) -> None:

@@ -250,15 +250,16 @@ class Engine:
     def purge(self, namespace: str, passages: Sequence[tuple[int, ...]]) -> bool:
         """Remove all KV of these passages' tokens from the device, and what was computed after them.
 
-        Blocks that nobody holds are overwritten with zeros. What waits to be written (`tier.flush`) and what a store
-        has of them is to be purged there, afterwards.
+        When nothing is left, blocks that nobody holds are overwritten with zeros. What waits to be written
+        (`tier.flush`) and what a store has of them is to be purged there, afterwards.
 
         Returns:
             Whether nothing is left; False while a request that reads one of them runs or waits: purge again when it
             has ended.
         """
         complete = self.cache.purge(namespace, passages, self._streams)
-        self.runner.kv_cache.erase(self.cache.pool.free_blocks)
+        if complete:
+            self.runner.kv_cache.erase(self.cache.pool.free_blocks)
         return complete
 
     def close(self) -> None:

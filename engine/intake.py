@@ -55,7 +55,9 @@ class Intake:
         self._identity = identity
         self._certificates = certificates
         self._ids = count()
-        self._coming: dict[tuple[str, tuple[Segment, ...]], Request] = {}  # what requests wait for, by what it reads
+        self._coming: dict[
+            tuple[str, bool, tuple[Segment, ...]], Request
+        ] = {}  # what others wait for
         self._warned = False
 
     def make(self, request: Request, *, uncertified_repair: int | None = None) -> Request:
@@ -152,7 +154,8 @@ class Intake:
         for passage in {passage.tokens: passage for passage in usable}.values():
             if self._is_known(request.namespace, segments[0], passage):
                 continue
-            reading = Request(next(self._ids), Prompt([segments[0], passage]), 0, namespace=request.namespace)
+            prompt = Prompt([segments[0], passage])
+            reading = Request(next(self._ids), prompt, 0, namespace=request.namespace, background=request.background)
             needed.append(self._coming.setdefault(_name(reading), reading))
         return needed
 
@@ -203,5 +206,7 @@ class Intake:
             )
 
 
-def _name(request: Request) -> tuple[str, tuple[Segment, ...]]:
-    return request.namespace, tuple(replace(segment, name="") for segment in request.prompt.segments)
+def _name(request: Request) -> tuple[str, bool, tuple[Segment, ...]]:
+    """What it computes, and how soon: nobody waits for what is read in the background but the background."""
+    segments = tuple(replace(segment, name="") for segment in request.prompt.segments)
+    return request.namespace, request.background, segments

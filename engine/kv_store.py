@@ -241,6 +241,9 @@ class ExtentStore:
     def _drop_bad(self, record: StoredRecord, error: Exception) -> None:
         """Erase a record that is not what it should be, if it is still the one of its key."""
         key = record.header.key
+        with self._state:
+            if self._index.get(key) is not record:
+                return  # moved or evicted since it was looked up: no reason to wait for the disk
         with self._disk:
             with self._state:
                 if self._index.get(key) is not record:

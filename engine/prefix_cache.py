@@ -163,7 +163,7 @@ class PrefixCache:
             adopted, nodes = tree.insert(path_to(request, admission, end, self.block_size))
             self.pool.hold(adopted)
             admission.published_to = end
-            if self._promotion is not None and adopted:
+            if self._promotion is not None and (adopted or request.max_tokens == 0):  # 0: to have it kept
                 self._promotion.save(request, tree, adopted)
             self._touch(nodes)
         elif request.owner is not None and request.reuse is Reuse.CHUNK:

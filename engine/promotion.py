@@ -66,10 +66,13 @@ class Promotion:
 
     def is_first_retrieval(self, request: Request, path: Sequence[Segment]) -> bool:
         """Count a retrieval of a path's last run; tell whether it is the first in a long time."""
-        return self._retrievals.note((request.namespace, *_names(path))) == 1
+        return self._retrievals.note(hash((request.namespace, *_names(path)))) == 1  # tokens would fill the memory
 
     def save(self, request: Request, tree: RadixTree, adopted: Sequence[int]) -> None:
-        """Offer the tier the canonical KV among the blocks that have just come into the tree."""
+        """Offer the tier the canonical KV among the blocks that have just come into the tree.
+
+        A request that samples nothing is there to have its KV kept: it offers what the tree had before, too.
+        """
         new = set(adopted)
         template, *rest = request.prompt.segments
         if template.kind is not SegmentKind.TEMPLATE:
@@ -83,7 +86,8 @@ class Promotion:
             if len(match.blocks) < len(keys):
                 return
             own = match.blocks[-len(block_keys(path[-1].tokens, tree.block_size, sealed=True)) :]
-            if not new.isdisjoint(own) and self.tier.save(request.namespace, *_names(path), own):
+            offered = request.max_tokens == 0 or not new.isdisjoint(own)
+            if offered and self.tier.save(request.namespace, *_names(path), own):
                 for node in match.nodes:
                     node.on_disk = node.on_disk or not set(own).isdisjoint(node.blocks)
 

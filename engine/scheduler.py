@@ -123,7 +123,7 @@ class Scheduler:
         for request in self.running:
             budget -= self._schedule_one(request, budget, work)
         while budget > 0 and self.background and len(self.running) < self._max_num_seqs:
-            if not self._admit(self.background):
+            if not self.background[0].is_ready or not self._admit(self.background):
                 return
             budget -= self._schedule_one(self.running[-1], budget, work)
 

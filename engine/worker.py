@@ -208,7 +208,7 @@ class EngineWorker:
             logger.exception("a step failed; its requests are ended, the engine goes on")
             failure = StepFailedError(f"the engine failed while computing this answer ({error}); ask again")
             scheduler = self.engine.scheduler
-            self._fail(list(scheduler.running or scheduler.waiting), failure)
+            self._fail(list(scheduler.running or scheduler.waiting or scheduler.background), failure)
 
     def _deliver(self) -> None:
         for request, handle in list(self._handles.items()):

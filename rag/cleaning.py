@@ -45,6 +45,11 @@ def purge(components: "Components", collection: str, document_id: str) -> "tuple
     erasure = components.library().erase_document(collection, document_id)
     gone = [passage for passage in erasure.passages if passage.id not in erasure.twins]
     _purge_memory(components, erasure.collection_id, gone)
+    if store is None and erasure.keys and any(components.store_folder.glob("*")):
+        raise PurgeError(
+            f"the document is deleted, but its KV may be in {components.store_folder}, which cannot be opened; "
+            "mend it, or delete that folder while no server runs"
+        )
     report = store.erase(erasure.keys) if store and erasure.keys else None
     if report and not report.absent:
         raise PurgeError(

@@ -174,9 +174,14 @@ class Components:
             self.config.data_dir / LIBRARY_NAME, self.config.retriever.build(), embedder=LateEmbedder(self.embedder)
         )
 
+    @property
+    def store_folder(self) -> "Path":
+        """Where KV is stored, if it is."""
+        return self.config.data_dir / STORE_NAME
+
     def _make_store(self) -> "LivingStore | None":
         """Open the KV store; there is none on a disk that fails, and where its budget is 0 and none was made before."""
-        budget, folder = self.config.engine.kv_store_bytes, self.config.data_dir / STORE_NAME
+        budget, folder = self.config.engine.kv_store_bytes, self.store_folder
         if not (self.keeps_kv or folder.exists()):
             return None
         from engine.kv_store import ExtentStore

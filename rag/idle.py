@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 IDLE_SECONDS = 2.0  # people ask again within seconds; somebody who reads an answer does not
 POLL_SECONDS = 0.5
+RETRY_SECONDS = 60.0
 
 
 class IdlePrecompute:
@@ -62,8 +63,8 @@ class IdlePrecompute:
             except UnknownCollectionError:
                 continue  # it has been deleted meanwhile
             except Exception:
-                logger.exception("reading ahead has failed and is over; questions are answered as before")
-                return
+                logger.exception("reading ahead has failed and is tried again later; questions are answered as before")
+                self._stopping.wait(RETRY_SECONDS)
 
     def _read(self, row: "Collection") -> None:
         """Read what is left of a collection, until somebody waits; once for each state of it."""

@@ -149,13 +149,16 @@ class LivingStore:
 
     def clean(self) -> None:
         """Remove the records of keys that have died; what fails stays in the queue, and is tried again."""
-        with self._changing:
-            dead = self._keys.dead()
-            removed = self._remove(
-                [item.key for item in dead if not item.erase], [item.key for item in dead if item.erase]
-            )
-            if dead and removed:
-                self._keys.forget(item.key for item in dead)
+        try:
+            with self._changing:
+                dead = self._keys.dead()
+                removed = self._remove(
+                    [item.key for item in dead if not item.erase], [item.key for item in dead if item.erase]
+                )
+                if dead and removed:
+                    self._keys.forget(item.key for item in dead)
+        except StoreError as error:
+            logger.warning("the library cannot write down which KV is gone: %s; it is tried again", error)
 
     def _remove(self, deleted: Collection[bytes], erased: Collection[bytes]) -> bool:
         """Delete records, and erase others; nothing reaches those that a failing disk does not let go."""

@@ -140,7 +140,7 @@ class PrecomputeRun:
         worker = self._components.worker()
         segments = iter(self._segments)
         try:
-            while batch := list(islice(segments, CLAIMED_AT_ONCE)):
+            while not self._stopped.is_set() and (batch := list(islice(segments, CLAIMED_AT_ONCE))):
                 self._claim(worker.engine, batch)
                 for segment in batch:
                     while self._is_full(worker.engine, segment):
@@ -151,6 +151,9 @@ class PrecomputeRun:
         finally:
             if self._in_flight:  # whoever iterates has left, or a step has failed
                 self.stop()
+        if self._stopped.is_set():  # somebody waits: what is computed is written behind their answer
+            yield self._progress()
+            return
         self._flush(worker.engine)
         yield self._progress(finished=self._is_all_stored(worker))
 

@@ -250,7 +250,8 @@ class Service:
             document = self.components.library().delete_document(collection, document_id)
             clean(self.components)
             return DeletedDocument(**_document_info(document).model_dump())
-        document, purged = purge_kv(self.components, collection, document_id)
+        with self.components.activity.busy():  # what is read ahead may be what is purged
+            document, purged = purge_kv(self.components, collection, document_id)
         return DeletedDocument(**_document_info(document).model_dump(), purge=purged)
 
 

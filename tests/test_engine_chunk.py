@@ -257,3 +257,29 @@ def test_a_conversation_over_approximate_context_reads_its_own_turns_once(engine
     for options in ({"principal": "bob", "conversation": "1"}, {"principal": "ann", "conversation": "2"}):
         assert answer(engine, A, B, C, question=longer, **options).cache.segments[-1].hit_tokens == 0
     assert answer(engine, B, A, C, question=longer, **mine).cache.segments[-1].hit_tokens == 0, "other runs"
+
+
+def test_what_is_read_in_the_background_holds_nobody_up(tiny_folder):
+    """A background request waits for its passages, and no question waits for those."""
+    engine = tiny_engine(tiny_folder, max_num_batched_tokens=16)
+    prompt = Prompt([TEMPLATE, A, B, C, QUESTION])
+    background = engine.submit(prompt, FOUR, background=True, **CHUNK)
+    other = engine.submit(Prompt([TEMPLATE, SHORT, QUESTION]), SamplingParams(max_tokens=60, ignore_eos=True))
+    asked = engine.submit(prompt, FOUR, **CHUNK)
+    result = collect(engine.stream(asked))
+    assert other.state is not RequestState.FINISHED
+    assert background.state is RequestState.WAITING
+    assert outcomes(result) == ["a:computed", "b:computed", "c:computed"]
+    collect(engine.stream(other))
+    assert outcomes(collect(engine.stream(background)))[1:] == ["b:computed", "c:computed"]
+    engine.cache.clear()
+    alone = engine.submit(prompt, FOUR, background=True, **CHUNK)
+    engine.step()
+    assert alone.state is RequestState.WAITING, "its passages are read first"
+    collect(engine.stream(alone))
+    assert [str(placement.outcome) for placement in alone.first_admission[2:4]] == ["shifted", "shifted"]
+    cancelled = engine.submit(Prompt([TEMPLATE, B, A, C, tail([5])]), FOUR, background=True, **CHUNK)
+    engine.forget(cancelled)
+    while engine.scheduler.has_work:
+        engine.step()
+    check_settled(engine)

@@ -133,3 +133,16 @@ def test_a_purged_passage_is_not_loaded_again(start):
     engine.tier.flush()
     engine.tier._store.purge([key])
     assert engine.missing(TEMPLATE, PASSAGES) == [0]
+
+
+def test_what_the_tree_has_and_the_store_has_lost_is_stored_again_when_asked_for(start):
+    engine = start()
+    engine.precompute(TEMPLATE, PASSAGES[:2])
+    assert engine.tier is not None
+    engine.tier.flush()
+    engine.tier._store.delete(engine.identity.key("", TEMPLATE.tokens, PASSAGES[0].tokens))
+    assert engine.missing(TEMPLATE, PASSAGES[:2]) == [0]
+    assert tiers(answer(engine, 0, 1, reuse=Reuse.EXACT))[:2] == ["device", "device"]
+    assert engine.missing(TEMPLATE, PASSAGES[:2]) == [0], "a question does not write what it has only read"
+    assert engine.precompute(TEMPLATE, PASSAGES[:2]) == 1
+    assert engine.missing(TEMPLATE, PASSAGES[:2]) == []
