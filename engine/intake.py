@@ -55,9 +55,7 @@ class Intake:
         self._identity = identity
         self._certificates = certificates
         self._ids = count()
-        self._coming: dict[
-            tuple[str, bool, tuple[Segment, ...]], Request
-        ] = {}  # what others wait for
+        self._coming: dict[tuple[str, bool, tuple[Segment, ...]], Request] = {}  # what others wait for
         self._warned = False
 
     def make(self, request: Request, *, uncertified_repair: int | None = None) -> Request:
