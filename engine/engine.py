@@ -272,6 +272,9 @@ class Engine:
         if request.state is not RequestState.FINISHED:
             self.totals.cancelled += 1
             self._finish(request, FinishReason.CANCELLED)
+            for other in request.prerequisites:
+                if other.state is RequestState.WAITING and not self._is_awaited(other):
+                    self.cancel(other)
 
     def forget(self, request: Request) -> None:
         """Cancel a request and drop its events; nothing happens when its generation has been taken already."""
@@ -318,6 +321,11 @@ class Engine:
     def check_invariants(self) -> None:
         """Assert the conservation laws of DESIGN section 3."""
         self.cache.check_invariants()
+
+    def _is_awaited(self, request: Request) -> bool:
+        """Tell whether a request that has not ended needs this one first."""
+        others = (other for other in self._streams if other.state is not RequestState.FINISHED)
+        return any(request in other.prerequisites for other in others)
 
     def _run(self, work: Sequence[ScheduledWork]) -> list[list[int]]:
         """Compute the step's tokens and sample what follows; one list an item, empty where its end is not reached."""

@@ -141,8 +141,7 @@ class PrecomputeRun:
         segments = iter(self._segments)
         try:
             while not self._stopped.is_set() and (batch := list(islice(segments, CLAIMED_AT_ONCE))):
-                self._claim(worker.engine, batch)
-                for segment in batch:
+                for segment in self._claim(worker.engine, batch):
                     while self._is_full(worker.engine, segment):
                         yield self._take(worker)
                     self._submit(worker, segment)
@@ -178,11 +177,13 @@ class PrecomputeRun:
         except OSError as error:
             logger.warning("KV cannot be written (%s); what is missing is computed when it is needed", error)
 
-    def _claim(self, engine: "Engine", segments: "Sequence[Segment]") -> None:
-        """Write down whose KV comes, so that the store takes it."""
+    def _claim(self, engine: "Engine", segments: "Sequence[Segment]") -> "list[Segment]":
+        """Write down whose KV comes, so that the store takes it; return the passages that still live."""
         head = self._components.layout().head
         claims = claims_of(engine.identity, self._collection_id, head, segments)
-        self._components.library().derived.claim(claims)
+        living = self._components.library().derived.claim(claims)
+        _, *own = claims
+        return [segment for claim, segment in zip(own, segments, strict=True) if claim.key in living]
 
     def _submit(self, worker: "EngineWorker", segment: "Segment") -> None:
         prompt = Prompt([self._components.layout().head, segment])

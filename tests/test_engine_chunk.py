@@ -283,3 +283,20 @@ def test_what_is_read_in_the_background_holds_nobody_up(tiny_folder):
     while engine.scheduler.has_work:
         engine.step()
     check_settled(engine)
+
+
+def test_passages_that_nobody_waits_for_any_more_are_not_read(tiny_folder):
+    engine = tiny_engine(tiny_folder, max_num_seqs=1)
+    running = engine.submit(Prompt([TEMPLATE, SHORT, QUESTION]), SamplingParams(max_tokens=40, ignore_eos=True))
+    engine.step()
+    prompts = [Prompt([TEMPLATE, A, B, tail([n])]) for n in (1, 2)] + [Prompt([TEMPLATE, A, C, QUESTION])]
+    asked = [engine.submit(prompt, FOUR, **CHUNK) for prompt in prompts]
+    assert len(engine.scheduler.waiting) == 3 + 2
+    engine.forget(asked[0])
+    assert len(engine.scheduler.waiting) == 2 + 2, "the second one still waits for B"
+    engine.forget(asked[2])
+    assert len(engine.scheduler.waiting) == 1 + 1
+    engine.forget(asked[1])
+    assert not engine.scheduler.waiting
+    collect(engine.stream(running))
+    check_settled(engine)
