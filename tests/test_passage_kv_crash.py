@@ -3,9 +3,11 @@
 import multiprocessing
 import os
 import random
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -14,7 +16,6 @@ import pytest
 from rag_helpers import make_chat_model
 
 TESTS = Path(__file__).parent
-STEPS = 40  # about as many as there are, from opening to the end
 
 
 @pytest.fixture(scope="module")
@@ -35,23 +36,39 @@ def run(processes: ForkServerContext, function: Callable[[Path, Path], None], fo
     assert process.exitcode == 0, f"{function.__name__} failed; its traceback is on stderr"
 
 
-def run_and_kill(processes: ForkServerContext, folder: Path, model: Path, rng: random.Random) -> str:
-    """Start the work, kill it at a random moment, and return the last that was heard of it."""
+def count_steps(processes: ForkServerContext, folder: Path, model: Path) -> int:
+    """Let the work come to its end, and return how often it is heard of."""
+    receiving, sending = processes.Pipe(duplex=False)
+    process = processes.Process(target=child.work_in_child, args=(folder, model, 0, sending))
+    process.start()
+    sending.close()
+    steps = 0
+    while receiving.poll(60):
+        try:
+            receiving.recv()
+        except EOFError:
+            break
+        steps += 1
+    process.join(60)
+    receiving.close()
+    assert process.exitcode == 0, "the work failed; its traceback is on stderr"
+    return steps
+
+
+def run_and_kill(processes: ForkServerContext, folder: Path, model: Path, rng: random.Random, steps: int) -> int | None:
+    """Start the work, kill it at a random moment, and return how it ended."""
     receiving, sending = processes.Pipe(duplex=False)
     process = processes.Process(target=child.work_in_child, args=(folder, model, rng.randrange(2**32), sending))
     process.start()
     sending.close()
-    heard = "nothing"
-    try:
-        for _ in range(rng.randrange(STEPS)):
-            heard = receiving.recv()
+    with suppress(EOFError):
+        for _ in range(rng.randrange(steps)):
+            receiving.recv()
         time.sleep(rng.random() * 0.02)
-    except EOFError:
-        pass
     process.kill()
     process.join()
     receiving.close()
-    return heard
+    return process.exitcode
 
 
 @pytest.mark.parametrize("kills", [5, pytest.param(30, marks=pytest.mark.slow)])
@@ -60,12 +77,10 @@ def test_killed_at_random_points(processes: ForkServerContext, kills: int, tmp_p
     seed = random.randrange(2**32)
     sys.stdout.write(f"seed {seed}\n")
     rng = random.Random(seed)
-    heard = [run_and_check(processes, tmp_path / "data", model, rng) for _ in range(kills)]
-    assert sum(step != "done" for step in heard) >= kills // 2, f"it ended before it was killed: {heard}"
+    steps = count_steps(processes, tmp_path / "undisturbed", model)
+    ends = []
+    for _ in range(kills):
+        ends.append(run_and_kill(processes, tmp_path / "data", model, rng, steps))
+        run(processes, child.check, tmp_path / "data", model)
+    assert -signal.SIGKILL in ends, f"it always ended before it was killed: {ends}"
     run(processes, child.complete, tmp_path / "data", model)
-
-
-def run_and_check(processes: ForkServerContext, folder: Path, model: Path, rng: random.Random) -> str:
-    heard = run_and_kill(processes, folder, model, rng)
-    run(processes, child.check, folder, model)
-    return heard
