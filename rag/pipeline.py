@@ -16,6 +16,7 @@ from engine.config import SamplingParams
 from engine.output import Generation
 from engine.prompt import Reuse
 from rag.answer import AnswerAssembler, source_of
+from rag.caller import NOBODY, Caller
 from rag.components import Components
 from rag.errors import NoPassagesError
 from rag.living_store import claims_of, namespace_of
@@ -70,6 +71,7 @@ class Prepared:
         namespace: the collection's tree of cached KV.
         reuse: which cached KV may serve.
         groups: sizes of consecutive passages of the prompt that may change places; empty where none may.
+        caller: who asks.
         sources: the passages of the prompt, numbered by rank.
         warnings: what could not be used, and why.
         embed_ms: time spent on the question's vector.
@@ -82,6 +84,7 @@ class Prepared:
     namespace: str
     reuse: Reuse
     groups: tuple[int, ...]
+    caller: Caller
     sources: tuple[Source, ...]
     warnings: tuple[str, ...]
     embed_ms: float
@@ -90,7 +93,13 @@ class Prepared:
     @property
     def how(self) -> dict[str, Any]:
         """Arguments of `Engine.submit` besides prompt and sampling."""
-        return {"namespace": self.namespace, "reuse": self.reuse, "groups": self.groups}
+        return {
+            "namespace": self.namespace,
+            "reuse": self.reuse,
+            "groups": self.groups,
+            "principal": self.caller.principal,
+            "conversation": self.caller.conversation,
+        }
 
 
 class Pipeline:
@@ -125,7 +134,7 @@ class Pipeline:
             timings_ms=timings,
         )
 
-    def answer(self, request: AnswerRequest) -> Generator[AnswerEvent, None, None]:
+    def answer(self, request: AnswerRequest, caller: Caller = NOBODY) -> Generator[AnswerEvent, None, None]:
         """Answer a question: retrieval, then deltas and citations, then done. Leaving early cancels it.
 
         Raises:
@@ -136,10 +145,10 @@ class Pipeline:
         """
         self._components.load()
         with self._components.activity.busy():
-            yield from self._answer(request)
+            yield from self._answer(request, caller)
 
-    def _answer(self, request: AnswerRequest) -> Generator[AnswerEvent, None, None]:
-        prepared = self.prepare(request)
+    def _answer(self, request: AnswerRequest, caller: Caller) -> Generator[AnswerEvent, None, None]:
+        prepared = self.prepare(request, caller)
         assembler = self._assembler(request, prepared)
         worker = self._components.worker()
         handle = worker.submit_sync(prepared.prompt, prepared.sampling, **prepared.how)
@@ -154,16 +163,16 @@ class Pipeline:
         finally:
             worker.cancel(handle)
 
-    async def answer_async(self, request: AnswerRequest) -> AsyncGenerator[AnswerEvent, None]:
+    async def answer_async(self, request: AnswerRequest, caller: Caller = NOBODY) -> AsyncGenerator[AnswerEvent, None]:
         """Do what `answer` does without blocking the event loop; cancelling the task cancels the answer."""
         await asyncio.to_thread(self._components.load)
         with self._components.activity.busy():
-            async with aclosing(self._answer_async(request)) as events:
+            async with aclosing(self._answer_async(request, caller)) as events:
                 async for event in events:
                     yield event
 
-    async def _answer_async(self, request: AnswerRequest) -> AsyncGenerator[AnswerEvent, None]:
-        prepared = await asyncio.to_thread(self.prepare, request)
+    async def _answer_async(self, request: AnswerRequest, caller: Caller) -> AsyncGenerator[AnswerEvent, None]:
+        prepared = await asyncio.to_thread(self.prepare, request, caller)
         assembler = self._assembler(request, prepared)
         worker: EngineWorker = self._components.worker()
         handle = await worker.submit(prepared.prompt, prepared.sampling, **prepared.how)
@@ -191,7 +200,7 @@ class Pipeline:
         groups = tied_groups(hits, self._config.answer.order_epsilon)
         return Retrieved(groups, row.id, 1e3 * (embedded - started), _since(embedded))
 
-    def prepare(self, request: AnswerRequest) -> Prepared:
+    def prepare(self, request: AnswerRequest, caller: Caller = NOBODY) -> Prepared:
         """Retrieve passages and lay the prompt out, best passages first while they fit."""
         started = perf_counter()
         overlap = Overlap(self._components, self._config.answer, self._reuse(request))
@@ -233,6 +242,7 @@ class Pipeline:
             namespace=namespace_of(found.collection_id),
             reuse=overlap.reuse,
             groups=self._movable(request, found, used),
+            caller=caller,
             sources=tuple(source_of(n, hit) for n, hit in enumerate(hits, 1)),
             warnings=tuple(warnings),
             embed_ms=found.embed_ms,

@@ -10,6 +10,7 @@ from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from rag.caller import NOBODY, Caller
 from rag.cleaning import clean, drop_namespace
 from rag.cleaning import purge as purge_kv
 from rag.components import Components
@@ -110,14 +111,14 @@ class Service:
         """Whether a question can be answered without loading anything."""
         return self.components.is_loaded
 
-    def answer(self, request: AnswerRequest) -> Generator[AnswerEvent, None, None]:
+    def answer(self, request: AnswerRequest, caller: Caller = NOBODY) -> Generator[AnswerEvent, None, None]:
         """Answer a question; see `Pipeline.answer`."""
         self.components.library().collection(request.collection)  # a wrong name is told before models load
-        return self.pipeline.answer(request)
+        return self.pipeline.answer(request, caller)
 
-    def answer_async(self, request: AnswerRequest) -> AsyncGenerator[AnswerEvent, None]:
+    def answer_async(self, request: AnswerRequest, caller: Caller = NOBODY) -> AsyncGenerator[AnswerEvent, None]:
         """Answer a question on an event loop; see `Pipeline.answer_async`."""
-        return self.pipeline.answer_async(request)
+        return self.pipeline.answer_async(request, caller)
 
     def search(self, request: SearchRequest) -> SearchResult:
         """Find passages; see `Pipeline.search`."""

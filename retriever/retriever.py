@@ -47,12 +47,13 @@ class Library:
     Made by `open`.
 
     Attributes:
+        store: the database, in which others keep tables of their own.
         derived: keys of data that others derive from passages.
         popularity: which passages are found often.
     """
 
     def __init__(self, store: Store, indexes: Indexes, config: RetrieverConfig, embedder: TextEmbedder | None) -> None:
-        self._store = store
+        self.store = store
         self._indexes = indexes
         self._config = config
         self._embedder = embedder
@@ -83,7 +84,7 @@ class Library:
         """Save the indexes and close the database; the library cannot be used afterwards."""
         self.popularity.flush()
         self._indexes.close()
-        self._store.close()
+        self.store.close()
 
     def __enter__(self) -> Self:
         return self
@@ -108,7 +109,7 @@ class Library:
             )
         settings = settings or self._config.collection
         IndexSpec(TRIAL_DIMENSION, settings.index_factory, settings.index_parameters, device="cpu").make()
-        with self._store.write() as writer:
+        with self.store.write() as writer:
             return writer.add_collection(name, settings)
 
     def ensure_collection(self, name: str, settings: CollectionSettings | None = None) -> Collection:
@@ -131,7 +132,7 @@ class Library:
 
     def collections(self) -> list[Collection]:
         """Return every collection, by name."""
-        with self._store.read() as reader:
+        with self.store.read() as reader:
             return reader.collections()
 
     def collection(self, name: str) -> Collection:
@@ -140,7 +141,7 @@ class Library:
         Raises:
             UnknownCollectionError: there is none of this name.
         """
-        with self._store.read() as reader:
+        with self.store.read() as reader:
             return reader.collection(name)
 
     def delete_collection(self, name: str) -> Collection:
@@ -149,7 +150,7 @@ class Library:
         Raises:
             UnknownCollectionError: there is none of this name.
         """
-        with self._store.write() as writer:
+        with self.store.write() as writer:
             collection = writer.collection(name)
             writer.delete_collection(collection)
         self._indexes.drop(collection)
@@ -157,7 +158,7 @@ class Library:
 
     def drop_empty_collection(self, name: str) -> bool:
         """Delete a collection if it is there and has no documents, and return whether it was."""
-        with self._store.write() as writer:
+        with self.store.write() as writer:
             collection = next((row for row in writer.collections() if row.name == name), None)
             if collection is None or collection.num_documents:
                 return False
@@ -197,7 +198,7 @@ class Library:
             PassageEncoderError: the encoder breaks its contract.
         """
         row = self.collection(collection)
-        run = Ingestion(self._store, self._indexes, self._require_embedder(), encoder, self._config, progress)
+        run = Ingestion(self.store, self._indexes, self._require_embedder(), encoder, self._config, progress)
         report = run.run(row, sources, ("",) if prune and scope is None else scope if prune else None)
         if report.added or report.updated or report.removed:
             notice = self._maintain(collection)
@@ -211,7 +212,7 @@ class Library:
         Raises:
             UnknownCollectionError: there is no such collection.
         """
-        with self._store.read() as reader:
+        with self.store.read() as reader:
             return reader.documents(reader.collection(collection))
 
     def document(self, collection: str, document_id: str) -> Document:
@@ -220,7 +221,7 @@ class Library:
         Raises:
             UnknownDocumentError: the collection has none of this id.
         """
-        with self._store.read() as reader:
+        with self.store.read() as reader:
             return reader.document(reader.collection(collection), document_id)
 
     def document_text(self, collection: str, document_id: str) -> str:
@@ -229,7 +230,7 @@ class Library:
         Raises:
             UnknownDocumentError: the collection has none of this id.
         """
-        with self._store.read() as reader:
+        with self.store.read() as reader:
             return reader.document_text(reader.collection(collection), document_id)
 
     def delete_document(self, collection: str, document_id: str) -> Document:
@@ -251,7 +252,7 @@ class Library:
         return self._delete(collection, document_id, erase=True)
 
     def _delete(self, collection: str, document_id: str, *, erase: bool) -> Erasure:
-        with self._store.write() as writer:
+        with self.store.write() as writer:
             row = writer.collection(collection)
             document = writer.document(row, document_id)
             passages = tuple(writer.passages(row, document_id))
@@ -271,7 +272,7 @@ class Library:
         Raises:
             UnknownDocumentError: the collection has no document of this id.
         """
-        with self._store.read() as reader:
+        with self.store.read() as reader:
             row = reader.collection(collection)
             if document_id is not None:
                 reader.document(row, document_id)
@@ -279,7 +280,7 @@ class Library:
 
     def iter_passages(self, collection: str) -> Iterator[Passage]:
         """Yield every passage of one snapshot of a collection without holding them all in memory."""
-        with self._store.read() as reader:
+        with self.store.read() as reader:
             yield from reader.passages(reader.collection(collection))
 
     def passage(self, collection: str, passage: int | str) -> Passage:
@@ -288,7 +289,7 @@ class Library:
         Raises:
             UnknownPassageError: the collection has none.
         """
-        with self._store.read() as reader:
+        with self.store.read() as reader:
             row = reader.collection(collection)
             if isinstance(passage, str):
                 return reader.passage_by_label(row, passage)
@@ -305,13 +306,13 @@ class Library:
         Raises:
             PassageEncoderError: the encoder breaks its contract.
         """
-        with self._store.read() as reader:
+        with self.store.read() as reader:
             row = reader.collection(collection)
             stale = [p for p in reader.passages(row) if p.encoder_fingerprint != encoder.fingerprint]
         for start in range(0, len(stale), REENCODE_BATCH):
             batch = stale[start : start + REENCODE_BATCH]
             tokens = encode(encoder, [PassageDraft(p.label, p.title, p.heading_path, p.text) for p in batch])
-            with self._store.write() as writer:
+            with self.store.write() as writer:
                 by_id = {passage.id: ids for passage, ids in zip(batch, tokens, strict=True)}
                 writer.set_tokens(writer.refresh(row), encoder.fingerprint, by_id)
         return len(stale)
@@ -352,7 +353,7 @@ class Library:
             check_embedder(row, self._require_embedder())
             query = self.embed_query(query)
         while True:
-            with self._store.read() as reader:
+            with self.store.read() as reader:
                 row = reader.collection(collection)
                 if row.dimension is None:
                     return []
@@ -378,7 +379,7 @@ class Library:
         if row.dimension is None:
             return status
         index = self._indexes.get(row)
-        with self._store.read() as reader:
+        with self.store.read() as reader:
             live = reader.num_vectors(row)
         state = {"device": index.device, "vectors": live, "dead": len(index) - live, "is_trained": index.is_trained}
         return status | state
@@ -389,7 +390,7 @@ class Library:
         Raises:
             StoreError: the first damage found, with the passage's label.
         """
-        with self._store.read() as reader:
+        with self.store.read() as reader:
             row = reader.collection(collection)
             check_collection(reader, row, self._indexes.get(row) if row.dimension is not None else None)
 

@@ -150,7 +150,7 @@ def open_library(folder: Path, config: RetrieverConfig | None = None) -> Library
 
 def brute_force(library: Library, question: str, k: int) -> list[tuple[int, float]]:
     query = library.embed_query(question)
-    with library._store.read() as reader:
+    with library.store.read() as reader:
         row = reader.collection("c")
         ids, vectors = reader.vectors(row)
         owners = reader.passages_of_vectors(row, ids)
@@ -196,7 +196,7 @@ def test_scores_are_exact_after_the_second_stage(factory: str, tmp_path: Path):
             question, seen = f"topic{number} thing{number % 7}", []
             query = library.embed_query(question)
             hits = library.search("c", query, 8, on_candidates=seen.extend)
-            with library._store.read() as reader:
+            with library.store.read() as reader:
                 own = reader.vectors_of_passages([hit.passage.id for hit in hits])
             exact = [float((own[hit.passage.id] @ query).max()) for hit in hits]
             np.testing.assert_allclose([hit.score for hit in hits], exact, atol=1e-6)

@@ -435,11 +435,11 @@ def test_configurations_that_cannot_work(change: dict):
 
 def test_damage_is_found(library: Library):
     library.ingest("c", sources(a="alpha " * 5), WordEncoder())
-    library._store._writer.execute("UPDATE passages SET start_offset = 1")
+    library.store._writer.execute("UPDATE passages SET start_offset = 1")
     with pytest.raises(StoreError, match="does not fit its document"):
         library.check_invariants("c")
-    library._store._writer.execute("UPDATE passages SET start_offset = 0")
-    library._store._writer.execute("DELETE FROM vectors")
+    library.store._writer.execute("UPDATE passages SET start_offset = 0")
+    library.store._writer.execute("DELETE FROM vectors")
     with pytest.raises(StoreError, match="have no vector"):
         library.check_invariants("c")
 

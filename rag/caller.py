@@ -1,0 +1,25 @@
+"""Who asks, as the server knows it: from the API key and the connection, never from the body of a request."""
+
+from dataclasses import dataclass
+
+__all__ = ["NOBODY", "Caller"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who a question comes from.
+
+    Attributes:
+        principal: whose conversations and prompts are apart from those of others; an API key's id, empty without keys.
+        request_id: of the HTTP request, for logs.
+        conversation: keeps this question's own KV for the conversation's next turn; seen by this principal alone.
+        deadline: when nobody waits for the answer any more, in seconds of `time.perf_counter`.
+    """
+
+    principal: str = ""
+    request_id: str = ""
+    conversation: str | None = None
+    deadline: float | None = None
+
+
+NOBODY = Caller()
