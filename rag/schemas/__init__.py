@@ -1,0 +1,58 @@
+"""What goes over HTTP and out of `--json`: requests, answers, and the events of a streamed answer.
+
+`Answer` is a stable format. Offsets count Unicode code points. Passage ids have 64 bits and are strings in JSON, so
+that clients whose numbers are doubles keep every digit. Unknown fields of a request are refused.
+"""
+
+from rag.schemas.answers import Answer, AnswerRequest, Cache, Citation, HitTokens, PassageCache, Timings, Usage
+from rag.schemas.base import PassageId
+from rag.schemas.documents import (
+    CollectionInfo,
+    CollectionList,
+    DeletedDocument,
+    DocumentInfo,
+    DocumentList,
+    DocumentWithPassages,
+    PassageInfo,
+)
+from rag.schemas.events import AnswerEvent, CitationEvent, DeltaEvent, DoneEvent, RetrievalEvent
+from rag.schemas.ingest import DocumentInput, IngestReport, IngestRequest, SkippedDocument
+from rag.schemas.passage_kv import KeptPassage, KVStoreInfo, PrecomputePlan, PrecomputeProgress, Purge
+from rag.schemas.search import SearchRequest, SearchResult, SearchTimings, Source
+
+__all__ = [
+    "Answer",
+    "AnswerEvent",
+    "AnswerRequest",
+    "Cache",
+    "Citation",
+    "CitationEvent",
+    "CollectionInfo",
+    "CollectionList",
+    "DeletedDocument",
+    "DeltaEvent",
+    "DocumentInfo",
+    "DocumentInput",
+    "DocumentList",
+    "DocumentWithPassages",
+    "DoneEvent",
+    "HitTokens",
+    "IngestReport",
+    "IngestRequest",
+    "KVStoreInfo",
+    "KeptPassage",
+    "PassageCache",
+    "PassageId",
+    "PassageInfo",
+    "PrecomputePlan",
+    "PrecomputeProgress",
+    "Purge",
+    "RetrievalEvent",
+    "SearchRequest",
+    "SearchResult",
+    "SearchTimings",
+    "SkippedDocument",
+    "Source",
+    "Timings",
+    "Usage",
+]

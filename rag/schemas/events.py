@@ -1,0 +1,43 @@
+"""The events of an answer that is streamed."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from rag.schemas.answers import Answer, Citation
+from rag.schemas.base import Result
+from rag.schemas.search import Source
+
+__all__ = ["AnswerEvent", "CitationEvent", "DeltaEvent", "DoneEvent", "RetrievalEvent"]
+
+
+class RetrievalEvent(Result):
+    """First event of an answer: what was found. `warnings` tell what could not be used, and why."""
+
+    type: Literal["retrieval"] = "retrieval"
+    sources: list[Source]
+    warnings: list[str] = Field(default_factory=list)
+
+
+class DeltaEvent(Result):
+    """More text of the answer; the texts joined are `Answer.answer`."""
+
+    type: Literal["delta"] = "delta"
+    text: str
+
+
+class CitationEvent(Result):
+    """A citation whose marker was in the text so far."""
+
+    type: Literal["citation"] = "citation"
+    citation: Citation
+
+
+class DoneEvent(Result):
+    """Last event of an answer."""
+
+    type: Literal["done"] = "done"
+    answer: Answer
+
+
+AnswerEvent = Annotated[RetrievalEvent | DeltaEvent | CitationEvent | DoneEvent, Field(discriminator="type")]
