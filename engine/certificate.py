@@ -6,6 +6,7 @@ DESIGN section 4. Reads and writes certificates; how they are earned is not know
 import logging
 import os
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
@@ -19,13 +20,14 @@ if TYPE_CHECKING:
     from engine.kv_identity import KVIdentity
 
 __all__ = [
-    "Certificate", "CertificateRow", "Certificates", "Drift", "Interval", "Stage", "certificate_key",
+    "Band", "Certificate", "CertificateRow", "Certificates", "Drift", "Interval", "Stage", "certificate_key",
     "shipped_certificates",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
-FORMAT: Literal["preread-certificate-1"] = "preread-certificate-1"
+FORMAT: Literal["preread-certificate-2"] = "preread-certificate-2"
+KEY_FORMAT = "preread-certificate-1"  # of what the key is the hash of
 
 Stage = Literal["screening", "confirmation"]
 
@@ -91,34 +93,44 @@ class CertificateRow(_Part):
         return not self.failures
 
 
+class Band(_Part):
+    """The repair that passed for a range of numbers of passages.
+
+    Attributes:
+        min_passages: of a prompt.
+        max_passages: its end, included; this number was measured.
+        repair: tokens of each shifted passage's head to compute in context.
+    """
+
+    min_passages: int = Field(ge=2)
+    max_passages: int
+    repair: int = Field(ge=0)
+
+
 class Certificate(_Part):
     """Leave to reuse canonical KV at other positions, with the figures that it was earned with.
 
     Attributes:
         key: see `certificate_key`; model, compute mode and KV dtype are told beside it for people.
-        repair: tokens of each shifted passage's head to compute in context.
-        min_passages: the range of passages a prompt for which it holds.
-        max_passages: its end, included.
+        bands: the numbers of passages for which it holds, rising without a gap, and the repair of each.
         min_passage_tokens: the range of passage lengths for which it holds.
         max_passage_tokens: its end, included.
         corpus: where questions and passages came from.
         max_tokens: length of an answer at most.
         orders: random orders a set at most.
         seed: of questions, orders and intervals.
-        rows: every figure of the chosen repair and of those before it.
+        rows: every figure of the chosen repairs and of those that were tried before.
         command: that made it.
         machine: that it was made on.
         created: when, in ISO 8601.
     """
 
-    format: Literal["preread-certificate-1"] = FORMAT
+    format: Literal["preread-certificate-2"] = FORMAT
     key: str
     model: str
     compute_mode: str
     kv_dtype: str
-    repair: int = Field(ge=0)
-    min_passages: int = Field(ge=2)
-    max_passages: int
+    bands: tuple[Band, ...] = Field(min_length=1)
     min_passage_tokens: int = Field(ge=1)
     max_passage_tokens: int
     corpus: str
@@ -132,14 +144,40 @@ class Certificate(_Part):
 
     @model_validator(mode="after")
     def _is_earned(self) -> Self:
-        if not self.confirmed or not all(row.passes for row in self.confirmed):
-            raise ValueError("it has no confirmed figures of its repair that pass")
+        if any(after.min_passages != before.max_passages + 1 for before, after in pairwise(self.bands)):
+            raise ValueError("its numbers of passages have a gap, or overlap")
+        passed = {(row.passages, row.repair) for row in self.confirmed}
+        for band in self.bands:
+            if (band.max_passages, band.repair) not in passed:
+                raise ValueError(f"it has no confirmed figures that pass for {band.max_passages} passages")
         return self
 
     @property
     def confirmed(self) -> tuple[CertificateRow, ...]:
-        """The figures of its repair on sets that had no part in choosing it."""
-        return tuple(row for row in self.rows if row.stage == "confirmation" and row.repair == self.repair)
+        """The figures that passed on sets that had no part in choosing the repair."""
+        return tuple(row for row in self.rows if row.stage == "confirmation" and row.passes)
+
+    @property
+    def min_passages(self) -> int:
+        """The least passages a prompt for which it holds."""
+        return self.bands[0].min_passages
+
+    @property
+    def max_passages(self) -> int:
+        """The most of them."""
+        return self.bands[-1].max_passages
+
+    @property
+    def repairs(self) -> tuple[int, ...]:
+        """Every repair that it asks for, by rising number of passages."""
+        return tuple(band.repair for band in self.bands)
+
+    def repair_for(self, num_passages: int) -> int | None:
+        """Return the repair for a number of passages, or None where nothing of the kind was measured."""
+        if num_passages <= 1:
+            return 0
+        bands = (band for band in self.bands if band.min_passages <= num_passages <= band.max_passages)
+        return next((band.repair for band in bands), None)
 
     def covers(self, num_passages: int, lengths: Iterable[int]) -> bool:
         """Tell whether a prompt is in the range that was measured.
@@ -150,12 +188,11 @@ class Certificate(_Part):
             num_passages: of the prompt.
             lengths: tokens of each of its passages.
         """
-        if num_passages <= 1:
-            return True
-        shifted = (length for length in lengths if length > self.repair)
-        return self.min_passages <= num_passages <= self.max_passages and all(
-            self.min_passage_tokens <= length <= self.max_passage_tokens for length in shifted
-        )
+        repair = self.repair_for(num_passages)
+        if repair is None or num_passages <= 1:
+            return repair is not None
+        shifted = (length for length in lengths if length > repair)
+        return all(self.min_passage_tokens <= length <= self.max_passage_tokens for length in shifted)
 
     def allowance(self, num_passages: int) -> float:
         """Return the mean KL an answer token that so many passages may cost: the upper end of what re-ordering costs.
@@ -190,13 +227,14 @@ class Certificates:
     def find(self, identity: "KVIdentity", template_tokens: Sequence[int]) -> Certificate | None:
         """Return the certificate of a model's KV below a template, or None.
 
-        Of several in one folder the most careful counts (the longest repair). Those that agree in everything but corpus
-        and overlap in the lengths of passages count as one. One whose repair is not whole blocks cannot be used.
+        Those of one folder that overlap in the lengths of passages count as one, which asks for the longer repair of
+        each number of passages; of others the most careful counts. Repairs that are not whole blocks cannot be used.
         """
         if self._read is None:
             self._read = [certificate for folder in self.folders for certificate in _read_folder(folder)]
         key = certificate_key(identity, template_tokens)
-        usable = (one for one in self._read if one.key == key and one.repair % identity.block_size == 0)
+        whole = identity.block_size
+        usable = (one for one in self._read if one.key == key and not any(n % whole for n in one.repairs))
         return next(usable, None)
 
 
@@ -206,7 +244,7 @@ def certificate_key(identity: "KVIdentity", template_tokens: Sequence[int]) -> s
     How KV is laid out in memory and on disk has no part in it.
     """
     facts = (
-        FORMAT, str(kv_identity.NUMERICS_REVISION), identity.weights, identity.model, identity.compute_mode,
+        KEY_FORMAT, str(kv_identity.NUMERICS_REVISION), identity.weights, identity.model, identity.compute_mode,
         identity.kv_dtype, ",".join(map(str, template_tokens)),
     )  # fmt: skip
     return blake3("\0".join(facts).encode()).hexdigest()
@@ -218,29 +256,38 @@ def shipped_certificates() -> Path:
 
 
 def _read_folder(folder: Path) -> list[Certificate]:
-    """Read every certificate; the most careful come first, joined where they can be."""
+    """Read every certificate; joined where they can be, the most careful come first."""
     read = [one for path in sorted(folder.glob("*.json")) if (one := _read(path)) is not None]
     found: list[Certificate] = []
-    kind = attrgetter("key", "min_passages", "max_passages", "min_passage_tokens")
-    for one in sorted(read, key=lambda one: (-one.repair, kind(one))):
+    for one in sorted(read, key=attrgetter("key", "min_passage_tokens")):
         if found and _can_join(found[-1], one):
             found[-1] = _joined(found[-1], one)
         else:
             found.append(one)
-    return found
+    return sorted(found, key=lambda one: -max(one.repairs))
 
 
 def _can_join(one: Certificate, other: Certificate) -> bool:
-    """Tell whether two were measured alike, over lengths of passages without a gap; `one` begins with the shorter."""
-    alike = all(
-        getattr(one, name) == getattr(other, name) for name in ("key", "repair", "min_passages", "max_passages")
+    """Tell whether two hold for the same KV, for lengths without a gap; `one` begins with the shorter passages."""
+    return (
+        one.key == other.key
+        and other.min_passage_tokens <= one.max_passage_tokens + 1
+        and other.min_passages <= one.max_passages
+        and one.min_passages <= other.max_passages
     )
-    return alike and other.min_passage_tokens <= one.max_passage_tokens + 1
 
 
 def _joined(one: Certificate, other: Certificate) -> Certificate:
+    """Return what both allow: the numbers of passages of both, and the longer repair of each."""
+    ends = {band.max_passages for band in (*one.bands, *other.bands)}
+    bands, start = [], max(one.min_passages, other.min_passages)
+    for end in sorted(end for end in ends if start <= end <= min(one.max_passages, other.max_passages)):
+        repair = max(found for each in (one, other) if (found := each.repair_for(end)) is not None)
+        bands.append(Band(min_passages=start, max_passages=end, repair=repair))
+        start = end + 1
     return one.model_copy(
         update={
+            "bands": tuple(bands),
             "max_passage_tokens": max(one.max_passage_tokens, other.max_passage_tokens),
             "corpus": f"{one.corpus} and {other.corpus}",
             "rows": (*one.rows, *other.rows),

@@ -137,7 +137,9 @@ class Intake:
                 f"{certificate.min_passage_tokens} to {certificate.max_passage_tokens} tokens, not for {len(passages)} "
                 f"of {min(lengths)} to {max(lengths)}; use reuse 'exact' or 'auto'"
             ), 0
-        return "", certificate.repair
+        repair = certificate.repair_for(len(passages))
+        assert repair is not None, "a certificate has a repair for every number of passages that it covers"
+        return "", repair
 
     def _prerequisites(self, request: Request) -> list[Request]:
         """Requests, new or under way, that compute canonical KV which nobody has.

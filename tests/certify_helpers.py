@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from engine.certificate import Certificate, CertificateRow, Drift, Interval
+from engine.certificate import Band, Certificate, CertificateRow, Drift, Interval
 
 
 def an_interval(value: float) -> Interval:
@@ -29,24 +29,21 @@ def a_row(*, passages: int = 2, repair: int = 32, chunk: float = 0.04, reordered
     )
 
 
-def a_certificate(**changed: Any) -> Certificate:
+def a_certificate(*, repair: int = 32, min_passages: int = 2, max_passages: int = 10, **changed: Any) -> Certificate:
     """One for 2 to 10 passages of 20 to 300 tokens."""
-    repair = changed.get("repair", 32)
     fields = {
         "key": "k",
         "model": "tiny",
         "compute_mode": "float16",
         "kv_dtype": "float16",
-        "repair": repair,
-        "min_passages": 2,
-        "max_passages": 10,
+        "bands": (Band(min_passages=min_passages, max_passages=max_passages, repair=repair),),
         "min_passage_tokens": 20,
         "max_passage_tokens": 300,
         "corpus": "topics",
         "max_tokens": 64,
         "orders": 4,
         "seed": 0,
-        "rows": (a_row(repair=repair), a_row(passages=10, repair=repair)),
+        "rows": (a_row(repair=repair), a_row(passages=max_passages, repair=repair)),
         "command": "rag certify",
         "machine": "one",
         "created": "2026-01-01T00:00:00+00:00",

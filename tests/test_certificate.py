@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from certify_helpers import a_certificate, a_row
 
-from engine.certificate import Certificate, Certificates, certificate_key, shipped_certificates
+from engine.certificate import Band, Certificate, CertificateRow, Certificates, certificate_key, shipped_certificates
 from engine.kv_identity import KVIdentity
 from engine.models.config import ModelConfig
 from engine.tokenizer import Tokenizer
@@ -55,12 +55,55 @@ def test_the_allowance_is_that_of_the_next_measured_number_of_passages():
     ]
 
 
+def bands(*triples: tuple[int, int, int]) -> tuple[Band, ...]:
+    return tuple(Band(min_passages=low, max_passages=high, repair=repair) for low, high, repair in triples)
+
+
+def rows_of(some: tuple[Band, ...]) -> tuple[CertificateRow, ...]:
+    return tuple(a_row(passages=band.max_passages, repair=band.repair) for band in some)
+
+
+def test_each_number_of_passages_has_its_repair():
+    some = bands((2, 2, 16), (3, 5, 64))
+    certificate = a_certificate(bands=some, rows=rows_of(some))
+    assert [certificate.repair_for(n) for n in (1, 2, 3, 5, 6)] == [0, 16, 64, 64, None]
+    assert (certificate.min_passages, certificate.max_passages) == (2, 5)
+    assert certificate.covers(2, [17, 200]) is False, "17 of its tokens are shifted, and nothing so short was measured"
+    assert certificate.covers(3, [17, 200, 200]), "the repair computes it whole"
+    assert not certificate.covers(6, [200] * 6)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [bands((2, 2, 16), (4, 5, 64)), bands((2, 3, 16), (3, 5, 64)), ()],
+    ids=["a gap", "an overlap", "none"],
+)
+def test_bands_rise_without_a_gap(wrong):
+    with pytest.raises(ValueError, match=r"gap|at least 1"):
+        a_certificate(bands=wrong, rows=rows_of(wrong))
+
+
+def test_a_joined_certificate_asks_for_the_longer_repair_of_each_number(tmp_path):
+    careful, light = bands((2, 2, 64), (3, 5, 64)), bands((2, 5, 16), (6, 10, 80))
+    issued(tmp_path, corpus="a", bands=careful, rows=rows_of(careful))
+    issued(tmp_path, corpus="b", bands=light, rows=rows_of(light))
+    found = Certificates([tmp_path]).find(an_identity(), TEMPLATE)
+    assert found is not None
+    assert [found.repair_for(n) for n in (2, 3, 5, 6)] == [64, 64, 64, None]
+    even, odd = bands((2, 4, 16)), bands((2, 3, 32), (4, 4, 48))
+    issued(tmp_path / "x", corpus="a", bands=even, rows=rows_of(even))
+    issued(tmp_path / "x", corpus="b", bands=odd, rows=rows_of(odd))
+    found = Certificates([tmp_path / "x"]).find(an_identity(), TEMPLATE)
+    assert found is not None
+    assert [found.repair_for(n) for n in (2, 3, 4, 5)] == [32, 32, 48, None]
+
+
 def test_it_is_found_by_model_and_template(tmp_path):
     issued(tmp_path)
     certificates = Certificates([tmp_path / "missing", tmp_path])
     found = certificates.find(an_identity(), TEMPLATE)
     assert found is not None
-    assert found.repair == 32
+    assert found.repairs == (32,)
     assert certificates.find(an_identity(), (1, 2)) is None, "another template"
     for name in ("weights", "model", "compute_mode", "kv_dtype"):
         assert certificates.find(an_identity(**{name: "other"}), TEMPLATE) is None, name
@@ -81,14 +124,14 @@ def test_tokens_do_not_run_together_in_the_key():
 
 def test_the_users_own_counts_first_and_then_the_most_careful(tmp_path):
     issued(tmp_path / "shipped", corpus="a", repair=16)
-    issued(tmp_path / "shipped", corpus="b", repair=64)
+    issued(tmp_path / "shipped", corpus="b", repair=64, min_passage_tokens=400, max_passage_tokens=500)
     shipped = Certificates([tmp_path / "shipped"]).find(an_identity(), TEMPLATE)
     assert shipped is not None
-    assert shipped.repair == 64
+    assert shipped.repairs == (64,)
     issued(tmp_path / "own", repair=32)
     own = Certificates([tmp_path / "own", tmp_path / "shipped"]).find(an_identity(), TEMPLATE)
     assert own is not None
-    assert own.repair == 32
+    assert own.repairs == (32,)
 
 
 @pytest.mark.parametrize(
@@ -98,8 +141,8 @@ def test_the_users_own_counts_first_and_then_the_most_careful(tmp_path):
         ({"min_passage_tokens": 301, "max_passage_tokens": 400}, (20, 400)),
         ({"min_passage_tokens": 30, "max_passage_tokens": 40}, (20, 300)),
         ({"min_passage_tokens": 302, "max_passage_tokens": 400}, (20, 300)),
-        ({"min_passage_tokens": 200, "max_passage_tokens": 400, "max_passages": 12}, (20, 300)),
-        ({"min_passage_tokens": 200, "max_passage_tokens": 400, "repair": 16}, (20, 300)),
+        ({"min_passage_tokens": 200, "max_passage_tokens": 400, "min_passages": 11, "max_passages": 12}, (20, 300)),
+        ({"min_passage_tokens": 200, "max_passage_tokens": 400, "repair": 16}, (20, 400)),
         ({"min_passage_tokens": 200, "max_passage_tokens": 400, "identity": an_identity(weights="x")}, (20, 300)),
     ],
     ids=["shorter", "longer", "inside", "a gap between", "other numbers", "another repair", "another model"],
@@ -107,7 +150,8 @@ def test_the_users_own_counts_first_and_then_the_most_careful(tmp_path):
 def test_two_corpora_make_one_certificate_where_nothing_was_left_out(tmp_path, other, lengths):
     issued(tmp_path, corpus="a")
     repair = other.get("repair", 32)
-    rows = (a_row(passages=2, repair=repair, reordered=0.01), a_row(passages=10, repair=repair, reordered=0.09))
+    most = other.get("max_passages", 10)
+    rows = (a_row(passages=2, repair=repair, reordered=0.01), a_row(passages=most, repair=repair, reordered=0.09))
     issued(tmp_path, corpus="b", rows=rows, **other)
     found = Certificates([tmp_path]).find(an_identity(), TEMPLATE)
     assert found is not None
@@ -131,11 +175,12 @@ def test_a_repair_that_is_no_whole_number_of_blocks_is_of_no_use(tmp_path):
         (lambda text: text[: len(text) // 2], "EOF"),
         (lambda text: "", "EOF"),
         (lambda text: text.replace('"repair": 32', '"repair": "much"'), "repair"),
-        (lambda text: text.replace("certificate-1", "certificate-9"), "format"),
+        (lambda text: text.replace('"repair": 32', '"repair": 16', 1), "confirmed"),
+        (lambda text: text.replace("certificate-2", "certificate-9"), "format"),
         (lambda text: text.replace('"stage": "confirmation"', '"stage": "screening"'), "confirmed"),
         (lambda text: text.replace('"failures": []', '"failures": ["too far"]'), "confirmed"),
     ],
-    ids=["cut", "empty", "wrong type", "of another version", "not confirmed", "failed"],
+    ids=["cut", "empty", "wrong type", "another repair", "of another version", "not confirmed", "failed"],
 )
 def test_a_damaged_file_is_ignored_with_a_reason_and_hides_no_other(tmp_path, caplog, damage, named):
     path = issued(tmp_path)

@@ -137,9 +137,9 @@ def test_free_answers_are_scored(engine):
 def test_a_repair_that_passes_is_certified_and_chunk_reuse_is_allowed(config, small):
     events = []
     report = certify(config, small(ks=(2, 3)), events.append)
-    assert report.repair == WHOLE
+    assert [(band.max_passages, band.repair) for band in report.bands] == [(2, WHOLE), (3, WHOLE)]
     assert [(row.stage, row.passages) for row in report.rows] == [
-        ("screening", 2), ("screening", 3), ("confirmation", 2), ("confirmation", 3)
+        ("screening", 2), ("confirmation", 2), ("screening", 3), ("confirmation", 3)
     ]  # fmt: skip
     assert {event.stage for event in events} == {"ingest", "retrieve", "screening", "confirmation"}
     certificates = certificates_of(ModelHub(config.models_dir), config.model)
@@ -147,7 +147,7 @@ def test_a_repair_that_passes_is_certified_and_chunk_reuse_is_allowed(config, sm
     head = layout_head(config)
     found = certificates.find(engine.identity, head.tokens)
     assert found is not None
-    assert (found.repair, found.min_passages, found.max_passages) == (WHOLE, 2, 3)
+    assert (found.repairs, found.min_passages, found.max_passages) == ((WHOLE, WHOLE), 2, 3)
     assert found.rows == report.rows
     assert report.certificate is not None
     assert Certificate.model_validate_json(Path(report.certificate).read_text()) == found
@@ -228,18 +228,19 @@ def test_reuse_that_moves_answers_too_far_is_refused(config, small, monkeypatch)
     monkeypatch.setattr(Scorer, "measure", measure)
     before = set(own_certificates(ModelHub(config.models_dir), config.model).glob("*"))
     report = certify(config, small(ks=(2, 3), repairs=(0, 16)))
-    assert report.repair is report.certificate is None
+    assert report.bands == ()
+    assert report.certificate is None
     assert {row.stage for row in report.rows} == {"screening"}, "nothing to confirm"
-    assert [row.passes for row in report.rows] == [False] * 4
+    assert [(row.passages, row.passes) for row in report.rows] == [(2, False)] * 2
     printed = render(report)
     assert "REFUSED" in printed
-    assert "screening, 3 passages, repair 16: it may move answers more than another order does" in printed
+    assert "screening, 2 passages, repair 16: it may move answers more than another order does" in printed
     assert set(own_certificates(ModelHub(config.models_dir), config.model).glob("*")) == before
 
 
 def test_without_the_template_no_certificate_is_written(config, small):
     report = certify(config, small(template=False))
-    assert report.repair == WHOLE
+    assert [band.repair for band in report.bands] == [WHOLE]
     assert report.certificate is None
     assert "without the template there is no certificate" in render(report)
 
@@ -327,7 +328,7 @@ def refused():
         max_tokens=64, orders=4, seed=0, template=True,
     )  # fmt: skip
     return CertifyReport(
-        setting=setting, environment=RunClock().environment(), rows=(row,), answers=(), repair=None, certificate=None,
+        setting=setting, environment=RunClock().environment(), rows=(row,), answers=(), bands=(), certificate=None,
         seconds=1.0, measured=32,
     )  # fmt: skip
 

@@ -5,8 +5,9 @@ import pytest
 
 from rag.certify import judgement
 from rag.certify.figures import SetFigures, WayFigures
-from rag.certify.judgement import choose_repair, estimate, judge, upper_bound
+from rag.certify.judgement import choose_bands, estimate, judge, upper_bound
 
+STAGES = ("screening", "confirmation")
 NORMAL_95, NORMAL_975 = 1.6449, 1.96
 
 
@@ -96,33 +97,46 @@ def test_a_row_has_its_figures():
     assert row.no_passages.agreement.value == pytest.approx(0.7)
 
 
+def stage(name, passing, calls):
+    """A stage that passes the given pairs of passages and repair."""
+
+    def judged(k, repair):
+        calls.append((name, k, repair))
+        return judge(name, some_sets([0.04 if (k, repair) in passing else 0.06] * 4, 0.05), 16, seed=0)
+
+    return judged
+
+
 def test_repairs_are_tried_in_order_and_confirmed_on_fresh_sets():
     calls = []
-
-    def stage(name, passing):
-        def rows(repair):
-            calls.append((name, repair))
-            chunk = 0.04 if repair in passing else 0.06
-            sets = some_sets([chunk] * 4, 0.05)
-            return [judge(name, sets, 16, seed=0)]
-
-        return rows
-
-    chosen, rows = choose_repair((0, 16, 32, 64), stage("screening", {16, 32, 64}), stage("confirmation", {32, 64}))
-    assert chosen == 32, "16 was not confirmed"
+    screen = stage("screening", {(2, 16), (2, 32), (2, 64)}, calls)
+    bands, rows = choose_bands((2,), (0, 16, 32, 64), screen, stage("confirmation", {(2, 32), (2, 64)}, calls))
+    assert [(band.min_passages, band.max_passages, band.repair) for band in bands] == [(2, 2, 32)], "16 failed fresh"
     assert calls == [
-        ("screening", 0), ("screening", 16), ("confirmation", 16), ("screening", 32), ("confirmation", 32)
+        ("screening", 2, 0), ("screening", 2, 16), ("confirmation", 2, 16), ("screening", 2, 32),
+        ("confirmation", 2, 32),
     ]  # fmt: skip
     assert [row.passes for row in rows] == [False, True, False, True, True]
-    refused, rows = choose_repair((0, 16), stage("screening", set()), stage("confirmation", {0, 16}))
-    assert refused is None
-    assert len(rows) == 2
 
 
-def test_one_number_of_passages_that_fails_is_enough():
-    good, bad = some_sets([0.04] * 4, 0.05), some_sets([0.06] * 4, 0.05)
+def test_each_number_of_passages_takes_the_repair_that_it_needs_and_no_less_than_fewer_do():
+    calls = []
+    passing = {(2, 16), (5, 0), (5, 16), (10, 64)}
+    bands, _ = choose_bands((2, 5, 10), (0, 16, 32, 64), *(stage(name, passing, calls) for name in STAGES))
+    assert [(band.min_passages, band.max_passages, band.repair) for band in bands] == [
+        (2, 2, 16), (3, 5, 16), (6, 10, 64)
+    ]  # fmt: skip
+    assert ("screening", 5, 0) not in calls
 
-    def rows(repair):
-        return [judge("screening", sets, 16, seed=0) for sets in (good, bad)]
 
-    assert choose_repair((16,), rows, lambda repair: pytest.fail("nothing to confirm"))[0] is None
+@pytest.mark.parametrize(
+    ("passing", "most"),
+    [({(2, 0), (10, 0)}, [2]), ({(5, 0), (10, 0)}, []), (set(), [])],
+    ids=["five fail", "two fail", "all fail"],
+)
+def test_what_is_above_a_number_of_passages_that_fails_is_not_certified(passing, most):
+    calls = []
+    bands, rows = choose_bands((2, 5, 10), (0, 16), *(stage(name, passing, calls) for name in STAGES))
+    assert [band.max_passages for band in bands] == most
+    assert not rows[-1].passes
+    assert all(k <= 5 for _, k, _ in calls)

@@ -5,6 +5,7 @@ from time import perf_counter
 
 import pytest
 import torch
+from certify_helpers import a_certificate
 from engine_helpers import BLOCK, ask, check_settled, collect, passage, random_tokens, tail, template, tiny_engine
 
 from engine import Generation, Prompt, Reuse, SamplingParams
@@ -96,17 +97,12 @@ def test_novel_orders_never_change_the_tree(engine):
 def test_a_certificate_decides(tiny_folder, caplog):
     engine = tiny_engine(tiny_folder)
     prompt = Prompt([TEMPLATE, A, B, QUESTION])
-
-    class Certificate:
-        min_passages, max_passages, min_passage_tokens, max_passage_tokens, repair = 2, 3, 20, 40, BLOCK
-
-        def covers(self, num_passages, lengths):
-            return num_passages <= 3 and all(20 <= length <= 40 for length in lengths)
+    certificate = a_certificate(repair=BLOCK, max_passages=3, max_passage_tokens=40)
 
     class Certificates:
         def find(self, identity, template_tokens):
             assert identity is engine.identity
-            return Certificate() if template_tokens == TEMPLATE.tokens else None
+            return certificate if template_tokens == TEMPLATE.tokens else None
 
     engine._intake._certificates = Certificates()
     engine.precompute(TEMPLATE, [A, B, C])
@@ -157,17 +153,17 @@ def test_a_forced_answer_has_the_log_probabilities_of_a_plain_one(engine):
     greedy = ask(engine, prompt, SamplingParams(max_tokens=12, ignore_eos=True))
     forced = ask(engine, prompt, forced=greedy.token_ids)
     assert forced.token_ids == greedy.token_ids
-    assert forced.logprobs is not None
-    assert forced.logprobs.shape == (12, 97)
-    assert forced.logprobs.argmax(-1).tolist() == list(greedy.token_ids)
-    assert torch.allclose(forced.logprobs.exp().sum(-1), torch.ones(12), atol=1e-5)
+    assert forced.forced_logprobs is not None
+    assert forced.forced_logprobs.shape == (12, 97)
+    assert forced.forced_logprobs.argmax(-1).tolist() == list(greedy.token_ids)
+    assert torch.allclose(forced.forced_logprobs.exp().sum(-1), torch.ones(12), atol=1e-5)
     for n, token in enumerate(greedy.token_ids):
         longer = Prompt([TEMPLATE, A, tail((*QUESTION.tokens, *greedy.token_ids[:n]))])
         alone = ask(engine, longer, forced=[token])
-        assert torch.allclose(alone.logprobs[0], forced.logprobs[n], atol=1e-4), f"token {n}"
+        assert torch.allclose(alone.forced_logprobs[0], forced.forced_logprobs[n], atol=1e-4), f"token {n}"
     odd = ask(engine, prompt, forced=[5, 4, 3])
     assert odd.token_ids == (5, 4, 3), "whatever the model says"
-    assert ask(engine, prompt, FOUR).logprobs is None
+    assert ask(engine, prompt, FOUR).forced_logprobs is None
 
 
 def test_forced_answers_beside_others_are_the_same(engine):
@@ -176,7 +172,7 @@ def test_forced_answers_beside_others_are_the_same(engine):
     other = engine.submit(Prompt([TEMPLATE, B, QUESTION]), SamplingParams(max_tokens=30, ignore_eos=True))
     together = ask(engine, prompt, forced=range(30, 50))
     assert together.token_ids == alone.token_ids
-    assert torch.allclose(together.logprobs, alone.logprobs, atol=1e-4)
+    assert torch.allclose(together.forced_logprobs, alone.forced_logprobs, atol=1e-4)
     collect(engine.stream(other))
 
 

@@ -29,7 +29,7 @@ def a_generation(*, names=("a", "b"), outcome=Outcome.SHIFTED, tokens=(1, 0, 1),
     kinds += [(SegmentKind.PASSAGE, names[1], outcome), (SegmentKind.TAIL, "", Outcome.COMPUTED)]
     segments = tuple(SegmentReport(kind, name, 40, 24, rung, "device") for kind, name, rung in kinds)
     return Generation(
-        tokens, "", FinishReason.STOP, 109, CacheReport(segments), Timings(0.0), logprobs=logprobs
+        tokens, "", FinishReason.STOP, 109, CacheReport(segments), Timings(0.0), forced_logprobs=logprobs
     )  # fmt: skip
 
 
@@ -56,7 +56,7 @@ class FakeWorker:
 
 
 def a_checker(worker, *, rate=1.0, reordered=0.05):
-    return ShadowChecker(worker, rate, a_certificate(rows=(a_row(reordered=reordered),)))
+    return ShadowChecker(worker, rate, a_certificate(max_passages=2, rows=(a_row(reordered=reordered),)))
 
 
 def test_drift_is_that_of_the_answer_over_reused_kv_from_full_prefill():

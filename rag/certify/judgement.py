@@ -1,4 +1,4 @@
-"""The test itself: from the figures of sets to rows that pass or do not, and to the repair that is chosen.
+"""The test itself: from the figures of sets to rows that pass or do not, and to the repairs that are chosen.
 
 DESIGN section 4. Knows numbers only.
 """
@@ -6,13 +6,13 @@ DESIGN section 4. Knows numbers only.
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from engine.certificate import CertificateRow, Drift, Interval, Stage
+from engine.certificate import Band, CertificateRow, Drift, Interval, Stage
 from rag.certify.figures import SetFigures, WayFigures
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["choose_repair", "estimate", "judge", "upper_bound"]
+__all__ = ["choose_bands", "estimate", "judge", "upper_bound"]
 
 RESAMPLES = 10_000
 AGREEMENT_MARGIN = 0.01  # of the answer tokens
@@ -67,28 +67,47 @@ def judge(stage: Stage, sets: Sequence[SetFigures], repair: int, *, seed: int) -
     )
 
 
-def choose_repair(
+def choose_bands(
+    ks: Sequence[int],
     repairs: Sequence[int],
-    screen: Callable[[int], Sequence[CertificateRow]],
-    confirm: Callable[[int], Sequence[CertificateRow]],
-) -> tuple[int | None, list[CertificateRow]]:
-    """Return the first repair that passes on both sets of questions at every number of passages, and every row.
+    screen: Callable[[int, int], CertificateRow],
+    confirm: Callable[[int, int], CertificateRow],
+) -> tuple[list[Band], list[CertificateRow]]:
+    """Choose for each number of passages the first repair that passes on both sets of questions.
+
+    More passages never take a shorter repair than fewer do. Where none passes, what is above is not looked at.
 
     Args:
+        ks: numbers of passages, rising.
         repairs: in the order in which they are tried.
-        screen: judges a repair on the first questions, one row a number of passages.
-        confirm: does so on fresh ones; only asked of a repair that passed.
+        screen: judges a number of passages and a repair on the first questions.
+        confirm: does so on fresh ones; only asked of what passed.
+
+    Returns:
+        The bands, none where the least number of passages fails, and every row.
     """
+    bands: list[Band] = []
     rows: list[CertificateRow] = []
-    for repair in repairs:
-        screened = screen(repair)
-        rows += screened
-        if all(row.passes for row in screened):
-            confirmed = confirm(repair)
-            rows += confirmed
-            if all(row.passes for row in confirmed):
-                return repair, rows
-    return None, rows
+    tried = 0  # repairs that fewer passages did not pass with
+    for k in ks:
+        while tried < len(repairs) and not _passes(k, repairs[tried], (screen, confirm), rows):
+            tried += 1
+        if tried == len(repairs):
+            break
+        start = bands[-1].max_passages + 1 if bands else k
+        bands.append(Band(min_passages=start, max_passages=k, repair=repairs[tried]))
+    return bands, rows
+
+
+def _passes(
+    k: int, repair: int, stages: Sequence[Callable[[int, int], CertificateRow]], rows: list[CertificateRow]
+) -> bool:
+    """Judge one stage after the other until one fails; add every row."""
+    for judged in stages:
+        rows.append(judged(k, repair))
+        if not rows[-1].passes:
+            return False
+    return True
 
 
 def _failures(bound: float, chunk: Drift, reordered: Drift, no_passages: Drift) -> list[str]:

@@ -4,14 +4,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from engine.certificate import CertificateRow, Interval
+from engine.certificate import Band, CertificateRow, Interval
 from rag.bench.environment import Environment
 from rag.certify.figures import SetFigures
 from rag.certify.judgement import estimate
 
 __all__ = ["AnswerRow", "CertifyReport", "CertifySetting", "answer_rows"]
 
-FORMAT = "preread-certify-1"
+FORMAT = "preread-certify-2"
 
 
 class _Part(BaseModel):
@@ -65,7 +65,7 @@ class CertifyReport(_Part):
     Attributes:
         rows: every row that the choice is based on.
         answers: empty where answers were not asked for.
-        repair: the smallest one that passed, or None.
+        bands: the numbers of passages that passed, with the smallest repair of each; empty where nothing did.
         certificate: file of the certificate, or None where none was written.
         seconds: of this run.
         measured: questions measured in this run; the others were measured before.
@@ -76,7 +76,7 @@ class CertifyReport(_Part):
     environment: Environment
     rows: tuple[CertificateRow, ...]
     answers: tuple[AnswerRow, ...]
-    repair: int | None
+    bands: tuple[Band, ...]
     certificate: str | None
     seconds: float
     measured: int

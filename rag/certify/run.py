@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from engine.certificate import Certificate, CertificateRow, Stage, certificate_key
+from engine.certificate import Band, Certificate, CertificateRow, certificate_key
 from rag.bench.environment import Environment, RunClock, describe_machine
 from rag.bench.progress import Progress
 from rag.certify.config import CertifyConfig
 from rag.certify.folders import own_certificates
-from rag.certify.judgement import choose_repair, judge
-from rag.certify.measurements import Measurements, Sets
+from rag.certify.judgement import choose_bands, judge
+from rag.certify.measurements import Measurements
 from rag.certify.probes import make_probes
 from rag.certify.report import CertifyReport, CertifySetting, answer_rows
 from rag.config import RagConfig
@@ -48,22 +48,23 @@ def run(
     template = probes[0].prompts[certify.ks[0]].segments[0]
     key = certificate_key(engine.identity, template.tokens)
     measurements = Measurements(engine, certify, key, probes, progress)
-    repair, rows = choose_repair(
+    bands, rows = choose_bands(
+        certify.ks,
         certify.repairs,
-        lambda repair: _judged("screening", measurements.screening(), repair, certify.seed),
-        lambda repair: _judged("confirmation", measurements.confirmation(), repair, certify.seed),
+        lambda k, repair: judge("screening", measurements.screening()[k], repair, seed=certify.seed),
+        lambda k, repair: judge("confirmation", measurements.confirmation()[k], repair, seed=certify.seed),
     )
     environment = clock.environment()
     setting = _setting(config, certify, engine)
     path = None
-    if repair is not None and certify.template:
-        path = _certificate(setting, environment, key, repair, rows, measurements.lengths()).write(folder)
+    if bands and certify.template:
+        path = _certificate(setting, environment, key, bands, rows, measurements.lengths()).write(folder)
     return CertifyReport(
         setting=setting,
         environment=environment,
         rows=tuple(rows),
         answers=tuple(answer_rows(measurements.screening(), seed=certify.seed)),
-        repair=repair,
+        bands=tuple(bands),
         certificate=None if path is None else str(path),
         seconds=clock.seconds,
         measured=measurements.count,
@@ -75,10 +76,6 @@ def _open_engine(config: RagConfig, hub: ModelHub) -> "Engine":
     from engine.engine import Engine
 
     return Engine.from_pretrained(hub.resolve(config.model), replace(config.engine.build(), weights="full"))
-
-
-def _judged(stage: Stage, sets: Sets, repair: int, seed: int) -> list[CertificateRow]:
-    return [judge(stage, figures, repair, seed=seed) for figures in sets.values()]
 
 
 def _setting(config: RagConfig, certify: CertifyConfig, engine: "Engine") -> CertifySetting:
@@ -101,7 +98,7 @@ def _certificate(
     setting: CertifySetting,
     environment: Environment,
     key: str,
-    repair: int,
+    bands: Sequence[Band],
     rows: Sequence[CertificateRow],
     lengths: Sequence[int],
 ) -> Certificate:
@@ -110,9 +107,7 @@ def _certificate(
         model=setting.model,
         compute_mode=setting.compute_mode,
         kv_dtype=setting.kv_dtype,
-        repair=repair,
-        min_passages=min(setting.ks),
-        max_passages=max(setting.ks),
+        bands=tuple(bands),
         min_passage_tokens=min(lengths),
         max_passage_tokens=max(lengths),
         corpus=setting.corpus,

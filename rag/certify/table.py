@@ -7,7 +7,7 @@ from itertools import groupby
 from rich.console import Console
 from rich.table import Table
 
-from engine.certificate import CertificateRow, Drift, Interval
+from engine.certificate import Band, CertificateRow, Drift, Interval
 from rag.bench.environment import describe_machine
 from rag.certify.report import CertifyReport
 
@@ -88,11 +88,19 @@ def _facts(report: CertifyReport) -> Iterator[tuple[str, str]]:
 
 
 def _verdict(report: CertifyReport) -> str:
-    if report.repair is None:
+    if not report.bands:
         return "REFUSED: no repair passes, so chunk reuse stays off and requests run exact"
+    passed = ", ".join(f"repair {band.repair} for {_range(band)} passages" for band in report.bands)
+    most, asked = report.bands[-1].max_passages, max(report.setting.ks)
+    missing = f"; no repair passes for {asked}, so requests with more than {most} run exact" if most < asked else ""
     if report.certificate is None:
-        return f"repair {report.repair} passes; without the template there is no certificate"
-    return f"CERTIFIED with repair {report.repair}: {report.certificate}"
+        return f"{passed} passes{missing}; without the template there is no certificate"
+    return f"CERTIFIED {passed}{missing}: {report.certificate}"
+
+
+def _range(band: Band) -> str:
+    few, many = band.min_passages, band.max_passages
+    return str(few) if few == many else f"{few} to {many}"
 
 
 def _plain(interval: Interval) -> str:

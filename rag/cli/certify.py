@@ -44,10 +44,10 @@ def certify(  # noqa: PLR0917 - typer declares options as parameters
     """Test whether reused KV may move answers no more than another order of the passages does; certify it if so.
 
     The model answers questions over the collection with full prefill; the answers are then forced, token by token,
-    over the same passages in other orders, over reused KV, and over no passages. The smallest repair that passes is
-    confirmed on fresh questions, and the certificate is written beside the model: from then on `auto` and `chunk` reuse
-    KV at any position. Minutes to an hour. Ctrl-C loses nothing: the same command goes on where it ended. The exit code
-    is 1 when no repair passes.
+    over the same passages in other orders, over reused KV, and over no passages. For each number of passages the
+    smallest repair that passes is confirmed on fresh questions, and the certificate is written beside the model: from
+    then on `auto` and `chunk` reuse KV at any position. Minutes to an hour. Ctrl-C loses nothing: the same command goes
+    on where it ended. The exit code is 1 when no repair passes.
     """
     from rag.certify.config import CertifyConfig
     from rag.certify.run import run
@@ -80,7 +80,7 @@ def certify(  # noqa: PLR0917 - typer declares options as parameters
     except KeyboardInterrupt:
         print("interrupted; the same command goes on with the question that was not complete", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
-    if report.repair is None:
+    if not report.bands:
         raise typer.Exit(FAILED)
 
 
