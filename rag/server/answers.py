@@ -5,10 +5,10 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from rag.schemas import Answer, AnswerRequest, DoneEvent, SearchRequest, SearchResult
+from rag.schemas import Answer, AnswerEvent, AnswerRequest, DoneEvent, SearchRequest, SearchResult
 from rag.server.feed import EventFeed, until_gone
 from rag.server.problems import ProblemError, problem_responses
-from rag.server.sse import EventStream
+from rag.server.sse import EventStream, NamedFrames
 from rag.server.state import ReadyState
 
 __all__ = ["require_json", "router"]
@@ -52,7 +52,7 @@ async def answer(body: AnswerRequest, request: Request, state: ReadyState) -> Re
     """
     feed = EventFeed(state.service.answer_async(body))
     if body.stream:
-        return await EventStream.begin(feed, request, ping_seconds=state.settings.ping_seconds)
+        return await EventStream.begin(feed, request, NamedFrames(), ping_seconds=state.settings.ping_seconds)
     try:
         return await until_gone(request.receive, _last(feed))
     except BaseException:
@@ -60,7 +60,7 @@ async def answer(body: AnswerRequest, request: Request, state: ReadyState) -> Re
         raise
 
 
-async def _last(feed: EventFeed) -> Answer:
+async def _last(feed: EventFeed[AnswerEvent]) -> Answer:
     while (event := await feed.next()) is not None:
         if isinstance(event, DoneEvent):
             return event.answer

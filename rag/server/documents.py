@@ -22,7 +22,7 @@ from rag.schemas import (
 )
 from rag.server.feed import EventFeed
 from rag.server.problems import ProblemError, problem_responses
-from rag.server.sse import EventStream
+from rag.server.sse import EventStream, NamedFrames
 from rag.server.state import ReadyState, SharedState
 from rag.service import source_from_input
 from retriever.document import BytesSource, Source
@@ -108,7 +108,7 @@ async def precompute(collection: Name, request: Request, state: ReadyState) -> R
     skipped, and stays when the connection is closed, which ends the work.
     """
     feed = EventFeed(state.service.precompute_async(collection))
-    return await EventStream.begin(feed, request, ping_seconds=state.settings.ping_seconds)
+    return await EventStream.begin(feed, request, NamedFrames(), ping_seconds=state.settings.ping_seconds)
 
 
 @router.get("/{collection}/documents", responses=problem_responses(404))

@@ -3,35 +3,32 @@
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from rag.schemas import AnswerEvent, PrecomputeProgress
-
-__all__ = ["EventFeed", "SilenceError", "StreamEvent", "until_gone"]
+__all__ = ["EventFeed", "SilenceError", "until_gone"]
 
 T = TypeVar("T")
-StreamEvent = AnswerEvent | PrecomputeProgress
 
 
 class SilenceError(Exception):
     """Report that nothing came in the time given; the next event is still to come."""
 
 
-class EventFeed:
+class EventFeed(Generic[T]):
     """Runs an answer, or other work that tells of itself, to its end, or until it is closed.
 
     Args:
         events: the work; closed by the task that runs it.
     """
 
-    def __init__(self, events: AsyncGenerator[StreamEvent, None]) -> None:
-        self._queue: asyncio.Queue[StreamEvent | Exception | None] = asyncio.Queue()
+    def __init__(self, events: AsyncGenerator[T, None]) -> None:
+        self._queue: asyncio.Queue[T | Exception | None] = asyncio.Queue()
         self._task = asyncio.create_task(self._run(events))
 
-    async def next(self, patience: float | None = None) -> StreamEvent | None:
+    async def next(self, patience: float | None = None) -> T | None:
         """Return the next event, None after the last one; what ended the work early is raised.
 
         Raises:
@@ -50,7 +47,7 @@ class EventFeed:
         """Cancel what has not ended."""
         self._task.cancel()
 
-    async def _run(self, events: AsyncGenerator[StreamEvent, None]) -> None:
+    async def _run(self, events: AsyncGenerator[T, None]) -> None:
         end: Exception | None = None
         try:
             async with aclosing(events):

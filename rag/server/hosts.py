@@ -60,7 +60,7 @@ class HostGuard:
             await self._app(scope, receive, send)
             return
         problem = describe(refusal, scope["state"]["request_id"])
-        await problem_response(problem, {"Connection": "close"})(scope, receive, send)
+        await problem_response(problem, {"Connection": "close"}, path=scope["path"])(scope, receive, send)
 
     def _refusal(self, headers: Headers) -> ProblemError | None:
         host, origins = ",".join(headers.getlist("host")), headers.getlist("origin")

@@ -48,7 +48,7 @@ class RequestIds:
             problem = describe(error, request_id)
             if started:
                 raise
-            await problem_response(problem)(scope, receive, send_with_id)
+            await problem_response(problem, path=scope["path"])(scope, receive, send_with_id)
 
 
 class BodyLimit:
@@ -71,7 +71,7 @@ class BodyLimit:
         declared = Headers(scope=scope).get("content-length", "")
         if declared.isdecimal() and int(declared) > self._max_bytes:
             problem = describe(self._too_large(), scope["state"]["request_id"])
-            await problem_response(problem, {"Connection": "close"})(scope, receive, send)
+            await problem_response(problem, {"Connection": "close"}, path=scope["path"])(scope, receive, send)
             return
         received = 0
 

@@ -1,4 +1,4 @@
-"""Problem documents (RFC 9457): which error gets which status, and how it is told.
+"""Problem documents (RFC 9457): which error gets which status, and how it is told; to OpenAI's clients in their way.
 
 Every detail says what to do. What no rule names is a defect of ours: it is logged with the request's id, and the client
 gets that id instead of the reason.
@@ -21,6 +21,7 @@ from starlette.routing import BaseRoute, Match
 
 from engine import errors as engine_errors
 from rag import errors as rag_errors
+from rag.openai.errors import error_body, error_status, speaks_openai
 from rag.schemas import SkippedDocument
 from retriever import errors as retriever_errors
 
@@ -107,6 +108,8 @@ class Rule:
 
 INTERNAL = Rule(500, "internal-error")
 RULES: dict[type[Exception], Rule] = {
+    rag_errors.InvalidKeyError: Rule(422, "invalid-request"),
+    rag_errors.UnknownKeyError: Rule(404, "unknown-key"),
     rag_errors.InvalidRequestError: Rule(422, "invalid-request"),
     rag_errors.NoKVStoreError: Rule(409, "no-kv-store"),
     rag_errors.NoPassagesError: Rule(409, "no-passages"),
@@ -144,8 +147,10 @@ def describe(error: Exception, request_id: str) -> Problem:
     )
 
 
-def problem_response(problem: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """Make the response of a problem."""
+def problem_response(problem: Problem, headers: Mapping[str, str] | None = None, *, path: str) -> JSONResponse:
+    """Make the response of a problem: a problem document, or an OpenAI error where the request's path is OpenAI's."""
+    if speaks_openai(path):
+        return JSONResponse(error_body(problem).model_dump(mode="json"), error_status(problem.status), headers)
     content = problem.model_dump(mode="json", exclude_none=True)
     return JSONResponse(content, problem.status, headers, media_type=MEDIA_TYPE)
 
@@ -179,10 +184,10 @@ async def _expected(request: Request, error: Exception) -> Response:
     rule = _rule_of(error)
     if rule is not None and rule.retry_after is not None:
         headers["Retry-After"] = str(rule.retry_after)
-    return problem_response(problem, headers)
+    return problem_response(problem, headers, path=request.url.path)
 
 
-async def _invalid(request: Request, error: Exception) -> Response:  # noqa: ARG001 - a handler's signature
+async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError), f"registered for validation errors, got {error!r}"
     found = error.errors()
     if any(item["type"] == "json_invalid" for item in found):
@@ -190,12 +195,12 @@ async def _invalid(request: Request, error: Exception) -> Response:  # noqa: ARG
         position = next((part for part in found[0]["loc"] if isinstance(part, int)), None)
         place = "" if position is None else f" at character {position}"
         problem = Rule(400, "invalid-json").problem(f"the body is not JSON: {reason}{place}; correct it")
-        return problem_response(problem)
+        return problem_response(problem, path=request.url.path)
     errors = [FieldError(pointer=_pointer(item["loc"]), detail=_message(item)) for item in found]
     named = "; ".join(f"{item.pointer.removeprefix('#/') or 'body'}: {item.detail}" for item in errors[:MAX_NAMED])
     more = f"; and {len(errors) - MAX_NAMED} more" if len(errors) > MAX_NAMED else ""
     detail = f"the request cannot be used: {named}{more}. Correct it; the fields are described at /openapi.json"
-    return problem_response(Rule(422, "invalid-request").problem(detail, errors=errors))
+    return problem_response(Rule(422, "invalid-request").problem(detail, errors=errors), path=request.url.path)
 
 
 async def _http(request: Request, error: Exception) -> Response:
@@ -213,7 +218,7 @@ async def _http(request: Request, error: Exception) -> Response:
     else:
         slug = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
         problem = Rule(error.status_code, slug).problem(f"{error.detail}; correct the request")
-    return problem_response(problem, headers)
+    return problem_response(problem, headers, path=request.url.path)
 
 
 async def _gone(request: Request, error: Exception) -> Response:  # noqa: ARG001 - a handler's signature

@@ -2,39 +2,77 @@
 
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Self
+from typing import Generic, Protocol, Self, TypeVar
 
 from fastapi.sse import EventSourceResponse, format_sse_event
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
-from rag.server.feed import EventFeed, SilenceError, StreamEvent, until_gone
-from rag.server.problems import describe
+from rag.schemas import AnswerEvent, PrecomputeProgress
+from rag.server.feed import EventFeed, SilenceError, until_gone
+from rag.server.problems import Problem, describe
 
-__all__ = ["EventStream"]
+__all__ = ["EventStream", "Framing", "NamedFrames", "StreamEvent"]
+
+StreamEvent = AnswerEvent | PrecomputeProgress
+T = TypeVar("T")
+T_contra = TypeVar("T_contra", contravariant=True)
 
 PING = format_sse_event(comment="ping")
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # a proxy that collects events defeats them
 
 
-class EventStream(EventSourceResponse):
+class Framing(Protocol[T_contra]):
+    """How the events of a stream are written."""
+
+    def event(self, event: T_contra) -> bytes:
+        """Write an event."""
+
+    def failure(self, problem: Problem) -> bytes:
+        """Write the error that ends a stream."""
+
+    def end(self) -> bytes:
+        """Write what follows the last event of a stream that did not fail."""
+
+
+class NamedFrames:
+    """The native way: events named by their type, and errors as problem documents."""
+
+    def event(self, event: StreamEvent) -> bytes:
+        """Write an event."""
+        return format_sse_event(event=event.type, data_str=event.model_dump_json())
+
+    def failure(self, problem: Problem) -> bytes:
+        """Write the error that ends a stream."""
+        return format_sse_event(event="error", data_str=problem.model_dump_json(exclude_none=True))
+
+    def end(self) -> bytes:
+        """Write nothing: the last event says that it is the last."""
+        return b""
+
+
+class EventStream(EventSourceResponse, Generic[T]):
     """Sends events; closes their feed however it ends.
 
     Args:
         feed: the events from the second one on.
         first: the first event.
+        framing: how they are written.
         ping_seconds: a comment is sent after so long a silence.
         request_id: named in the log where the work fails.
     """
 
-    def __init__(self, feed: EventFeed, first: StreamEvent, *, ping_seconds: float, request_id: str) -> None:
+    def __init__(
+        self, feed: EventFeed[T], first: T, framing: Framing[T], *, ping_seconds: float, request_id: str
+    ) -> None:
         super().__init__(self._frames(first), headers=HEADERS)
         self._feed = feed
+        self._framing = framing
         self._ping_seconds = ping_seconds
         self._request_id = request_id
 
     @classmethod
-    async def begin(cls, feed: EventFeed, request: Request, *, ping_seconds: float) -> Self:
+    async def begin(cls, feed: EventFeed[T], request: Request, framing: Framing[T], *, ping_seconds: float) -> Self:
         """Wait for the first event, so that an error before it gets a status of its own."""
         try:
             first = await until_gone(request.receive, feed.next())
@@ -42,7 +80,7 @@ class EventStream(EventSourceResponse):
             feed.close()
             raise
         assert first is not None, "a stream has at least one event"
-        return cls(feed, first, ping_seconds=ping_seconds, request_id=request.state.request_id)
+        return cls(feed, first, framing, ping_seconds=ping_seconds, request_id=request.state.request_id)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
         """Send the response until it ends or the client has gone, which is noticed even while nothing is sent."""
@@ -52,17 +90,17 @@ class EventStream(EventSourceResponse):
         finally:
             self._feed.close()
 
-    async def _frames(self, first: StreamEvent) -> AsyncIterator[bytes]:
-        event: StreamEvent | None = first
+    async def _frames(self, first: T) -> AsyncIterator[bytes]:
+        event: T | None = first
         try:
             while event is not None:
-                yield format_sse_event(event=event.type, data_str=event.model_dump_json())
+                yield self._framing.event(event)
                 while True:
                     try:
                         event = await self._feed.next(self._ping_seconds)
                         break
                     except SilenceError:
                         yield PING
+            yield self._framing.end()
         except Exception as error:  # noqa: BLE001 - the status is sent already: the stream tells it
-            problem = describe(error, self._request_id)
-            yield format_sse_event(event="error", data_str=problem.model_dump_json(exclude_none=True))
+            yield self._framing.failure(describe(error, self._request_id))
