@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from engine.errors import ConfigError
 from rag.activity import Activity
 from rag.config import RagConfig
+from rag.keys import KeyStore
 from rag.living_store import LivingStore
 from rag.model_hub import ModelHub
 
@@ -106,6 +107,7 @@ class Components:
         self.layout: Once[PromptLayout] = Once(self._make_layout)
         self.embedder: Once[TextEmbedder] = Once(lambda: embedder or self._make_embedder())
         self.library: Once[Library] = Once(self._make_library)
+        self.keys = Once(lambda: KeyStore(self.library().store))
         self.store: Once[LivingStore | None] = Once(self._make_store)
         self.worker: Once[EngineWorker] = Once(self._make_worker)
         self.shadow: Once[ShadowChecker | None] = Once(self._make_shadow)
@@ -144,6 +146,8 @@ class Components:
             shadow.close()
         if store := self.store.if_made:
             store.close()
+        if keys := self.keys.if_made:
+            keys.flush()
         if library := self.library.if_made:
             library.close()
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from engine.config import EngineConfig
@@ -134,6 +134,11 @@ class ServerSettings(_Group):
         max_body_bytes: larger request bodies are refused.
         ping_seconds: a streamed answer sends a comment after so long a silence.
         shutdown_seconds: answers that run when the server is stopped may take so long to end.
+        require_keys: refuse requests without an API key even before there is a first one.
+        open_metrics: `/metrics` needs no key where keys are on.
+        questions_per_minute: of one key that has no limit of its own; None is any number.
+        tokens_per_day: prompt and answer tokens of one key between two midnights UTC; None is any number.
+        max_files: documents in one request.
         shadow_rate: share of the answers over reused KV that are looked at again in full while nobody waits; where they
             drift further than the certificate says, reuse falls back to exact.
     """
@@ -142,6 +147,11 @@ class ServerSettings(_Group):
     max_body_bytes: int = Field(default=128 * 2**20, ge=1)
     ping_seconds: float = Field(default=15.0, gt=0)
     shutdown_seconds: float = Field(default=5.0, ge=0)
+    require_keys: bool = False
+    open_metrics: bool = False
+    questions_per_minute: int | None = Field(default=None, ge=1)
+    tokens_per_day: int | None = Field(default=None, ge=1)
+    max_files: int = Field(default=1000, ge=1)
     shadow_rate: float = Field(default=0.02, ge=0, le=1)
 
 
@@ -154,6 +164,7 @@ class RagConfig(BaseSettings):
         model: language model: a pulled name or a folder.
         embedder: the same for the embedder.
         top_k: passages to retrieve.
+        api_key: sent by commands that a running server does; without one, the token in its data directory is.
         host: address that `rag serve` listens on.
         port: its port.
         engine: see `EngineSettings`.
@@ -177,6 +188,7 @@ class RagConfig(BaseSettings):
     model: str = "smollm2-135m"
     embedder: str = "minilm"
     top_k: int = Field(default=4, ge=1, le=100)
+    api_key: SecretStr | None = None
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     engine: EngineSettings = EngineSettings()

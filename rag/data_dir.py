@@ -6,6 +6,7 @@ itself is never believed.
 
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,10 +17,12 @@ from filelock import FileLock, Timeout
 
 from rag.errors import DataDirBusyError, DataDirError
 
-__all__ = ["OwnedDataDir", "Owner", "find_owner", "open_owned"]
+__all__ = ["OwnedDataDir", "Owner", "find_owner", "open_owned", "owner_token"]
 
 LOCK_NAME = "owner.lock"
 OWNER_NAME = "owner.json"
+TOKEN_NAME = "owner.token"  # noqa: S105 - a file's name
+TOKEN_BYTES = 32
 PROBE_SECONDS = 1.0  # `find_owner` of another process holds the lock for a moment
 
 
@@ -39,15 +42,23 @@ class Owner:
 
 
 class OwnedDataDir:
-    """A data directory that this process owns."""
+    """A data directory that this process owns.
+
+    Attributes:
+        path: the directory.
+        token: proves to this process, which serves the directory, that a client may read it; a new one every time.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.token = secrets.token_urlsafe(TOKEN_BYTES)
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self.announce(None)
 
     def announce(self, url: str | None) -> None:
         """Tell other processes where this one serves the HTTP API, such as `http://127.0.0.1:8000`."""
+        if url is not None:
+            _write_private(self.path / TOKEN_NAME, self.token)
         owner = Owner(os.getpid(), url, self._started)
         partial = self.path / f"{OWNER_NAME}.part"
         partial.write_text(json.dumps(asdict(owner)) + "\n", encoding="utf-8")
@@ -77,6 +88,23 @@ def open_owned(path: Path) -> Iterator[OwnedDataDir]:
             yield OwnedDataDir(path)
         finally:
             (path / OWNER_NAME).unlink(missing_ok=True)
+            (path / TOKEN_NAME).unlink(missing_ok=True)
+
+
+def owner_token(path: Path) -> str:
+    """Return the token of the process that serves a data directory; empty where this user may not read it."""
+    try:
+        return (path / TOKEN_NAME).read_text("ascii")
+    except OSError:
+        return ""
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write a file that only this user can read, in place of what is there."""
+    path.unlink(missing_ok=True)  # its permissions, and who holds it open, are of no consequence
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(text)
 
 
 def find_owner(path: Path) -> Owner | None:

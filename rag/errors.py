@@ -12,6 +12,9 @@ RagError
 │   ├── NoKVStoreError         passages to be read ahead where no KV is stored
 │   ├── QuestionTooLongError   a question that leaves no room in the model's context
 │   └── NotReadyError          a server that loads its models, or stops
+├── ApiKeyError                an API key that cannot be had
+│   ├── InvalidKeyError        one that cannot be made like this
+│   └── UnknownKeyError        one that does not exist
 ├── ConfigurationError         a setting that is unknown, ambiguous or cannot work
 ├── PurgeError                KV of a deleted document that could not be erased
 ├── TemplateError              a prompt template that cannot be laid out
@@ -23,11 +26,13 @@ RagError
 
 __all__ = [
     "AddressError",
+    "ApiKeyError",
     "ChecksumError",
     "ConfigurationError",
     "DataDirBusyError",
     "DataDirError",
     "DownloadError",
+    "InvalidKeyError",
     "InvalidRequestError",
     "ModelFolderError",
     "ModelHubError",
@@ -40,6 +45,7 @@ __all__ = [
     "RequestError",
     "ServerError",
     "TemplateError",
+    "UnknownKeyError",
     "UnknownModelError",
 ]
 
@@ -90,6 +96,18 @@ class QuestionTooLongError(RequestError):
 
 class NotReadyError(RequestError):
     """Report that the server takes no questions yet, or no more."""
+
+
+class ApiKeyError(RagError):
+    """Base of the errors of making and finding API keys."""
+
+
+class InvalidKeyError(ApiKeyError):
+    """Report a key that cannot be made as asked."""
+
+
+class UnknownKeyError(ApiKeyError):
+    """Report that there is no key of this id or name."""
 
 
 class ConfigurationError(RagError):

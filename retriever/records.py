@@ -60,6 +60,11 @@ class Reader:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """The transaction's connection, for tables that others keep in this database."""
+        return self._connection
+
     def collections(self) -> list[Collection]:
         """Return every collection, by name."""
         return [_collection(row) for row in self._connection.execute(COLLECTIONS + "ORDER BY c.name")]

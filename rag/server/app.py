@@ -6,6 +6,7 @@
 | `feed`, `sse` | an answer that is sent while it is made, to a client that may leave |
 | `problems`, `middleware` | errors as problem documents, request ids, the limit of a body |
 | `hosts` | which hosts and web pages are refused |
+| `authentication`, `access` | whose key a request has, and what it may do |
 | `state` | what the routes share: service, settings, ingestions |
 | `running` | the process: address, signals, start and end |
 """
@@ -19,6 +20,7 @@ from fastapi import FastAPI
 from rag.config import RagConfig, ServerSettings
 from rag.data_dir import open_owned
 from rag.server import answers, documents, health
+from rag.server.authentication import Authentication
 from rag.server.hosts import HostGuard, allowed_hosts, is_loopback
 from rag.server.middleware import BodyLimit, RequestIds
 from rag.server.problems import Problem, add_handlers
@@ -59,6 +61,7 @@ def create_app(service: Service, settings: ServerSettings | None = None) -> Fast
     routers = (answers.router, documents.router, health.router)
     add_handlers(app, [route for router in routers for route in router.routes])
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(Authentication, state=app.state.preread)
     app.add_middleware(HostGuard, hosts=allowed_hosts(service.config.host, settings))
     app.add_middleware(RequestIds)
     for router in routers:

@@ -72,6 +72,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: FastAPI, owned: OwnedDataDir, listener: socket.socket) -> None:
         state: ServerState = app.state.preread
+        state.owner_token = owned.token
         patience = ceil(state.settings.shutdown_seconds) + LAST_RESORT_SECONDS
         super().__init__(
             uvicorn.Config(app, log_config=None, lifespan="off", ws="none", timeout_graceful_shutdown=patience)

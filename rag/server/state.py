@@ -75,11 +75,15 @@ class ServerState:
     Args:
         service: does the work.
         settings: of the server.
+
+    Attributes:
+        owner_token: who presents it may read the data directory, and so may do everything; empty is nobody.
     """
 
     def __init__(self, service: Service, settings: ServerSettings) -> None:
         self.service = service
         self.settings = settings
+        self.owner_token = ""
         self.ingestions = Ingestions()
 
     @property

@@ -1,0 +1,301 @@
+"""API keys: who may ask, for what, and how much. Nobody knows a key's secret but its owner.
+
+A key is written `prk_ID_SECRET`. The id is public: it names the key in lists, logs and the ledger. The secret is 192
+random bits, so that its SHA-256 hash, which alone is stored, cannot be searched for: slow hashes and salts are for
+secrets that people choose. Keys are few and read at every request, so all of them are held in memory; the process that
+owns the data directory is the only one that changes them.
+"""
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from threading import Lock
+from typing import Literal, get_args
+
+from rag.errors import InvalidKeyError, UnknownKeyError
+from retriever.store import Store
+
+__all__ = ["EVERY", "Grants", "Key", "KeyStore", "Scope", "parse_scopes"]
+
+Scope = Literal["read", "write", "admin"]
+EVERY = "*"  # collections, those to come included
+PREFIX = "prk"
+ID_BYTES, SECRET_BYTES = 6, 24
+WIDTH: dict[Scope, int] = {"read": 1, "write": 2, "admin": 3}
+COLLECTION = re.compile(r"\*|[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+NAME = re.compile(r"[^\x00-\x1f\x7f]{1,100}")
+NO_HASH = bytes(hashlib.sha256().digest_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Grants:
+    """What a key may do: the widest scope by collection; a wider one includes the narrower ones."""
+
+    scopes: Mapping[str, Scope] = field(default_factory=dict)
+
+    def may(self, scope: Scope, collection: str | None = None) -> bool:
+        """Return whether a scope is granted.
+
+        Args:
+            scope: admin of no collection in particular is that of the server; reading or writing of none in particular
+                is granted to who may do so anywhere.
+            collection: its name.
+        """
+        if collection is None and scope != "admin":
+            held = list(self.scopes.values())
+        else:
+            held = [self.scopes[name] for name in (EVERY, collection or EVERY) if name in self.scopes]
+        return any(WIDTH[found] >= WIDTH[scope] for found in held)
+
+    def __str__(self) -> str:
+        return " ".join(f"{scope}:{name}" for name, scope in sorted(self.scopes.items()))
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key without its secret.
+
+    Attributes:
+        id: names it; never used again.
+        name: for people.
+        grants: what it may do.
+        questions_per_minute: its own limit; None is the server's.
+        tokens_per_day: the same.
+        created_at: when it was made.
+        expires_at: from when on it is refused; None is never.
+        revoked_at: since when it is refused for good.
+        last_used_at: when it was last presented.
+    """
+
+    id: str
+    name: str
+    grants: Grants
+    created_at: datetime
+    questions_per_minute: int | None = None
+    tokens_per_day: int | None = None
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+    last_used_at: datetime | None = None
+
+    def is_valid(self, now: datetime) -> bool:
+        """Return whether it is accepted at a time."""
+        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+
+
+def parse_scopes(texts: Iterable[str]) -> Grants:
+    """Read grants such as `read:handbook` or `write:*`; a scope alone is that of every collection.
+
+    Raises:
+        InvalidKeyError: one is none, or there is none.
+    """
+    scopes: dict[str, Scope] = {}
+    for text in texts:
+        scope, colon, collection = text.partition(":")
+        collection = collection if colon else EVERY
+        if scope not in get_args(Scope) or not COLLECTION.fullmatch(collection):
+            raise InvalidKeyError(
+                f"{text!r} is no scope; write read, write or admin, a colon and a collection's name, or * for every one"
+            )
+        known: Scope = scope  # type: ignore[assignment]  # one of Scope's values, as checked
+        scopes[collection] = max(known, scopes.get(collection, known), key=WIDTH.__getitem__)
+    if not scopes:
+        raise InvalidKeyError("a key needs a scope; name what it may do, such as read:handbook or write:*")
+    return Grants(scopes)
+
+
+class KeyStore:
+    """The keys of one data directory; every method may be called from any thread.
+
+    Args:
+        store: the library's database.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._lock = Lock()
+        self._keys: dict[str, Key] = {}
+        self._hashes: dict[str, bytes] = {}
+        self._used: dict[str, datetime] = {}
+        self._load()
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is, or ever was, a key. Revoking the last one does not open what keys have closed."""
+        return bool(self._keys)
+
+    def authenticate(self, token: str) -> Key | None:
+        """Return the key of a token, None where it is wrong, expired or revoked.
+
+        The secret is compared in constant time, and an unknown id costs the same.
+        """
+        prefix, _, rest = token.partition("_")
+        key_id, _, secret = rest.partition("_")
+        given = hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
+        matches = hmac.compare_digest(given, self._hashes.get(key_id, NO_HASH))
+        key, now = self._keys.get(key_id), datetime.now(UTC)
+        if not matches or prefix != PREFIX or key is None or not key.is_valid(now):
+            return None
+        self._used[key_id] = now
+        return key
+
+    def create(
+        self,
+        name: str,
+        grants: Grants,
+        *,
+        questions_per_minute: int | None = None,
+        tokens_per_day: int | None = None,
+        expires_at: datetime | None = None,
+    ) -> tuple[Key, str]:
+        """Make a key, and return it with its token, which nobody can show again.
+
+        Raises:
+            InvalidKeyError: the name is taken or cannot be used, or it would have expired already.
+        """
+        now = datetime.now(UTC).replace(microsecond=0)
+        if not NAME.fullmatch(name):
+            raise InvalidKeyError(f"{name!r} cannot be a key's name; use 1 to 100 printable characters")
+        if expires_at is not None and expires_at <= now:
+            raise InvalidKeyError(f"the key would have expired at {expires_at.isoformat()}; choose a time to come")
+        secret = secrets.token_hex(SECRET_BYTES)
+        digest = hashlib.sha256(secret.encode()).digest()
+        with self._lock:
+            if any(key.name == name and key.revoked_at is None for key in self._keys.values()):
+                raise InvalidKeyError(f"there is a key {name!r} already; revoke it or choose another name")
+            key_id = next(found for found in iter(_new_id, None) if found not in self._keys)
+            key = Key(
+                key_id,
+                name,
+                grants,
+                now,
+                questions_per_minute=questions_per_minute,
+                tokens_per_day=tokens_per_day,
+                expires_at=expires_at,
+            )
+            self._insert(key, digest)
+            self._hashes[key_id] = digest
+            self._keys = {**self._keys, key_id: key}
+        return key, f"{PREFIX}_{key_id}_{secret}"
+
+    def list(self) -> Sequence[Key]:
+        """Return every key, revoked ones included, oldest first."""
+        found = sorted(self._keys.values(), key=lambda key: (key.created_at, key.name))
+        return [replace(key, last_used_at=self._used.get(key.id, key.last_used_at)) for key in found]
+
+    def find(self, name_or_id: str) -> Key:
+        """Return a key by its id, or the living one of a name.
+
+        Raises:
+            UnknownKeyError: there is none.
+        """
+        by_name = (key for key in self._keys.values() if key.name == name_or_id and key.revoked_at is None)
+        key = self._keys.get(name_or_id) or next(by_name, None)
+        if key is None:
+            raise UnknownKeyError(f"there is no key {name_or_id!r}; `rag keys list` shows them")
+        return key
+
+    def revoke(self, name_or_id: str) -> Key:
+        """Refuse a key from now on, for good; nothing happens to one that is revoked already.
+
+        Raises:
+            UnknownKeyError: there is none of this id, and none that lives of this name.
+        """
+        with self._lock:
+            key = self.find(name_or_id)
+            if key.revoked_at is not None:
+                return key
+            key = replace(key, revoked_at=datetime.now(UTC).replace(microsecond=0))
+            with self._store.write() as writer:
+                values = (_text(key.revoked_at), key.id)
+                writer.connection.execute("UPDATE api_keys SET revoked_at = ? WHERE id = ?", values)
+            self._keys = {**self._keys, key.id: key}
+        return key
+
+    def access(self, collection: str) -> dict[str, Scope]:
+        """Return which living keys are granted what on a collection by its own name, by key id."""
+        return {
+            key.id: key.grants.scopes[collection]
+            for key in self._keys.values()
+            if key.revoked_at is None and collection in key.grants.scopes
+        }
+
+    def set_access(self, collection: str, scopes: Mapping[str, Scope]) -> None:
+        """Grant the keys these scopes on a collection, and all others nothing by its own name.
+
+        Raises:
+            UnknownKeyError: a key does not exist or is revoked.
+        """
+        with self._lock:
+            living = {key.id for key in self._keys.values() if key.revoked_at is None}
+            if unknown := sorted(scopes.keys() - living):
+                raise UnknownKeyError(f"there is no living key {unknown[0]!r}; `rag keys list` shows them")
+            with self._store.write() as writer:
+                writer.connection.execute("DELETE FROM api_key_grants WHERE collection = ?", (collection,))
+                rows = [(key_id, collection, scope) for key_id, scope in scopes.items()]
+                writer.connection.executemany("INSERT INTO api_key_grants VALUES (?, ?, ?)", rows)
+            self._keys = {key.id: _granted(key, collection, scopes.get(key.id)) for key in self._keys.values()}
+
+    def flush(self) -> None:
+        """Write down when the keys were last used; presenting one only notes it, so that nobody waits for the disk."""
+        used: dict[str, datetime] = {}
+        while self._used:
+            key_id, moment = self._used.popitem()  # others note uses meanwhile
+            used[key_id] = moment
+        if not used:
+            return
+        with self._lock:
+            with self._store.write() as writer:
+                rows = [(_text(moment), key_id) for key_id, moment in used.items()]
+                writer.connection.executemany("UPDATE api_keys SET last_used_at = ? WHERE id = ?", rows)
+            changed = {key_id: replace(self._keys[key_id], last_used_at=moment) for key_id, moment in used.items()}
+            self._keys = {**self._keys, **changed}
+
+    def _load(self) -> None:
+        with self._store.read() as reader:
+            scopes: dict[str, dict[str, Scope]] = {}
+            for key_id, collection, scope in reader.connection.execute("SELECT * FROM api_key_grants"):
+                scopes.setdefault(key_id, {})[collection] = scope
+            for row in reader.connection.execute(
+                "SELECT id, secret_hash, name, questions_per_minute, tokens_per_day, created_at, expires_at, "
+                "revoked_at, last_used_at FROM api_keys"
+            ):
+                key_id, digest, name, questions, tokens, created, *moments = row
+                expires, revoked, used = map(_moment, moments)
+                made = datetime.fromisoformat(created)
+                grants = Grants(scopes.get(key_id, {}))
+                self._keys[key_id] = Key(key_id, name, grants, made, questions, tokens, expires, revoked, used)
+                self._hashes[key_id] = digest
+
+    def _insert(self, key: Key, digest: bytes) -> None:
+        with self._store.write() as writer:
+            limits = (key.questions_per_minute, key.tokens_per_day)
+            moments = (_text(key.created_at), _text(key.expires_at))
+            writer.connection.execute(
+                "INSERT INTO api_keys (id, name, secret_hash, questions_per_minute, tokens_per_day, created_at, "
+                "expires_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (key.id, key.name, digest, *limits, *moments),
+            )
+            rows = [(key.id, collection, scope) for collection, scope in key.grants.scopes.items()]
+            writer.connection.executemany("INSERT INTO api_key_grants VALUES (?, ?, ?)", rows)
+
+
+def _granted(key: Key, collection: str, scope: Scope | None) -> Key:
+    """Return a key with this scope on a collection, or with none."""
+    others = {name: held for name, held in key.grants.scopes.items() if name != collection}
+    return replace(key, grants=Grants(others if scope is None else {**others, collection: scope}))
+
+
+def _new_id() -> str:
+    return secrets.token_hex(ID_BYTES)
+
+
+def _text(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat(timespec="seconds")
+
+
+def _moment(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)
