@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from rag.schemas import Answer, AnswerEvent, AnswerRequest, DoneEvent, SearchRequest, SearchResult
+from rag.server.access import AccessDep
 from rag.server.feed import EventFeed, until_gone
 from rag.server.problems import ProblemError, problem_responses
 from rag.server.sse import EventStream, NamedFrames
@@ -37,20 +38,22 @@ router = APIRouter(prefix="/v1", tags=["answers"], dependencies=[Depends(require
 
 
 @router.post("/search", responses=problem_responses(400, 404, 409, 415))
-def search(body: SearchRequest, state: ReadyState) -> SearchResult:
+def search(body: SearchRequest, state: ReadyState, access: AccessDep) -> SearchResult:
     """Find the passages closest to a query."""
+    access.require("read", body.collection)
     return state.service.search(body)
 
 
 @router.post("/answer", response_model=Answer, responses=STREAM | problem_responses(400, 404, 409, 415))
-async def answer(body: AnswerRequest, request: Request, state: ReadyState) -> Response | Answer:
+async def answer(body: AnswerRequest, request: Request, state: ReadyState, access: AccessDep) -> Response | Answer:
     """Answer a question from a collection, with its sources.
 
     With `stream: true` the answer is sent as it is written. Each event's data is JSON whose `type` is the event's name;
     the data of `error`, which ends a stream that fails, is a problem document. An error before the first event is a
     response with its own status. Whoever closes the connection cancels the answer.
     """
-    feed = EventFeed(state.service.answer_async(body))
+    access.require("read", body.collection)
+    feed = EventFeed(state.service.answer_async(body, access.caller))
     if body.stream:
         return await EventStream.begin(feed, request, NamedFrames(), ping_seconds=state.settings.ping_seconds)
     try:

@@ -20,6 +20,7 @@ from rag.schemas import (
     IngestRequest,
     PrecomputePlan,
 )
+from rag.server.access import AccessDep
 from rag.server.feed import EventFeed
 from rag.server.problems import ProblemError, problem_responses
 from rag.server.sse import EventStream, NamedFrames
@@ -59,31 +60,35 @@ def _ingest_body() -> dict[str, Any]:
 
 
 @router.get("", responses=problem_responses())
-def list_collections(state: SharedState) -> CollectionList:
-    """Return every collection, by name."""
-    return CollectionList(collections=state.service.collections())
+def list_collections(state: SharedState, access: AccessDep) -> CollectionList:
+    """Return every collection that the key may read, by name."""
+    found = state.service.collections()
+    return CollectionList(collections=[item for item in found if access.may("read", item.name)])
 
 
 @router.get("/{collection}", responses=problem_responses(404))
-def get_collection(collection: Name, state: SharedState) -> CollectionInfo:
+def get_collection(collection: Name, state: SharedState, access: AccessDep) -> CollectionInfo:
     """Return a collection."""
+    access.require("read", collection)
     return state.service.collection(collection)
 
 
 @router.delete("/{collection}", status_code=204, responses=problem_responses(404))
-def delete_collection(collection: Name, state: SharedState) -> None:
+def delete_collection(collection: Name, state: SharedState, access: AccessDep) -> None:
     """Delete a collection with everything in it."""
+    access.require("admin", collection)
     state.service.delete_collection(collection)
 
 
 @router.post("/{collection}/documents", responses=problem_responses(400, 404, 409, 415), openapi_extra=_ingest_body())
-async def add_documents(collection: Name, request: Request, state: ReadyState) -> IngestReport:
+async def add_documents(collection: Name, request: Request, state: ReadyState, access: AccessDep) -> IngestReport:
     """Add or replace documents; the collection is made if it is missing. Answers when they can be searched.
 
     Takes JSON, or files as `multipart/form-data` in parts named `files`; a file's name is its uri. Documents that
     cannot be used are listed in `skipped` with the reason, and the others are stored; where none can be used the answer
     is a 422 problem with the same list.
     """
+    access.require("write", collection)
     async with state.ingestions.room_for(request.headers.get("content-length", "")):
         sources = await _sources(request)
         report = await state.ingestions.run(state.service, collection, sources)
@@ -95,42 +100,49 @@ async def add_documents(collection: Name, request: Request, state: ReadyState) -
 
 
 @router.get("/{collection}/precompute", responses=problem_responses(404, 409))
-def plan_precompute(collection: Name, state: ReadyState) -> PrecomputePlan:
+def plan_precompute(collection: Name, state: ReadyState, access: AccessDep) -> PrecomputePlan:
     """Tell what it takes to store the KV of the collection's passages."""
+    access.require("read", collection)
     return state.service.precompute_plan(collection)
 
 
 @router.post("/{collection}/precompute", response_model=None, responses=PROGRESS | problem_responses(404, 409))
-async def precompute(collection: Name, request: Request, state: ReadyState) -> Response:
+async def precompute(collection: Name, request: Request, state: ReadyState, access: AccessDep) -> Response:
     """Compute and store the KV of the collection's passages, best ones first, as far as the budget goes.
 
     Sends an event `progress` after each passage; the last one has `finished`. Questions go first. What is stored is
     skipped, and stays when the connection is closed, which ends the work.
     """
+    access.require("write", collection)
     feed = EventFeed(state.service.precompute_async(collection))
     return await EventStream.begin(feed, request, NamedFrames(), ping_seconds=state.settings.ping_seconds)
 
 
 @router.get("/{collection}/documents", responses=problem_responses(404))
-def list_documents(collection: Name, state: SharedState) -> DocumentList:
+def list_documents(collection: Name, state: SharedState, access: AccessDep) -> DocumentList:
     """Return every document of a collection, by uri."""
+    access.require("read", collection)
     return DocumentList(documents=state.service.documents(collection))
 
 
 @router.get("/{collection}/documents/{document_id}", responses=problem_responses(404))
-def get_document(collection: Name, document_id: DocumentId, state: SharedState) -> DocumentWithPassages:
+def get_document(
+    collection: Name, document_id: DocumentId, state: SharedState, access: AccessDep
+) -> DocumentWithPassages:
     """Return a document with its passages."""
+    access.require("read", collection)
     return state.service.document(collection, document_id)
 
 
 @router.delete("/{collection}/documents/{document_id}", responses=problem_responses(404))
 def delete_document(
-    collection: Name, document_id: DocumentId, state: SharedState, *, purge: Purged = False
+    collection: Name, document_id: DocumentId, state: SharedState, access: AccessDep, *, purge: Purged = False
 ) -> DeletedDocument:
     """Delete a document with its passages, and return it.
 
     With `purge=true` the answer comes when no copy of its passages' KV is left in memory and on disk.
     """
+    access.require("write", collection)
     return state.service.delete_document(collection, document_id, purge=purge)
 
 

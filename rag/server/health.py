@@ -7,6 +7,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from rag.schemas import KVStoreInfo
+from rag.server.access import AccessDep
 from rag.server.problems import problem_responses
 from rag.server.state import ReadyState, SharedState
 from rag.shadow import ShadowStats
@@ -20,7 +21,7 @@ class Health(BaseModel):
     """What the server says about itself.
 
     `kv_store` is null where no KV is stored and before the models are loaded, `shadow` where no answers are looked at
-    again.
+    again. Both move with every question, so that where keys are on only an administrator sees them.
     """
 
     status: Literal["ok"] = "ok"
@@ -40,10 +41,12 @@ class Readiness(BaseModel):
 
 @router.head("/healthz", include_in_schema=False)
 @router.get("/healthz")
-async def healthz(state: SharedState) -> Health:
+async def healthz(state: SharedState, access: AccessDep) -> Health:
     """Tell that the process lives, and what it runs."""
     config, components = state.service.config, state.service.components
-    store, shadow = components.store.if_made, components.shadow.if_made
+    seen = access.may("admin")
+    store = components.store.if_made if seen else None
+    shadow = components.shadow.if_made if seen else None
     return Health(
         ready=state.is_ready,
         model=config.model,

@@ -113,6 +113,7 @@ RULES: dict[type[Exception], Rule] = {
     rag_errors.InvalidRequestError: Rule(422, "invalid-request"),
     rag_errors.NoKVStoreError: Rule(409, "no-kv-store"),
     rag_errors.NoPassagesError: Rule(409, "no-passages"),
+    rag_errors.PrecomputeRunningError: Rule(409, "precompute-running", retry_after=10),
     rag_errors.PurgeError: Rule(500, "not-purged"),
     rag_errors.QuestionTooLongError: Rule(422, "question-too-long"),
     rag_errors.NotReadyError: Rule(503, "not-ready", retry_after=2),
@@ -156,11 +157,11 @@ def problem_response(problem: Problem, headers: Mapping[str, str] | None = None,
 
 
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Document for OpenAPI that a route answers with problems of these statuses, besides 403, 413, 422, 500 and 503."""
+    """Document for OpenAPI that a route answers with problems of these statuses, besides those of any route."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {
         status: {"description": HTTPStatus(status).phrase, "content": content}
-        for status in sorted({*statuses, 403, 413, 422, 500, 503})
+        for status in sorted({*statuses, 401, 403, 413, 422, 500, 503})
     }
 
 
