@@ -7,6 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from engine.config import EngineConfig, SamplingParams
+from engine.grammar import JsonObject, JsonSchema, Lark, Regex
+from engine.logprobs import TokenLogprob
 from engine.prompt import Prompt, Reuse, Segment, SegmentKind
 from engine.request import FinishReason
 from engine.stats import CacheReport
@@ -23,12 +25,17 @@ __all__ = [
     "EngineWorker",
     "FinishReason",
     "Generation",
+    "JsonObject",
+    "JsonSchema",
+    "Lark",
     "Prompt",
+    "Regex",
     "Reuse",
     "SamplingParams",
     "Segment",
     "SegmentKind",
     "TokenDelta",
+    "TokenLogprob",
 ]
 
 _LAZY = {

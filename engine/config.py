@@ -1,15 +1,19 @@
 """The engine's settings: small, frozen, checked when they are made."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from engine.errors import ConfigError
 from engine.eviction import policy_named
+from engine.grammar import Grammar
 
 __all__ = ["DTYPES", "WEIGHTS", "EngineConfig", "SamplingParams"]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 WEIGHTS = ("auto", "full", "int8")
+MOST_LOGPROBS = 20
+
+Checks = dict[str, tuple[bool, str]]  # by setting: whether its value fits, and what would
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,10 +87,23 @@ class SamplingParams:
         temperature: 0 is greedy.
         top_k: sample among the k most likely tokens; 0 is all.
         top_p: sample among the fewest tokens whose probability reaches this sum.
+        min_p: sample among tokens at least so many times as likely as the likeliest; 0 is all.
+        repetition_penalty: makes every token of prompt and answer so far less likely (above 1) or likelier (below):
+            its logit is divided by this, or multiplied where it is negative. 1 changes nothing.
+        presence_penalty: taken from the logit of every token that the answer has already.
+        frequency_penalty: taken from a token's logit once for each time that the answer has it.
+        logit_bias: added to the logits of these tokens, by id.
         seed: makes sampling repeatable; None draws a fresh one.
         stop: the answer ends before the first of these strings.
         stop_token_ids: the answer ends with the first of these tokens, besides the model's own.
         ignore_eos: go on after the model's end token.
+        min_tokens: no token ends the answer before it has so many, and no stop string that is complete by then.
+        logprobs: give each token's log-probability, and so many of the likeliest tokens'; None gives none.
+        grammar: what the answer has to be. It ends when nothing can be added, whatever the rest of these says.
+
+    The rules are vLLM's, and so is their order, which matters where several are given: grammar, `min_tokens`,
+    `logit_bias`, penalties (repetition, frequency, presence), temperature, `min_p`, `top_k`, `top_p`. transformers
+    cuts off by `min_p` after `top_p`, which leaves more tokens.
 
     Raises:
         ConfigError: a value that cannot work.
@@ -96,28 +113,65 @@ class SamplingParams:
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     stop: Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
+    min_tokens: int = 0
+    logprobs: int | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
-        checks = {
-            "max_tokens": (_is_count(self.max_tokens), "a whole number, 0 or more"),
-            "temperature": (_is_number(self.temperature) and 0 <= self.temperature <= 100, "between 0 and 100"),
+        checks = self._cut_off_checks() | self._preference_checks() | self._ending_checks()
+        for name, (fits, wanted) in checks.items():
+            if not fits:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be {wanted}")
+
+    def _cut_off_checks(self) -> Checks:
+        return {
+            "temperature": (_is_between(0, self.temperature, 100), "between 0 and 100"),
             "top_k": (_is_count(self.top_k), "a whole number, 0 (all) or more"),
             "top_p": (_is_number(self.top_p) and 0 < self.top_p <= 1, "above 0 and at most 1"),
+            "min_p": (_is_between(0, self.min_p, 1), "between 0 (all) and 1"),
             "seed": (self.seed is None or (_is_count(self.seed) and self.seed < 2**63), "between 0 and 2**63 - 1"),
+            "logprobs": (
+                self.logprobs is None or (_is_count(self.logprobs) and self.logprobs <= MOST_LOGPROBS),
+                f"between 0 and {MOST_LOGPROBS}, or None for none",
+            ),
+        }
+
+    def _preference_checks(self) -> Checks:
+        penalty = self.repetition_penalty
+        return {
+            "repetition_penalty": (_is_between(0, penalty, 100) and penalty > 0, "above 0 and at most 100; 1 is none"),
+            "presence_penalty": (_is_between(-2, self.presence_penalty, 2), "between -2 and 2"),
+            "frequency_penalty": (_is_between(-2, self.frequency_penalty, 2), "between -2 and 2"),
+            "logit_bias": (_is_bias(self.logit_bias), "token ids, each with a number between -100 and 100"),
+            "grammar": (
+                self.grammar is None or isinstance(self.grammar, Grammar),
+                "a JsonSchema, JsonObject, Regex or Lark, or None",
+            ),
+        }
+
+    def _ending_checks(self) -> Checks:
+        return {
+            "max_tokens": (_is_count(self.max_tokens), "a whole number, 0 or more"),
             "stop": (
                 _is_list_of(self.stop, lambda s: isinstance(s, str) and s),
                 "a list of strings that are not empty",
             ),
             "stop_token_ids": (_is_list_of(self.stop_token_ids, _is_count), "a list of token ids"),
             "ignore_eos": (isinstance(self.ignore_eos, bool), "true or false"),
+            "min_tokens": (
+                _is_count(self.min_tokens) and (not _is_count(self.max_tokens) or self.min_tokens <= self.max_tokens),
+                f"a whole number, at most max_tokens ({self.max_tokens})",
+            ),
         }
-        for name, (fits, wanted) in checks.items():
-            if not fits:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be {wanted}")
 
 
 def _check_positive(name: str, value: object) -> None:
@@ -132,6 +186,16 @@ def _is_count(value: object) -> bool:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_between(least: float, value: object, most: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_bias(value: object) -> bool:
+    return isinstance(value, Mapping) and all(
+        _is_count(token) and _is_between(-100, bias, 100) for token, bias in value.items()
+    )
 
 
 def _is_list_of(values: object, fits: Callable[[object], object]) -> bool:

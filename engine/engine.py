@@ -22,7 +22,8 @@ from engine.intake import Intake
 from engine.kv_cache import allocate_kv_cache, check_device, resolve_dtype
 from engine.model_runner import ModelRunner
 from engine.models.loader import load_models
-from engine.output import Event, Generation, OutputStream
+from engine.output import Event, Generation, OutputStream, stop_tokens
+from engine.penalties import adjustments
 from engine.prefix_cache import PrefixCache
 from engine.prompt import Prompt, Reuse, Segment
 from engine.recompute_profile import recompute_cost
@@ -156,7 +157,7 @@ class Engine:
             uncertified_repair: chunk reuse without a certificate, with so many repaired tokens a shifted passage: to
                 measure what reuse does, not to answer with.
             background: advance only while no other request does.
-            forced: the answer to give, whatever the model says of it; `Generation.logprobs` is what it says.
+            forced: the answer to give, whatever the model says of it; `Generation.forced_logprobs` is what it says.
 
         Raises:
             PromptTooLongError: prompt and answer exceed the model's context or the block pool.
@@ -179,15 +180,15 @@ class Engine:
             forced=None if forced is None else tuple(forced),
             background=background,
         )
+        sampler = self._make_sampler(sampling, prompt) if forced is None else ForcedSampler(tuple(forced))
         request = self._intake.make(wanted, uncertified_repair=uncertified_repair)
-        sampler = Sampler(sampling) if forced is None else ForcedSampler(tuple(forced))
         before = [other for other in request.prerequisites if other not in self._streams]
         streams = {other: OutputStream(other, sampling, self.tokenizer) for other in before}
         times = [(streams.get(other) or self._streams[other]).timings for other in request.prerequisites]
         streams[request] = OutputStream(request, sampling, self.tokenizer, times)
         self.scheduler.add(request, before)  # last of what can fail: a request without its stream would break a step
         self._streams |= streams
-        self._samplers |= {request: sampler, **{other: Sampler(sampling) for other in before}}
+        self._samplers |= {request: sampler, **{other: Sampler(SamplingParams()) for other in before}}
         self._unread.update(before)
         self.totals.requests += 1 + len(before)
         return request
@@ -322,6 +323,10 @@ class Engine:
         """Assert the conservation laws of DESIGN section 3."""
         self.cache.check_invariants()
 
+    def _make_sampler(self, params: SamplingParams, prompt: Prompt) -> Sampler:
+        ends = sorted(stop_tokens(params, self.tokenizer))
+        return Sampler(params, adjustments(params, prompt.tokens, ends, self.runner.model.config.vocab_size))
+
     def _is_awaited(self, request: Request) -> bool:
         """Tell whether a request that has not ended needs this one first."""
         others = (other for other in self._streams if other.state is not RequestState.FINISHED)
@@ -365,6 +370,7 @@ class Engine:
 
     def _append(self, request: Request, tokens: Sequence[int]) -> FinishReason | None:
         """Take sampled tokens until the answer ends; return why it does, if so."""
+        logprobs = self._samplers[request].logprobs
         for i, token in enumerate(tokens):
             if i:  # the token before was in the draft, so its KV is there
                 request.held.num_computed_tokens += 1
@@ -372,8 +378,9 @@ class Engine:
             request.output_tokens.append(token)
             request.held.grow()
             self.totals.output_tokens += 1
-            at_limit = len(request.output_tokens) >= request.max_tokens
-            reason = self._streams[request].push(token, at_limit=at_limit)
+            count = len(request.output_tokens)
+            own = tuple(logprobs[count - 1 : count])  # a draft may have been sampled beyond the answer's end
+            reason = self._streams[request].push(token, at_limit=count >= request.max_tokens, logprobs=own)
             if reason is not None:
                 return reason
         return None
@@ -382,8 +389,8 @@ class Engine:
         self.scheduler.finish(request)
         self._intake.forget(request)
         sampler = self._samplers.pop(request)
-        logprobs = sampler.logprobs if isinstance(sampler, ForcedSampler) else None
-        generation = self._streams[request].finish(reason, logprobs)
+        forced_logprobs = sampler.forced_logprobs if isinstance(sampler, ForcedSampler) else None
+        generation = self._streams[request].finish(reason, forced_logprobs)
         if request in self._unread:
             self._unread.remove(request)
             del self._streams[request]

@@ -7,6 +7,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from engine.config import SamplingParams
+from engine.logprobs import TokenLogprob
 from engine.request import FinishReason, Request
 from engine.stats import CacheReport, Timings, cache_report
 from engine.tokenizer import Detokenizer, StopStrings, Tokenizer
@@ -14,15 +15,22 @@ from engine.tokenizer import Detokenizer, StopStrings, Tokenizer
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Event", "Generation", "OutputStream", "TokenDelta"]
+__all__ = ["Event", "Generation", "OutputStream", "TokenDelta", "stop_tokens"]
 
 
 @dataclass(frozen=True, slots=True)
 class TokenDelta:
-    """New tokens, and the text that they make certain (possibly none yet)."""
+    """New tokens, and the text that they make certain (possibly none yet).
+
+    Attributes:
+        token_ids: the tokens.
+        text: what is certain of the answer's text and was not given before.
+        logprobs: one for each of the tokens, where the request asks for them.
+    """
 
     token_ids: tuple[int, ...]
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +45,8 @@ class Generation:
         cache: how each segment got its KV.
         timings: arrival, first scheduled, first token, finished.
         num_preemptions: how often it had to give its blocks back.
-        logprobs: of a forced answer [tokens, vocab] float32, before each token; else None.
+        logprobs: one for each of the tokens, where the request asks for them.
+        forced_logprobs: of a forced answer [tokens, vocab] float32, before each token; else None.
     """
 
     token_ids: tuple[int, ...]
@@ -47,10 +56,16 @@ class Generation:
     cache: CacheReport
     timings: Timings
     num_preemptions: int = 0
-    logprobs: "Tensor | None" = field(default=None, repr=False, compare=False)
+    logprobs: tuple[TokenLogprob, ...] = ()
+    forced_logprobs: "Tensor | None" = field(default=None, repr=False, compare=False)
 
 
 Event = TokenDelta | Generation
+
+
+def stop_tokens(params: SamplingParams, tokenizer: Tokenizer) -> frozenset[int]:
+    """Return the tokens that end an answer: those that the request names, and the model's own unless ignored."""
+    return frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else tokenizer.eos_token_ids)
 
 
 class OutputStream:
@@ -71,32 +86,34 @@ class OutputStream:
         self._before = before
         self._request = request
         self._params = params
-        self._stop_tokens = set(params.stop_token_ids)
-        if not params.ignore_eos:
-            self._stop_tokens |= tokenizer.eos_token_ids
+        self._stop_tokens = stop_tokens(params, tokenizer)
         self._detokenizer = Detokenizer(tokenizer)
         self._stop_strings = StopStrings(params.stop)
         self._text: list[str] = []
+        self._logprobs: list[TokenLogprob] = []
 
-    def push(self, token: int, *, at_limit: bool) -> FinishReason | None:
+    def push(self, token: int, *, at_limit: bool, logprobs: tuple[TokenLogprob, ...] = ()) -> FinishReason | None:
         """Take the token that the request just sampled; return why the answer ends with it, if it does.
 
         Args:
             token: already in the request's `output_tokens`.
             at_limit: the model or `max_tokens` allows no further token.
+            logprobs: the token's, if they were asked for.
         """
         self.timings.first_token = self.timings.first_token or perf_counter()
+        self._logprobs += logprobs
         if token in self._stop_tokens:
-            self._emit((token,), "")
+            self._emit((token,), "", logprobs)
             return FinishReason.STOP
-        text, stopped = self._stop_strings.push(self._detokenizer.push(token))
-        self._emit((token,), text)
+        armed = len(self._request.output_tokens) > self._params.min_tokens
+        text, stopped = self._stop_strings.push(self._detokenizer.push(token), armed=armed)
+        self._emit((token,), text, logprobs)
         if stopped:
             self._detokenizer.flush()
             return FinishReason.STOP
         return FinishReason.LENGTH if at_limit else None
 
-    def finish(self, reason: FinishReason, logprobs: "Tensor | None" = None) -> Generation:
+    def finish(self, reason: FinishReason, forced_logprobs: "Tensor | None" = None) -> Generation:
         """Emit what was held back, then the generation."""
         rest, _ = self._stop_strings.push(self._detokenizer.flush())
         rest += self._stop_strings.flush()
@@ -113,11 +130,12 @@ class OutputStream:
             cache=cache_report(self._request),
             timings=self.timings,
             num_preemptions=self._request.num_preemptions,
-            logprobs=logprobs,
+            logprobs=tuple(self._logprobs),
+            forced_logprobs=forced_logprobs,
         )
         self.events.append(generation)
         return generation
 
-    def _emit(self, token_ids: tuple[int, ...], text: str) -> None:
+    def _emit(self, token_ids: tuple[int, ...], text: str, logprobs: tuple[TokenLogprob, ...] = ()) -> None:
         self._text.append(text)
-        self.events.append(TokenDelta(token_ids, text))
+        self.events.append(TokenDelta(token_ids, text, logprobs))

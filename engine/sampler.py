@@ -1,5 +1,6 @@
-"""From logits to the next token: greedy, temperature, top-k, top-p, seeded."""
+"""From logits to the next token: greedy or drawn, with what a request wants of its tokens; seeded."""
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -7,6 +8,8 @@ import torch
 from torch import Tensor
 
 from engine.config import SamplingParams
+from engine.logprobs import TokenLogprob
+from engine.penalties import Adjustment
 
 __all__ = ["ForcedSampler", "Sampler", "sample_rows"]
 
@@ -14,10 +17,20 @@ GREEDY_BELOW = 1e-5  # dividing logits by less overflows float32
 
 
 class Sampler:
-    """One request's way of choosing tokens; its random state is its own, so batching does not change it."""
+    """One request's way of choosing tokens; its state is its own, so batching does not change it.
 
-    def __init__(self, params: SamplingParams) -> None:
+    Args:
+        params: how tokens are chosen.
+        adjustments: change the scores before anything is cut off, one after the other.
+
+    Attributes:
+        logprobs: of each token so far, if the parameters ask for them.
+    """
+
+    def __init__(self, params: SamplingParams, adjustments: Sequence[Adjustment] = ()) -> None:
+        self.logprobs: list[TokenLogprob] = []
         self._params = params
+        self._adjustments = adjustments
 
     @cached_property
     def _generator(self) -> torch.Generator:
@@ -30,16 +43,35 @@ class Sampler:
         return generator
 
     def sample(self, logits: Tensor) -> int:
-        """Choose a token from logits [vocab] float32."""
+        """Choose a token from logits [vocab] float32, which are left as they are."""
+        if not self._adjustments:
+            token = self._choose(logits)
+        else:
+            scores = logits.clone()
+            for adjustment in self._adjustments:
+                adjustment.apply(scores)
+            token = self._choose(scores)
+            for adjustment in self._adjustments:
+                adjustment.accept(token)
+        if self._params.logprobs is not None:
+            self.logprobs.append(TokenLogprob.of(logits, token, self._params.logprobs))
+        return token
+
+    def _choose(self, scores: Tensor) -> int:
         if self._params.temperature < GREEDY_BELOW:
-            return int(logits.argmax())
-        scores = self._cut_off(logits / self._params.temperature)
+            return int(scores.argmax())
+        scores = self._cut_off(scores / self._params.temperature)
         # over the vocabulary in its own order: the last bits of two scores must not swap their random numbers
         chosen = torch.multinomial(scores.softmax(-1).cpu(), 1, generator=self._generator)
         return int(chosen)
 
     def _cut_off(self, scores: Tensor) -> Tensor:
-        """Leave top-k, and of those the fewest that reach top-p; the others' scores become -inf."""
+        """Leave min-p, of those top-k, and of those the fewest that reach top-p; the others' scores become -inf.
+
+        vLLM's order. Shares of top-p are of what the others have left.
+        """
+        if self._params.min_p:
+            scores = scores.masked_fill(scores < scores.max() + math.log(self._params.min_p), -torch.inf)
         if not self._params.top_k and self._params.top_p == 1:
             return scores
         order = scores.sort(descending=True)
@@ -63,17 +95,17 @@ class ForcedSampler(Sampler):
     def __init__(self, tokens: Sequence[int]) -> None:
         super().__init__(SamplingParams())
         self._tokens = tokens
-        self._logprobs: list[Tensor] = []
+        self._rows: list[Tensor] = []
 
     def sample(self, logits: Tensor) -> int:
         """Return the answer's next token."""
-        self._logprobs.append(logits.log_softmax(-1).cpu())
-        return self._tokens[len(self._logprobs) - 1]
+        self._rows.append(logits.log_softmax(-1).cpu())
+        return self._tokens[len(self._rows) - 1]
 
     @property
-    def logprobs(self) -> Tensor:
+    def forced_logprobs(self) -> Tensor:
         """Log-probabilities [tokens, vocab] float32 before each of the tokens given so far."""
-        return torch.stack(self._logprobs) if self._logprobs else torch.empty(0, 0)
+        return torch.stack(self._rows) if self._rows else torch.empty(0, 0)
 
 
 def sample_rows(logits: Tensor, samplers: Sequence[Sampler], drafts: Sequence[Sequence[int]] = ()) -> list[list[int]]:

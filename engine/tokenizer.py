@@ -145,10 +145,13 @@ class StopStrings:
         self._stop = tuple(stop)
         self._held = ""
 
-    def push(self, text: str) -> tuple[str, bool]:
-        """Add text; return what may be shown, and whether a stop string has been reached."""
+    def push(self, text: str, *, armed: bool = True) -> tuple[str, bool]:
+        """Add text; return what may be shown, and whether a stop string has been reached.
+
+        One that this text completes while not `armed` does not count.
+        """
         held = self._held + text
-        found = [(at + len(stop), at) for stop in self._stop if (at := held.find(stop)) >= 0]
+        found = [(at + len(stop), at) for stop in self._stop if armed and (at := held.find(stop)) >= 0]
         if found:
             self._held = ""
             _, start = min(found)  # the first to be complete, so that the result does not depend on how text arrives

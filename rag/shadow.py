@@ -149,9 +149,13 @@ class ShadowChecker:
     def _forced(self, prompt: Prompt, answer: Sequence[int], **how: Any) -> "Tensor":
         handle = self._worker.submit_sync(prompt, forced=answer, background=True, **how)
         *_, generation = self._worker.stream_sync(handle)
-        if not isinstance(generation, Generation) or generation.logprobs is None or len(generation.logprobs) == 0:
+        if (
+            not isinstance(generation, Generation)
+            or generation.forced_logprobs is None
+            or len(generation.forced_logprobs) == 0
+        ):
             raise EngineStoppedError("the engine ended a check before its time")
-        return generation.logprobs
+        return generation.forced_logprobs
 
     def _record(self, drift: float, allowance: float) -> None:
         with self._lock:

@@ -123,8 +123,8 @@ class Scorer:
 
     def _forced(self, prompt: Prompt, answer: Sequence[int], namespace: str) -> "Tensor":
         generation = self._ask(prompt, namespace, forced=answer)
-        assert generation.logprobs is not None, "a forced answer comes with its log-probabilities"
-        return generation.logprobs
+        assert generation.forced_logprobs is not None, "a forced answer comes with its log-probabilities"
+        return generation.forced_logprobs
 
     def _repaired(self, prompt: Prompt, answer: Sequence[int], repair: int) -> "Tensor":
         """Force the answer over reused KV; every passage but the first must really come from elsewhere."""
@@ -132,8 +132,8 @@ class Scorer:
         reports = [one for one in generation.cache.segments if one.kind is SegmentKind.PASSAGE][1:]
         wrong = [one for one in reports if one.num_tokens > repair and one.outcome is not Outcome.SHIFTED]
         assert not wrong, f"passages were not reused, so nothing is measured: {wrong}"
-        assert generation.logprobs is not None, "a forced answer comes with its log-probabilities"
-        return generation.logprobs
+        assert generation.forced_logprobs is not None, "a forced answer comes with its log-probabilities"
+        return generation.forced_logprobs
 
     def _reused(self, prompt: Prompt) -> Prompt:
         return prompt if self.template else _without_template(prompt)
