@@ -16,6 +16,7 @@ from threading import Lock
 from engine.errors import PromptError
 from engine.prompt import Prompt, Segment, SegmentKind
 from engine.tokenizer import Tokenizer
+from rag.chat_format import Spoken, mark, splice
 from rag.errors import QuestionTooLongError, TemplateError
 from rag.prompt_template import QUESTION, PromptTemplate
 from retriever.document import Passage, PassageDraft
@@ -37,7 +38,6 @@ PASSAGE_VERSION = 1  # raise it when `render_passage` changes: stored tokens are
 
 # Private-use characters: no chat template and no passage has them by chance.
 PASSAGES_MARK = "\ue000passages\ue001"
-QUESTION_MARK = "\ue000question\ue001"
 MAX_HEADING = 100  # characters
 REMEMBERED_PASSAGES = 4096
 
@@ -127,59 +127,92 @@ class PromptLayout:
 
     Raises:
         TemplateError: on first use, when the chat format drops or repeats the user's words.
+
+    A conversation has its passages in its first question: later turns change nothing before themselves, and where the
+    same passages are found again the conversation's own KV can be used.
     """
 
     tokenizer: Tokenizer
     template: PromptTemplate
     passage_tokens: PassageTokens
 
-    @cached_property
-    def _rendered(self) -> tuple[str, str, str]:
-        """The chat up to the passages, from there to the question, and from there to the answer."""
-        template = self.template
-        user = template.before + PASSAGES_MARK + template.after.replace(QUESTION, QUESTION_MARK)
+    def _render(self, turns: Sequence[str], *, with_instructions: bool = False) -> tuple[str, str]:
+        """Render a chat of these roles, which ends with a question: the part up to the passages, and the rest.
+
+        The passages are in the first question, so that they are read once for the whole conversation, and marks stand
+        for what is said, the instructions of whoever asks first.
+        """
+        template, first = self.template, int(with_instructions)
+        said = [
+            template.after.replace(QUESTION, mark(first + number)) if role == "user" else mark(first + number)
+            for number, role in enumerate(turns)
+        ]
+        instructions = f"{mark(0)}\n\n" if with_instructions else ""
+        said[0] = f"{template.before}{PASSAGES_MARK}{instructions}{said[0]}"
+        messages = [{"role": role, "content": content} for role, content in zip(turns, said, strict=True)]
         try:
-            messages = [{"role": "system", "content": template.system}, {"role": "user", "content": user}]
-            chat = self.tokenizer.render_chat(messages)
+            chat = self.tokenizer.render_chat([{"role": "system", "content": template.system}, *messages])
         except PromptError:  # some chat formats have no system role
-            messages = [{"role": "user", "content": f"{template.system}\n\n{user}"}]
+            messages[0]["content"] = f"{template.system}\n\n{messages[0]['content']}"
             chat = self.tokenizer.render_chat(messages)
-        head, *middle = chat.split(PASSAGES_MARK)
-        parts = middle[0].split(QUESTION_MARK) if len(middle) == 1 else []
-        if len(parts) != 2 or QUESTION_MARK in head:
+        head, *tail = chat.split(PASSAGES_MARK)
+        if len(tail) != 1:
             raise TemplateError("the model's chat template drops or repeats the user's message; use another model")
+        return head, tail[0]
+
+    @cached_property
+    def _one_question(self) -> tuple[str, str]:
+        head, tail = self._render(["user"])
         if found := volatile_text(head):
             logger.warning(
                 "the prompt template has text that changes before the passages (%s): every change makes the cache "
                 "useless. Move it behind the passages, into `after`",
                 ", ".join(repr(part) for part in found),
             )
-        return head, parts[0], parts[1]
+        return head, tail
 
     @cached_property
     def head(self) -> Segment:
         """The template: the same tokens for every question."""
-        return Segment(tuple(self.tokenizer.encode(self._rendered[0], special_tokens=True)), SegmentKind.TEMPLATE)
+        return Segment(tuple(self.tokenizer.encode(self._one_question[0], special_tokens=True)), SegmentKind.TEMPLATE)
 
     def passage(self, passage: Passage) -> Segment:
         """Return a passage's segment, named by its id."""
         return Segment(self.passage_tokens.of(passage), SegmentKind.PASSAGE, str(passage.id))
 
-    def tail(self, question: str) -> Segment:
-        """Return the segment of a question: private, and never parsed for control tokens."""
-        _, before, after = self._rendered
-        tokens = self.tokenizer.encode(before, special_tokens=True)
-        tokens += self.tokenizer.encode(question)
-        tokens += self.tokenizer.encode(after, special_tokens=True)
-        return Segment(tuple(tokens), SegmentKind.TAIL)
+    def tail(self, question: str, history: Sequence[Spoken] = (), instructions: str = "") -> Segment:
+        """Return the segment of a question: private, and never parsed for control tokens.
 
-    def lay_out(self, question: str, passages: Sequence[Passage], *, max_tokens: int) -> LaidOut:
+        Args:
+            question: what to answer.
+            history: what was said before, in turns that begin with a question.
+            instructions: of whoever asks, for the whole conversation.
+        """
+        turns = [*history, Spoken("user", self.tokenizer.encode(question))]
+        contents = [turn.tokens for turn in turns]
+        if instructions:
+            contents.insert(0, self.tokenizer.encode(instructions))
+        if len(contents) == 1:
+            rendered = self._one_question[1]
+        else:
+            _, rendered = self._render([turn.role for turn in turns], with_instructions=bool(instructions))
+        return Segment(tuple(splice(self.tokenizer, rendered, contents)), SegmentKind.TAIL)
+
+    def lay_out(
+        self,
+        question: str,
+        passages: Sequence[Passage],
+        *,
+        max_tokens: int,
+        history: Sequence[Spoken] = (),
+        instructions: str = "",
+    ) -> LaidOut:
         """Make a prompt of at most `max_tokens`; passages are fitted in the order given, best first.
 
         Raises:
-            QuestionTooLongError: the question, or it with the first passage, does not fit.
+            QuestionTooLongError: the question with what was said before, or they with the first passage, do not fit.
         """
-        tail = self.tail(question)
+        tail = self.tail(question, history, instructions)
         room = max_tokens - len(self.head.tokens) - len(tail.tokens)
         segments, used, left_out = [], [], []
         for passage in passages:
@@ -192,8 +225,8 @@ class PromptLayout:
                 left_out.append(passage)
         if not used:
             raise QuestionTooLongError(
-                f"the question takes {len(tail.tokens)} tokens and leaves no room for a passage: template, passages "
-                f"and question may have {max_tokens} tokens together. Ask a shorter question, ask for a shorter "
-                "answer, or use a model with a longer context"
+                f"the question takes {len(tail.tokens)} tokens with what was said before and leaves no room for a "
+                f"passage: template, passages and question may have {max_tokens} tokens together. Ask a shorter "
+                "question, leave out earlier turns, ask for a shorter answer, or use a model with a longer context"
             )
         return LaidOut(Prompt([self.head, *segments, tail]), tuple(used), tuple(left_out))
