@@ -25,6 +25,7 @@ class DocumentRow:
     content_hash: bytes
     text: str
     encoder_fingerprint: str
+    metadata: str  # canonical JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +46,15 @@ class PassageRow:
 class Writer(Reader):
     """Changes of one transaction; it reads what it has changed."""
 
-    def add_collection(self, name: str, settings: CollectionSettings) -> Collection:
+    def add_collection(self, name: str, settings: CollectionSettings, answering: str = "{}") -> Collection:
         """Make a collection.
 
         Raises:
             CollectionExistsError: there is one of this name.
         """
         try:
-            values = (name, settings.to_json())
-            self._connection.execute("INSERT INTO collections (name, settings) VALUES (?, ?)", values)
+            values = (name, settings.to_json(), answering)
+            self._connection.execute("INSERT INTO collections (name, settings, answering) VALUES (?, ?, ?)", values)
         except sqlite3.IntegrityError as error:
             raise CollectionExistsError(f"collection {name!r} exists already; use it or choose another name") from error
         return self.collection(name)
@@ -76,17 +77,29 @@ class Writer(Reader):
         """Insert a document or replace its row, and return its key; its passages stay as they are."""
         statement = """
             INSERT INTO documents (collection_id, id, uri, title, content_hash, text, num_characters,
-                                   encoder_fingerprint)
-            VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+                                   encoder_fingerprint, metadata)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
             ON CONFLICT (collection_id, id) DO UPDATE SET title = excluded.title, text = excluded.text,
                 num_characters = excluded.num_characters, content_hash = excluded.content_hash,
-                encoder_fingerprint = excluded.encoder_fingerprint, ingested_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+                encoder_fingerprint = excluded.encoder_fingerprint, metadata = excluded.metadata,
+                ingested_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
             RETURNING key
         """
         d = document
-        values = (collection.id, d.id, d.uri, d.title, d.content_hash, d.text, len(d.text), d.encoder_fingerprint)
-        key: int = self._connection.execute(statement, values).fetchone()[0]
+        content = (d.uri, d.title, d.content_hash, d.text, len(d.text), d.encoder_fingerprint, d.metadata)
+        key: int = self._connection.execute(statement, (collection.id, d.id, *content)).fetchone()[0]
         return key
+
+    def set_metadata(self, collection: Collection, metadata: Mapping[str, str]) -> None:
+        """Replace the metadata of documents, by id."""
+        self._connection.executemany(
+            "UPDATE documents SET metadata = ? WHERE collection_id = ? AND id = ?",
+            ((text, collection.id, document_id) for document_id, text in metadata.items()),
+        )
+
+    def set_answering(self, collection: Collection, answering: str) -> None:
+        """Replace how the collection's questions are answered."""
+        self._connection.execute("UPDATE collections SET answering = ? WHERE id = ?", (answering, collection.id))
 
     def keep_passages(self, key: int, ids: Iterable[int]) -> dict[int, str]:
         """Delete a document's passages that are not among `ids`, and return the labels of the others by id."""

@@ -11,6 +11,7 @@ from typing import Protocol
 import blake3
 
 from retriever.errors import SourceError
+from retriever.metadata import Metadata
 
 __all__ = [
     "Block",
@@ -80,13 +81,17 @@ class ExtractedText:
 
 @dataclass(frozen=True, slots=True)
 class RawDocument:
-    """Bytes of a document before extraction, and what is known about them."""
+    """Bytes of a document before extraction, and what is known about them.
+
+    Without `metadata`, a document that is stored already keeps what it has.
+    """
 
     uri: str
     data: bytes
     name: str
     title: str | None = None
     media_type: str | None = None
+    metadata: Metadata | None = None
 
     @property
     def content_hash(self) -> bytes:
@@ -131,6 +136,7 @@ class FileSource:
     address: str | None = None
     title: str | None = None
     media_type: str | None = None
+    metadata: Metadata | None = None
 
     @property
     def uri(self) -> str:
@@ -152,7 +158,7 @@ class FileSource:
             data = path.read_bytes()
         except OSError as error:
             raise SourceError(f"{_as_text(path)} cannot be read: {error.strerror or error}") from error
-        return RawDocument(self.uri, data, _as_text(Path(path.name)), self.title, self.media_type)
+        return RawDocument(self.uri, data, _as_text(Path(path.name)), self.title, self.media_type, self.metadata)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +172,7 @@ class TextSource:
     text: str
     title: str | None = None
     media_type: str | None = None
+    metadata: Metadata | None = None
 
     def read(self, max_bytes: int) -> RawDocument:
         """Return the text as UTF-8.
@@ -175,7 +182,7 @@ class TextSource:
         """
         data = self.text.encode("utf-8", "replace")
         _check_size(self.uri, len(data), max_bytes)
-        return RawDocument(self.uri, data, self.uri.rsplit("/", 1)[-1], self.title, self.media_type)
+        return RawDocument(self.uri, data, self.uri.rsplit("/", 1)[-1], self.title, self.media_type, self.metadata)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +194,7 @@ class BytesSource:
     address: str | None = None
     title: str | None = None
     media_type: str | None = None
+    metadata: Metadata | None = None
 
     @property
     def uri(self) -> str:
@@ -200,7 +208,9 @@ class BytesSource:
             SourceError: there are more than `max_bytes`.
         """
         _check_size(self.uri, len(self.data), max_bytes)
-        return RawDocument(self.uri, self.data, self.name.rsplit("/", 1)[-1], self.title, self.media_type)
+        return RawDocument(
+            self.uri, self.data, self.name.rsplit("/", 1)[-1], self.title, self.media_type, self.metadata
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +226,7 @@ class Document:
     num_tokens: int
     encoder_fingerprint: str
     ingested_at: str
+    metadata: Metadata
 
 
 @dataclass(frozen=True, slots=True)

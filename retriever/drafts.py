@@ -37,6 +37,7 @@ class Pending:
     title: str
     content_hash: bytes
     text: ExtractedText
+    metadata: str
 
 
 def encode(encoder: PassageEncoder, drafts: Sequence[PassageDraft]) -> list[list[int]]:

@@ -2,7 +2,8 @@
 
 RetrieverError
 ├── SourceError                    a path or source that cannot be read
-│   └── ExtractError               a file without usable text: binary, empty, encrypted, broken
+│   ├── ExtractError               a file without usable text: binary, empty, encrypted, broken
+│   └── MetadataError              metadata that cannot be kept
 ├── CollectionError                a collection that cannot be used as asked
 │   ├── UnknownCollectionError     no collection of this name
 │   ├── CollectionExistsError      a collection of this name is already there
@@ -11,6 +12,7 @@ RetrieverError
 ├── UnknownDocumentError           no document of this id in the collection
 ├── UnknownPassageError            no passage of this id or label in the collection
 ├── QueryError                     a question or a number of hits that cannot be searched with
+│   └── FilterError                a condition on metadata that is none
 ├── SettingsError                  a setting that cannot work
 ├── EmbedderError                  an embedder that cannot be loaded or used
 ├── PassageEncoderError            a passage encoder that breaks its contract
@@ -24,6 +26,8 @@ __all__ = [
     "EmbedderError",
     "EmbedderMismatchError",
     "ExtractError",
+    "FilterError",
+    "MetadataError",
     "PassageEncoderError",
     "QueryError",
     "RetrieverError",
@@ -80,6 +84,14 @@ class UnknownPassageError(RetrieverError):
 
 class QueryError(RetrieverError):
     """Report a question or a number of hits that cannot be searched with."""
+
+
+class FilterError(QueryError):
+    """Report a condition on metadata that is none."""
+
+
+class MetadataError(SourceError):
+    """Report metadata that cannot be kept."""
 
 
 class SettingsError(RetrieverError):

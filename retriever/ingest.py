@@ -18,7 +18,8 @@ from retriever.embedder import TextEmbedder, Vectors
 from retriever.errors import EmbedderError, EmbedderMismatchError, SourceError
 from retriever.extract import EXTRACT_VERSION, extract
 from retriever.indexes import Indexes
-from retriever.records import Collection
+from retriever.metadata import check_metadata
+from retriever.records import Collection, Version
 from retriever.splitter import split
 from retriever.store import Store
 
@@ -92,6 +93,7 @@ class Ingestion:
         self._config = config
         self._progress = progress
         self._finished = 0
+        self._relabelled: dict[str, str] = {}  # metadata by document id, of those whose content is as it was
         self._total: int | None = None
         self.report = IngestReport()
 
@@ -113,7 +115,7 @@ class Ingestion:
             if item is not None:
                 pending.append(item)
                 size += 1 + len(item.text.text) // (CHARACTERS_PER_TOKEN * collection.settings.split.passage_tokens)
-            if size >= self._config.batch_passages:
+            if max(size, len(self._relabelled)) >= self._config.batch_passages:
                 collection, pending, size = self._flush(collection, pending), [], 0
         self._flush(collection, pending)
         if scope is not None:
@@ -127,15 +129,14 @@ class Ingestion:
         """Tell the caller something about the collection."""
         self._tell(Stage.NOTICE, message=message)
 
-    def _read(self, source: Source, identity: str, versions: dict[str, tuple[bytes, str]]) -> Pending | None:
+    def _read(self, source: Source, identity: str, versions: dict[str, Version]) -> Pending | None:
         """Return the extracted document, or None when it is stored already or cannot be used."""
         try:
             raw = source.read(self._config.max_document_bytes)
-            content_hash = self._version(raw)
-            if versions.get(identity) == (content_hash, self._encoder.fingerprint):
-                self.report.unchanged += 1
-                self._finished += 1
-                self._tell(Stage.UNCHANGED, source.uri)
+            version, stored = self._version(raw, versions.get(identity)), versions.get(identity)
+            if stored is not None and stored[:2] == version[:2]:
+                self._note_stored(source.uri, identity, stored, version)
+                versions[identity] = version
                 return None
             text = extract(raw)
         except SourceError as error:
@@ -143,16 +144,28 @@ class Ingestion:
             self._finished += 1
             self._tell(Stage.SKIPPED, source.uri, str(error))
             return None
-        versions[identity] = (content_hash, self._encoder.fingerprint)
+        versions[identity] = version
         self._tell(Stage.EXTRACTED, source.uri)
-        return Pending(identity, source.uri, text.title or source.uri, content_hash, text)
+        return Pending(identity, source.uri, text.title or source.uri, version.content_hash, text, version.metadata)
 
-    @staticmethod
-    def _version(raw: RawDocument) -> bytes:
-        return digest(EXTRACT_VERSION, raw.content_hash)
+    def _version(self, raw: RawDocument, stored: Version | None) -> Version:
+        """Return what a document is made from; where nothing is said of its metadata, it keeps what it has."""
+        kept = stored.metadata if stored is not None else check_metadata({})
+        metadata = kept if raw.metadata is None else check_metadata(raw.metadata)
+        return Version(digest(EXTRACT_VERSION, raw.content_hash), self._encoder.fingerprint, metadata)
+
+    def _note_stored(self, uri: str, identity: str, stored: Version, version: Version) -> None:
+        """Count a document whose text is stored already, or have its new metadata written with the next batch."""
+        if stored != version:
+            self._relabelled[identity] = version.metadata
+            return
+        self.report.unchanged += 1
+        self._finished += 1
+        self._tell(Stage.UNCHANGED, uri)
 
     def _flush(self, collection: Collection, pending: Sequence[Pending]) -> Collection:
         """Split, embed and commit a batch of documents, and return the collection as it is then."""
+        self._relabel(collection)
         if not pending:
             return collection
         spans = split([item.text for item in pending], collection.settings.split, self._encoder.count)
@@ -168,6 +181,16 @@ class Ingestion:
             missing = self._commit(collection, pending, drafts, vectors)
             if not missing:
                 return collection
+
+    def _relabel(self, collection: Collection) -> None:
+        """Commit the metadata of documents whose text is stored already."""
+        if self._relabelled:
+            with self._store.write() as writer:
+                writer.set_metadata(writer.refresh(collection), self._relabelled)
+            self.report.updated += len(self._relabelled)
+            self._finished += len(self._relabelled)
+            self._relabelled.clear()
+            self._tell(Stage.COMMITTED)
 
     def _embed(
         self, pending: Sequence[Pending], drafts: list[list[Draft]], wanted: set[int]
@@ -254,7 +277,7 @@ class Ingestion:
     ) -> list[PassageRow]:
         """Store one document; passages that it had already keep their label and vectors."""
         encoder = self._encoder.fingerprint
-        row = DocumentRow(item.id, item.uri, item.title, item.content_hash, item.text.text, encoder)
+        row = DocumentRow(item.id, item.uri, item.title, item.content_hash, item.text.text, encoder, item.metadata)
         key = writer.put_document(collection, row)
         labels = writer.keep_passages(key, [draft.id for draft in drafts])
         kept = labels.keys()

@@ -4,7 +4,7 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,19 +16,20 @@ from retriever.errors import (
     UnknownDocumentError,
     UnknownPassageError,
 )
+from retriever.metadata import Filter
 from retriever.vector_index import Ids
 
-__all__ = ["Collection", "Reader"]
+__all__ = ["Collection", "Reader", "Version"]
 
 COLLECTIONS = """
 SELECT c.id, c.name, c.settings, c.embedder_fingerprint, c.embedder_name, c.dimension, c.generation,
        (SELECT count(*) FROM documents d WHERE d.collection_id = c.id),
-       (SELECT count(*) FROM passages p WHERE p.collection_id = c.id), c.created_at
+       (SELECT count(*) FROM passages p WHERE p.collection_id = c.id), c.created_at, c.answering
 FROM collections c
 """
 DOCUMENTS = """
 SELECT d.id, d.uri, d.title, hex(d.content_hash), count(p.id), d.num_characters,
-       coalesce(sum(length(p.token_ids)), 0) / 4, d.encoder_fingerprint, d.ingested_at
+       coalesce(sum(length(p.token_ids)), 0) / 4, d.encoder_fingerprint, d.ingested_at, d.metadata
 FROM documents d LEFT JOIN passages p ON p.document_key = d.key
 """
 PASSAGES = """
@@ -38,9 +39,20 @@ FROM passages p JOIN documents d ON d.key = p.document_key
 """
 
 
+class Version(NamedTuple):
+    """What a stored document was made from; metadata as canonical JSON."""
+
+    content_hash: bytes
+    encoder_fingerprint: str
+    metadata: str
+
+
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """A collection as it is stored; the embedder is unknown until the first vector is."""
+    """A collection as it is stored; the embedder is unknown until the first vector is.
+
+    How its questions are answered (`answering`) is a JSON object that means something to others.
+    """
 
     id: int
     name: str
@@ -52,6 +64,7 @@ class Collection:
     num_documents: int
     num_passages: int
     created_at: str
+    answering: str
 
 
 class Reader:
@@ -99,10 +112,10 @@ class Reader:
             )
         return _collection(row)
 
-    def versions(self, collection: Collection) -> dict[str, tuple[bytes, str]]:
-        """Return content hash and encoder fingerprint of every document, by id."""
-        statement = "SELECT id, content_hash, encoder_fingerprint FROM documents WHERE collection_id = ?"
-        return {row[0]: (row[1], row[2]) for row in self._connection.execute(statement, (collection.id,))}
+    def versions(self, collection: Collection) -> dict[str, Version]:
+        """Return what every document was made from, by id."""
+        statement = "SELECT id, content_hash, encoder_fingerprint, metadata FROM documents WHERE collection_id = ?"
+        return {row[0]: Version(*row[1:]) for row in self._connection.execute(statement, (collection.id,))}
 
     def documents(self, collection: Collection) -> list[Document]:
         """Return every document of a collection, by uri."""
@@ -184,6 +197,14 @@ class Reader:
             data += blob
         return np.array(found, np.int64), np.frombuffer(data, "<f4").reshape(len(found), -1 if found else 0)
 
+    def matching_vectors(self, collection: Collection, condition: Filter) -> dict[int, int]:
+        """Return the passage id of each vector that lives and whose document fits a condition, by vector id."""
+        statement = f"""
+            SELECT v.id, v.passage_id FROM documents d JOIN passages p ON p.document_key = d.key
+            JOIN vectors v ON v.passage_id = p.id WHERE d.collection_id = ? AND {condition.over("d.metadata")}
+        """  # noqa: S608 - made of checked names
+        return dict(self._connection.execute(statement, (collection.id, *condition.values)))
+
     def live_keys(self, keys: Iterable[bytes]) -> set[bytes]:
         """Return those of the keys of derived data that a passage or a collection needs."""
         statement = "SELECT 1 FROM derived_keys WHERE key = ?"
@@ -243,7 +264,7 @@ def _collection(row: Any) -> Collection:
 
 
 def _document(row: Any) -> Document:
-    return Document(*(*row[:3], row[3].lower(), *row[4:]))
+    return Document(*(*row[:3], row[3].lower(), *row[4:-1], json.loads(row[-1])))
 
 
 def _passage(row: Any) -> Passage:

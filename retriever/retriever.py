@@ -1,10 +1,10 @@
 """The library: collections of documents that can be ingested and searched. The package's front door."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from retriever.config import CollectionSettings, RetrieverConfig
 from retriever.derived import DerivedKeys, Erasure
@@ -23,9 +23,10 @@ from retriever.errors import (
 from retriever.index_spec import IndexSpec
 from retriever.indexes import Indexes
 from retriever.ingest import IngestEvent, Ingestion, IngestReport, check_embedder
+from retriever.metadata import Metadata, check_metadata, parse_filter
 from retriever.popularity import Popularity
 from retriever.records import Collection
-from retriever.search import OnCandidates, find_passages, ignore_candidates
+from retriever.search import OnCandidates, find_among, find_passages, ignore_candidates
 from retriever.store import Store
 from retriever.upkeep import check_collection
 
@@ -96,8 +97,10 @@ class Library:
 
     # Collections
 
-    def create_collection(self, name: str, settings: CollectionSettings | None = None) -> Collection:
-        """Make an empty collection.
+    def create_collection(
+        self, name: str, settings: CollectionSettings | None = None, *, answering: str = "{}"
+    ) -> Collection:
+        """Make an empty collection; how its questions are answered is a JSON object that is kept for others.
 
         Raises:
             CollectionExistsError: there is one of this name.
@@ -110,7 +113,18 @@ class Library:
         settings = settings or self._config.collection
         IndexSpec(TRIAL_DIMENSION, settings.index_factory, settings.index_parameters, device="cpu").make()
         with self.store.write() as writer:
-            return writer.add_collection(name, settings)
+            return writer.add_collection(name, settings, answering)
+
+    def set_answering(self, name: str, answering: str) -> Collection:
+        """Replace how a collection's questions are answered, and return the collection.
+
+        Raises:
+            UnknownCollectionError: there is none of this name.
+        """
+        with self.store.write() as writer:
+            collection = writer.collection(name)
+            writer.set_answering(collection, answering)
+            return writer.collection(name)
 
     def ensure_collection(self, name: str, settings: CollectionSettings | None = None) -> Collection:
         """Return a collection, made if it is missing.
@@ -224,6 +238,19 @@ class Library:
         with self.store.read() as reader:
             return reader.document(reader.collection(collection), document_id)
 
+    def set_metadata(self, collection: str, document_id: str, metadata: Metadata) -> Document:
+        """Replace a document's metadata, and return the document; its text and vectors stay as they are.
+
+        Raises:
+            UnknownDocumentError: the collection has none of this id.
+            MetadataError: a name or a value that cannot be kept.
+        """
+        with self.store.write() as writer:
+            row = writer.collection(collection)
+            writer.document(row, document_id)
+            writer.set_metadata(row, {document_id: check_metadata(metadata)})
+            return writer.document(row, document_id)
+
     def document_text(self, collection: str, document_id: str) -> str:
         """Return the extracted text of a document; a passage of it is `text[passage.start:passage.end]`.
 
@@ -330,7 +357,13 @@ class Library:
         return self._require_embedder().embed_query(question)
 
     def search(
-        self, collection: str, query: str | Vectors, k: int = 5, *, on_candidates: OnCandidates = ignore_candidates
+        self,
+        collection: str,
+        query: str | Vectors,
+        k: int = 5,
+        *,
+        where: Mapping[str, Any] | None = None,
+        on_candidates: OnCandidates = ignore_candidates,
     ) -> list[Hit]:
         """Return the k passages closest to a question, or to its vector [dimension]; best first, each once.
 
@@ -338,14 +371,17 @@ class Library:
             collection: its name.
             query: the question, or its unit vector.
             k: how many.
+            where: a condition on the metadata of documents (see `retriever.metadata`); the result is then exact,
+                whatever the index.
             on_candidates: called with the k best of the first stage; where the index keeps vectors only roughly, a
                 second one scores exactly what that has found.
 
         Raises:
             UnknownCollectionError: there is no such collection.
             EmbedderMismatchError: the collection was made with another embedder.
-            QueryError: the question is empty, k is below 1, or the vector has the wrong length.
+            QueryError: the question is empty, k is below 1, the vector has the wrong length, or the condition is none.
         """
+        condition = parse_filter(where) if where else None
         if k < 1:
             raise QueryError(f"k is {k}; ask for 1 passage or more")
         row = self.collection(collection)
@@ -362,8 +398,11 @@ class Library:
                         f"the query has shape {query.shape}; collection {collection!r} needs ({row.dimension},)"
                     )
                 index = self._indexes.get(row)
-                if index.base_generation <= row.generation:  # else it was rebuilt without what this snapshot still has
-                    return find_passages(reader, row, index, query, k, on_candidates)
+                if index.base_generation > row.generation:
+                    continue  # it was rebuilt without what this snapshot still has
+                if condition is not None:
+                    return find_among(reader, row, index, query, k, condition, on_candidates)
+                return find_passages(reader, row, index, query, k, on_candidates)
 
     # Upkeep
 

@@ -1,16 +1,20 @@
 """From a query vector to passages, in two stages: a coarse search of the index, then exact scores of what it found.
 
-Knows one snapshot of the store; what is dead in it is no candidate.
+Knows one snapshot of the store; what is dead in it is no candidate. Under a condition every passage that fits is scored
+exactly, whatever the index: a few that fit may be far from the best of all, where an approximate search never looks.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+
 from retriever.document import Hit, Passage
 from retriever.embedder import Vectors
+from retriever.metadata import Filter
 from retriever.records import Collection, Reader
-from retriever.vector_index import VectorIndex
+from retriever.vector_index import Ids, VectorIndex
 
-__all__ = ["OnCandidates", "find_passages", "ignore_candidates"]
+__all__ = ["OnCandidates", "find_among", "find_passages", "ignore_candidates"]
 
 FIRST_FETCH = 16
 
@@ -44,6 +48,47 @@ def find_passages(
         chosen = _best(found, k)
         passages |= reader.passages_by_id(collection, set(chosen) - passages.keys())
     return [Hit(passages[passage_id], found[passage_id]) for passage_id in chosen]
+
+
+def find_among(
+    reader: Reader,
+    collection: Collection,
+    index: VectorIndex,
+    query: Vectors,
+    k: int,
+    condition: Filter,
+    on_candidates: OnCandidates,
+) -> list[Hit]:
+    """Return the k closest of the live passages whose documents fit a condition; see `find_passages`."""
+    owners = reader.matching_vectors(collection, condition)
+    scores = _scores_among(reader, collection, index, query, k, owners)
+    chosen = _best(scores, k)
+    passages = reader.passages_by_id(collection, chosen)
+    on_candidates([passages[passage_id] for passage_id in chosen])
+    return [Hit(passages[passage_id], scores[passage_id]) for passage_id in chosen]
+
+
+def _scores_among(
+    reader: Reader, collection: Collection, index: VectorIndex, query: Vectors, k: int, owners: Mapping[int, int]
+) -> dict[int, float]:
+    """Score the vectors of `owners` exactly, at least as far as the k best passages go; scores by passage id."""
+    wanted = np.fromiter(owners, np.int64, len(owners))
+    fetch = 2 * k + FIRST_FETCH
+    while (found := index.search_among(query, fetch, wanted)) is not None:
+        best = _best_scores(*found, owners)
+        if len(best) >= k or len(found[0]) < fetch:
+            return best
+        fetch *= 4
+    ids, vectors = reader.vectors(collection, wanted)  # the index cannot, but the store has every vector
+    return _best_scores(vectors @ query, ids, owners) if len(ids) else {}
+
+
+def _best_scores(scores: Vectors, ids: Ids, owners: Mapping[int, int]) -> dict[int, float]:
+    best: dict[int, float] = {}
+    for score, vector_id in zip(scores.tolist(), ids.tolist(), strict=True):
+        passage_id = owners[vector_id]
+        best[passage_id] = max(best.get(passage_id, score), score)
+    return best
 
 
 def _candidates(reader: Reader, collection: Collection, index: VectorIndex, query: Vectors, k: int) -> dict[int, float]:

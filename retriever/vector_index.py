@@ -144,6 +144,31 @@ class VectorIndex:
         found = ids[0] >= 0
         return scores[0][found], ids[0][found]
 
+    def search_among(self, query: Vectors, k: int, ids: Ids) -> tuple[Vectors, Ids] | None:
+        """Return exact scores and ids of the k best of these vectors, best first; None where the index cannot.
+
+        All that it holds are compared: an inverted file probes every list, a graph's flat storage is searched itself.
+        """
+        if self._on_gpu or self.is_approximate:
+            return None
+        faiss = load_faiss()
+        with self._lock.read(), one_thread():
+            places = np.flatnonzero(np.isin(faiss.vector_to_array(self._index.id_map), ids))
+            k = min(k, len(places))
+            if k == 0:
+                return np.empty(0, np.float32), np.empty(0, np.int64)
+            inner = faiss.downcast_index(self._index.index)
+            inner = faiss.downcast_index(getattr(inner, "storage", inner))
+            selector = faiss.IDSelectorBatch(places)
+            inverted = faiss.try_extract_index_ivf(inner)
+            if inverted is None:
+                parameters = faiss.SearchParameters(sel=selector)
+            else:
+                parameters = faiss.SearchParametersIVF(sel=selector, nprobe=inverted.nlist)
+            scores, found = inner.search(np.ascontiguousarray(query, np.float32)[None, :], k, params=parameters)
+            id_map = faiss.vector_to_array(self._index.id_map)
+        return scores[0], id_map[found[0]]
+
     def save(self, path: Path) -> None:
         """Write the index beside `path` and move it there, so that a crash leaves the old file or the new one."""
         faiss = load_faiss()
