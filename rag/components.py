@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
     from engine.tokenizer import Tokenizer
     from engine.worker import EngineWorker
+    from rag.ledger import Ledger
     from rag.prompt_layout import PassageTokens, PromptLayout
     from rag.shadow import ShadowChecker
+    from rag.telemetry.telemetry import Telemetry
     from retriever.embedder import TextEmbedder, Vectors
     from retriever.retriever import Library
 
@@ -111,6 +113,8 @@ class Components:
         self.store: Once[LivingStore | None] = Once(self._make_store)
         self.worker: Once[EngineWorker] = Once(self._make_worker)
         self.shadow: Once[ShadowChecker | None] = Once(self._make_shadow)
+        self.ledger: Once[Ledger] = Once(self._make_ledger)
+        self.telemetry: Once[Telemetry] = Once(self._make_telemetry)
         self.activity = Activity()
         self._is_loaded = False
 
@@ -148,6 +152,8 @@ class Components:
             store.close()
         if keys := self.keys.if_made:
             keys.flush()
+        if telemetry := self.telemetry.if_made:
+            telemetry.close()
         if library := self.library.if_made:
             library.close()
 
@@ -220,6 +226,16 @@ class Components:
         certificates = certificates_of(self.hub, self.config.model)
         certificate = certificates.find(worker.engine.identity, self.layout().head.tokens)
         return ShadowChecker(worker, rate, certificate) if rate and certificate else None
+
+    def _make_ledger(self) -> "Ledger":
+        from rag.ledger import Ledger
+
+        return Ledger(self.library().store)
+
+    def _make_telemetry(self) -> "Telemetry":
+        from rag.telemetry.telemetry import Telemetry
+
+        return Telemetry(self.ledger())
 
 
 def _default_budget(folder: "Path") -> int:
