@@ -7,6 +7,7 @@ publishes must have been computed.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
+from time import perf_counter
 from typing import NamedTuple
 
 from engine.approximate_tails import ApproximateTails
@@ -83,7 +84,9 @@ class PrefixCache:
         """
         assert request not in self._live, f"request {request.id} is admitted already"
         segments = request.segments
+        started = perf_counter()
         loaded = self._load(request, segments)
+        request.load_seconds += perf_counter() - started
         placed = self._place(request, segments)
         pinned = [block for placement in placed.placements for block in placement.blocks]
         self.pool.hold(pinned)

@@ -126,6 +126,7 @@ class Request:
         output_tokens: sampled so far; kept when it is preempted.
         admission: the blocks it holds while it runs.
         first_admission: the placements of its first admission, which the cache report tells of.
+        load_seconds: how long reading KV from the tier below took, for it.
     """
 
     id: int
@@ -145,6 +146,7 @@ class Request:
     admission: Admission | None = None
     first_admission: tuple[Placement, ...] = ()
     num_preemptions: int = 0
+    load_seconds: float = 0.0
 
     @property
     def is_ready(self) -> bool:

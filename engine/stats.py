@@ -23,10 +23,11 @@ class SegmentReport:
 
 @dataclass(frozen=True, slots=True)
 class CacheReport:
-    """A request's use of the cache, at its first admission."""
+    """A request's use of the cache, at its first admission; `load_seconds` went into reading KV from the disk."""
 
     segments: tuple[SegmentReport, ...] = ()
     hit_tokens: dict[str, int] = field(default_factory=lambda: {"device": 0, "disk": 0})
+    load_seconds: float = 0.0
 
     @property
     def cached_tokens(self) -> int:
@@ -48,12 +49,14 @@ class Timings:
 class Totals:
     """Counters since the engine started.
 
+    Finished are all that have ended; some of them were cancelled, others failed in a step or came too late.
     Of the drafted tokens, the accepted ones were right and became output tokens without a step of their own.
     """
 
     requests: int = 0
     finished: int = 0
     cancelled: int = 0
+    failed: int = 0
     steps: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -96,4 +99,4 @@ def cache_report(request: Request) -> CacheReport:
         report = SegmentReport(segment.kind, segment.name, placement.num_tokens, hit_tokens, outcome, tier)
         reports.append(report)
     hits = {tier: sum(report.hit_tokens for report in reports if report.tier == tier) for tier in ("device", "disk")}
-    return CacheReport(tuple(reports), hits)
+    return CacheReport(tuple(reports), hits, sum(one.load_seconds for one in (request, *request.prerequisites)))

@@ -4,21 +4,18 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from engine.output import Event, Generation
-from engine.prompt import SegmentKind
 from engine.request import FinishReason
+from rag.cache_use import cache_use
 from rag.citations import CitationFilter
 from rag.extractive import best_sentence
 from rag.repetition import RepetitionGuard
 from rag.schemas import (
     Answer,
     AnswerEvent,
-    Cache,
     Citation,
     CitationEvent,
     DeltaEvent,
     DoneEvent,
-    HitTokens,
-    PassageCache,
     Source,
     Timings,
     Usage,
@@ -141,18 +138,6 @@ class AnswerAssembler:
 
     def _answer(self, generation: Generation) -> Answer:
         cache = generation.cache
-        passages = [
-            PassageCache.model_validate(
-                {
-                    "passage_id": segment.name,
-                    "tokens": segment.num_tokens,
-                    "outcome": segment.outcome,
-                    "tier": segment.tier,
-                }
-            )
-            for segment in cache.segments
-            if segment.kind is SegmentKind.PASSAGE
-        ]
         usage = Usage(
             prompt_tokens=generation.num_prompt_tokens,
             completion_tokens=len(generation.token_ids),
@@ -163,7 +148,7 @@ class AnswerAssembler:
             citations=self._citations,
             sources=list(self._sources),
             usage=usage,
-            cache=Cache(passages=passages, hit_tokens=HitTokens(**cache.hit_tokens)),
+            cache=cache_use(cache, self._sources),
             timings_ms=self._timings(generation),
             model=self._model,
             finish_reason="stop" if self.wants_end else generation.finish_reason.value,
@@ -174,12 +159,15 @@ class AnswerAssembler:
         finished = times.finished or times.arrival
         first_token = times.first_token or finished
         scheduled = times.first_scheduled or finished
+        load = generation.cache.load_seconds
+        queue = max(scheduled - times.arrival - load, 0.0)  # a passage may be loaded later, while others are computed
         embed_ms, search_ms = self._retrieval_ms
         return Timings(
             embed=embed_ms,
             search=search_ms,
-            queue=1e3 * (scheduled - times.arrival),
-            prefill=1e3 * (first_token - scheduled),
+            queue=1e3 * queue,
+            load=1e3 * load,
+            prefill=1e3 * (first_token - times.arrival - queue - load),
             ttft=1e3 * (first_token - self._started),
             total=1e3 * (finished - self._started),
         )

@@ -159,7 +159,7 @@ def test_an_answer_that_cites_is_left_alone() -> None:
     assert answer.answer == streamed == "Mara [1] does."
     assert answer.citations == [Citation(marker="[1]", source=1, start=5, end=8)]
     assert answer.timings_ms.model_dump() == {
-        "embed": 1.0, "search": 2.0, "queue": 500.0, "prefill": 500.0, "ttft": 2000.0, "total": 3000.0
+        "embed": 1.0, "search": 2.0, "queue": 500.0, "load": 0.0, "prefill": 500.0, "ttft": 2000.0, "total": 3000.0
     }  # fmt: skip
 
 

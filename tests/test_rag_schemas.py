@@ -20,8 +20,13 @@ ANSWER = {
     "cache": {
         "passages": [dict.fromkeys(("passage_id", "tokens", "outcome", "tier"))],
         "hit_tokens": dict.fromkeys(("device", "disk")),
+        "segments": [
+            dict.fromkeys(
+                ("kind", "passage_id", "source", "tokens", "cached_tokens", "repaired_tokens", "outcome", "tier")
+            )
+        ],
     },
-    "timings_ms": dict.fromkeys(("embed", "search", "queue", "prefill", "ttft", "total")),
+    "timings_ms": dict.fromkeys(("embed", "search", "queue", "load", "prefill", "ttft", "total")),
     "model": "",
     "finish_reason": "",
 }

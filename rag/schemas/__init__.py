@@ -4,7 +4,17 @@
 that clients whose numbers are doubles keep every digit. Unknown fields of a request are refused.
 """
 
-from rag.schemas.answers import Answer, AnswerRequest, Cache, Citation, HitTokens, PassageCache, Timings, Usage
+from rag.schemas.answers import (
+    Answer,
+    AnswerRequest,
+    Cache,
+    Citation,
+    HitTokens,
+    PassageCache,
+    PromptSegment,
+    Timings,
+    Usage,
+)
 from rag.schemas.base import PassageId
 from rag.schemas.documents import (
     CollectionInfo,
@@ -15,9 +25,10 @@ from rag.schemas.documents import (
     DocumentWithPassages,
     PassageInfo,
 )
-from rag.schemas.events import AnswerEvent, CitationEvent, DeltaEvent, DoneEvent, RetrievalEvent
+from rag.schemas.events import AnswerEvent, CitationEvent, DeltaEvent, DoneEvent, LogprobsEvent, RetrievalEvent
 from rag.schemas.ingest import DocumentInput, IngestReport, IngestRequest, SkippedDocument
 from rag.schemas.passage_kv import KeptPassage, KVStoreInfo, PrecomputePlan, PrecomputeProgress, Purge
+from rag.schemas.sampling import ResponseFormat, Sampling, TokenLogprob, TopLogprob, Turn
 from rag.schemas.search import SearchRequest, SearchResult, SearchTimings, Source
 
 __all__ = [
@@ -41,18 +52,25 @@ __all__ = [
     "IngestRequest",
     "KVStoreInfo",
     "KeptPassage",
+    "LogprobsEvent",
     "PassageCache",
     "PassageId",
     "PassageInfo",
     "PrecomputePlan",
     "PrecomputeProgress",
+    "PromptSegment",
     "Purge",
+    "ResponseFormat",
     "RetrievalEvent",
+    "Sampling",
     "SearchRequest",
     "SearchResult",
     "SearchTimings",
     "SkippedDocument",
     "Source",
     "Timings",
+    "TokenLogprob",
+    "TopLogprob",
+    "Turn",
     "Usage",
 ]

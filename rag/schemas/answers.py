@@ -4,25 +4,29 @@ from typing import Literal
 
 from pydantic import Field
 
-from rag.schemas.base import MAX_PASSAGES, CollectionName, PassageId, Question, Request, Result
+from rag.schemas.base import MAX_PASSAGES, CollectionName, PassageId, Question, Result
+from rag.schemas.sampling import Sampling, Turn
 from rag.schemas.search import Source
 
-__all__ = ["Answer", "AnswerRequest", "Cache", "Citation", "HitTokens", "PassageCache", "Timings", "Usage"]
+__all__ = [
+    "Answer", "AnswerRequest", "Cache", "Citation", "HitTokens", "PassageCache", "PromptSegment",
+    "Timings", "Usage",
+]  # fmt: skip
 
+MAX_TURNS = 1000
 
-class AnswerRequest(Request):
-    """A question; what is left out defaults to the server's settings.
+class AnswerRequest(Sampling):
+    """A question; what is left out defaults to the server's settings. How tokens are chosen: see `Sampling`.
 
     Attributes:
         question: what to answer.
+        history: what was said before, the latest last: it follows the passages, and passages are looked for by the
+            question alone, or with the question before where it is very short.
+        instructions: how to answer; read after the passages.
         collection: where to look.
         k: passages to retrieve.
         max_tokens: length of the generated answer at most.
-        temperature: 0 is greedy.
-        top_k: sample among the k most likely tokens; 0 is all.
-        top_p: sample among the fewest tokens whose probability reaches this sum.
-        seed: makes sampling repeatable.
-        extractive: quote the best sentence when the model's answer cites nothing.
+        extractive: quote the best sentence when the model's answer cites nothing; never where it has to be JSON.
         reuse: which cached KV of passages may serve: `exact`, `chunk` (in any order; refused without a certificate) or
             `auto`.
         order: of the passages in the prompt: `score`, or `cache` for what hits the cache best.
@@ -30,13 +34,11 @@ class AnswerRequest(Request):
     """
 
     question: Question
+    history: list[Turn] = Field(default=[], max_length=MAX_TURNS)
+    instructions: str | None = None
     collection: CollectionName = "default"
     k: int | None = Field(default=None, ge=1, le=MAX_PASSAGES)
     max_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
-    temperature: float = Field(default=0.0, ge=0, le=100)
-    top_k: int = Field(default=0, ge=0)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    seed: int | None = Field(default=None, ge=0, lt=2**63)
     extractive: bool | None = None
     reuse: Literal["auto", "exact", "chunk"] | None = None
     order: Literal["score", "cache"] | None = None
@@ -76,19 +78,48 @@ class HitTokens(Result):
     disk: int
 
 
+class PromptSegment(Result):
+    """How one part of the prompt got its KV; `tokens` are `cached_tokens`, `repaired_tokens` and those computed.
+
+    Attributes:
+        kind: `template`, `passage`, `text`, or `tail`: what no other question has.
+        passage_id: of a passage.
+        source: the number of its source, counted from 1.
+        tokens: its length.
+        cached_tokens: whose KV was not computed.
+        repaired_tokens: computed in context at the head of a shifted passage.
+        outcome: `path`, `canonical`, `shifted`, or `computed` where a token besides the repaired ones was.
+        tier: where the cached KV came from; null without any.
+    """
+
+    kind: Literal["template", "passage", "text", "tail"]
+    passage_id: PassageId | None
+    source: int | None
+    tokens: int
+    cached_tokens: int
+    repaired_tokens: int
+    outcome: Literal["path", "canonical", "shifted", "computed"]
+    tier: Literal["device", "disk"] | None
+
+
 class Cache(Result):
-    """The use of the cache: passages in prompt order, and hit tokens of the whole prompt."""
+    """The use of the cache: passages in prompt order, hit tokens of the whole prompt, and the prompt part by part."""
 
     passages: list[PassageCache]
     hit_tokens: HitTokens
+    segments: list[PromptSegment] = Field(default_factory=list)
 
 
 class Timings(Result):
-    """Milliseconds: `ttft` and `total` count from the question's arrival; loading models is in none of them."""
+    """Milliseconds: `ttft` and `total` count from the question's arrival; loading models is in none of them.
+
+    `load` is reading KV from the disk; neither `queue` nor `prefill` contains it.
+    """
 
     embed: float
     search: float
     queue: float
+    load: float = 0.0
     prefill: float
     ttft: float
     total: float
