@@ -106,7 +106,7 @@ def test_orders_are_distinct_and_not_the_one_that_is_there(k, expected):
 
 def test_reuse_of_nothing_moves_nothing_and_reuse_moves_something(engine):
     scorer = Scorer(engine, (0, 16, 48), max_tokens=6, orders=4)
-    found = scorer.measure({2: a_prompt(2), 4: a_prompt(4)}, (), seed="s")
+    found = scorer.measure({2: a_prompt(2), 4: a_prompt(4)}, seed="s")
     for k, figures in found.items():
         assert figures.passage_tokens == (48,) * k
         assert figures.answer_tokens == 6
@@ -121,15 +121,15 @@ def test_reuse_of_nothing_moves_nothing_and_reuse_moves_something(engine):
 
 def test_without_the_template_reuse_is_worse(engine):
     prompts = {3: a_prompt(3)}
-    good, bad = (Scorer(engine, (0,), 6, 1, template=kept).measure(prompts, (), seed="s")[3] for kept in (True, False))
+    good, bad = (Scorer(engine, (0,), 6, 1, template=kept).measure(prompts, seed="s")[3] for kept in (True, False))
     assert bad.chunk[0].kl > 2 * good.chunk[0].kl
     assert bad.reordered == good.reordered, "full prefill keeps its template"
 
 
 def test_free_answers_are_scored(engine):
     answer = engine.generate([a_prompt(2)])[0].text
-    scorer = Scorer(engine, (0, 48), max_tokens=8, orders=1, answers=True)
-    scores = scorer.measure({2: a_prompt(2)}, (answer[:3],), seed="s")[2].answers
+    scorer = Scorer(engine, (0, 48), max_tokens=8, orders=1)
+    scores = scorer.answer({2: a_prompt(2)}, (answer[:3],), seed="s")[2]
     assert set(scores) == {"full", "another order", "no passages", "repair 0", "repair 48"}
     assert scores["full"].f1_full == scores["repair 48"].f1_full == 1
 
@@ -170,6 +170,11 @@ def test_what_was_measured_is_not_measured_again(config, small):
     more = certify(config, small(ks=(2, 3)))
     assert more.measured == 4
     assert [row for row in more.rows if row.passages == 2] == list(first.rows), "of these only k 3 was measured"
+    spoken = certify(config, small(answers=True))
+    assert spoken.measured == 2, "the free answers of the questions that choose the repair"
+    assert spoken.answers
+    assert spoken.rows == first.rows
+    assert certify(config, small(answers=True)).measured == certify(config, small()).measured == 0
 
 
 @pytest.mark.parametrize(
@@ -181,7 +186,7 @@ def test_what_was_measured_is_not_measured_again(config, small):
         ({"max_tokens": 3}, False),
         ({"orders": 2}, False),
         ({"seed": 1}, False),
-        ({"answers": True}, False),
+        ({"answers": True}, True),
         ({"template": False}, False),
     ],
 )
@@ -191,15 +196,19 @@ def test_figures_are_used_again_only_where_they_would_be_the_same(small, changed
     measured = []
 
     class FakeScorer:
-        def measure(self, prompts, golds, *, seed):
+        def measure(self, prompts, *, seed):
             measured.append(list(prompts))
             return dict.fromkeys(prompts, figures)
+
+        def answer(self, prompts, golds, *, seed):
+            return {k: {"full": score_answer("gold", "gold", golds)} for k in prompts}
 
     for settings in ({}, changed):
         wanted = replace(small(**settings), ks=(2,))
         measurements = Measurements(None, wanted, "key", [probe, probe], lambda event: None)
         measurements._scorer = FakeScorer()
-        assert measurements.screening() == {2: [figures] * min(2, wanted.sets)}
+        found = measurements.screening()[2]
+        assert [one.model_copy(update={"answers": {}}) for one in found] == [figures] * min(2, wanted.sets)
     assert measured == [[2]] if same else [[2], [2]]
 
 
@@ -214,7 +223,7 @@ def test_an_interrupted_run_goes_on_where_it_ended(config, small):
 
 
 def test_reuse_that_moves_answers_too_far_is_refused(config, small, monkeypatch):
-    def measure(self, prompts, golds, *, seed):
+    def measure(self, prompts, *, seed):
         far, near = (WayFigures(kl=kl, agreement=0.9, first_kl=kl) for kl in (0.06, 0.05))
         blind = WayFigures(kl=0.4, agreement=0.7, first_kl=0.4)
         return {

@@ -71,7 +71,8 @@ class _Line(_Part):
 class FiguresFile:
     """Figures by key in a file of JSON lines; a key is the hash of everything that was measured and how.
 
-    A line that a crash has cut is measured again. Figures of other keys are kept and not used.
+    Of several lines with one key the last counts. A line that a crash has cut is measured again. Figures of other keys
+    are kept and not used.
 
     Args:
         path: made on the first write, with its folder.

@@ -45,15 +45,12 @@ class Measurements:
         self._probes = probes
         self._progress = progress
         self._file = FiguresFile((certify.work_dir or default_work_dir()) / f"certify-{key[:16]}.jsonl")
-        self._scorer = Scorer(
-            engine, certify.repairs, certify.max_tokens, certify.orders,
-            answers=certify.answers, template=certify.template,
-        )  # fmt: skip
+        self._scorer = Scorer(engine, certify.repairs, certify.max_tokens, certify.orders, template=certify.template)
         self._stages: dict[Stage, Sets] = {}
 
     def screening(self) -> Sets:
         """Return the figures of the first half of the questions."""
-        return self._stage("screening", self._probes[: self._certify.sets])
+        return self._stage("screening", self._probes[: self._certify.sets], answers=self._certify.answers)
 
     def confirmation(self) -> Sets:
         """Return those of the second half."""
@@ -64,33 +61,36 @@ class Measurements:
         stages = self._stages.values()
         return [length for sets in stages for some in sets.values() for one in some for length in one.passage_tokens]
 
-    def _stage(self, stage: Stage, probes: Sequence[Probe]) -> Sets:
+    def _stage(self, stage: Stage, probes: Sequence[Probe], *, answers: bool = False) -> Sets:
         if stage not in self._stages:
             counter, found = Counter(self._progress, stage, len(probes)), []
             for probe in probes:
-                found.append(self._measured(probe))
+                found.append(self._measured(probe, answers=answers))
                 counter.advance()
             self._stages[stage] = {k: [sets[k] for sets in found] for k in self._certify.ks}
         return self._stages[stage]
 
-    def _measured(self, probe: Probe) -> Mapping[int, SetFigures]:
-        """Return a question's figures; only those that are not in the file are measured."""
+    def _measured(self, probe: Probe, *, answers: bool) -> Mapping[int, SetFigures]:
+        """Return a question's figures, with free answers where they are asked for; only what is missing is measured."""
         keys = {k: self._key(probe, k) for k in self._certify.ks}
         sets = {k: figures for k, key in keys.items() if (figures := self._file.get(key)) is not None}
-        missing = {k: probe.prompts[k] for k in self._certify.ks if k not in sets}
-        if missing:
-            seed = f"{self._certify.seed}/{probe.asked.question}"
-            for k, figures in self._scorer.measure(missing, probe.asked.golds, seed=seed).items():
-                self._file.add(keys[k], figures)
-                sets[k] = figures
-            self.count += 1
-        return sets
+        seed = f"{self._certify.seed}/{probe.asked.question}"
+        unknown = [k for k in self._certify.ks if k not in sets]
+        if unknown:
+            sets |= self._scorer.measure({k: probe.prompts[k] for k in unknown}, seed=seed)
+        silent = [k for k in self._certify.ks if answers and not sets[k].answers]
+        if silent:
+            spoken = self._scorer.answer({k: probe.prompts[k] for k in silent}, probe.asked.golds, seed=seed)
+            sets |= {k: sets[k].model_copy(update={"answers": scores}) for k, scores in spoken.items()}
+        for k in {*unknown, *silent}:
+            self._file.add(keys[k], sets[k])
+        self.count += bool(unknown or silent)
+        return {k: sets[k] for k in self._certify.ks}
 
     def _key(self, probe: Probe, k: int) -> str:
-        """Hash everything that the figures of a set depend on."""
+        """Hash everything that the figures of a set depend on, but what free answers are scored by."""
         certify = self._certify
         prompt = [segment.tokens for segment in probe.prompts[k].segments]
-        golds = probe.asked.golds if certify.answers else ()
-        how = (certify.repairs, certify.max_tokens, certify.orders, certify.seed, certify.answers, certify.template)
-        facts = json.dumps([self._certificate_key, probe.asked.question, prompt, golds, how])
+        how = (certify.repairs, certify.max_tokens, certify.orders, certify.seed, certify.template)
+        facts = json.dumps([self._certificate_key, probe.asked.question, prompt, how])
         return blake3(facts.encode()).hexdigest()

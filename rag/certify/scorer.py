@@ -1,7 +1,8 @@
 """Teacher forcing through the engine: what each way to compute the same passages makes of full prefill's answer."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import permutations
 from math import factorial
@@ -12,7 +13,7 @@ from engine.ladder import Outcome
 from engine.output import Generation
 from engine.prompt import Prompt, Reuse, Segment, SegmentKind
 from rag.certify.answers import score_answer
-from rag.certify.figures import SetFigures, WayFigures
+from rag.certify.figures import AnswerFigures, SetFigures, WayFigures
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,7 +63,6 @@ class Scorer:
         repairs: tokens, each a whole number of blocks.
         max_tokens: length of an answer at most.
         orders: random orders a set.
-        answers: whether to let every way answer freely, too.
         template: whether passages are read after the template when their KV is made for reuse; without it only after
             its first token, which no certificate should survive.
     """
@@ -71,55 +71,72 @@ class Scorer:
     repairs: Sequence[int]
     max_tokens: int
     orders: int
-    answers: bool = False
     template: bool = True
 
-    def measure(self, prompts: Mapping[int, Prompt], golds: Sequence[str], *, seed: str) -> dict[int, SetFigures]:
+    def measure(self, prompts: Mapping[int, Prompt], *, seed: str) -> dict[int, SetFigures]:
         """Measure a question's prompts of template, passages in the order of retrieval, and tail; keep nothing.
 
         Args:
             prompts: by number of passages, at least two; every one has the first passages of the longest.
-            golds: texts that answer the question; only used with `answers`.
             seed: of the orders.
         """
+        with self._computed(prompts):
+            answers = self._ask_all([(prompt, FULL, {}) for prompt in prompts.values()])
+            return {
+                k: self._measure_set(prompt, answer.token_ids, f"{seed}/{k}")
+                for (k, prompt), answer in zip(prompts.items(), answers, strict=True)
+            }
+
+    def answer(
+        self, prompts: Mapping[int, Prompt], golds: Sequence[str], *, seed: str
+    ) -> dict[int, dict[str, AnswerFigures]]:
+        """Let every way answer freely, and score the answers; keep nothing.
+
+        Args:
+            prompts: as for `measure`.
+            golds: texts that answer the question; there may be none.
+            seed: of the orders.
+        """
+        with self._computed(prompts):
+            return {k: self._answer_freely(prompt, golds, f"{seed}/{k}") for k, prompt in prompts.items()}
+
+    @contextmanager
+    def _computed(self, prompts: Mapping[int, Prompt]) -> Iterator[None]:
+        """Hold the KV of full prefill and that for reuse."""
         longest = prompts[max(prompts)]
         try:
             self._compute([Prompt(longest.segments[:-1])], FULL)
             self._compute([Prompt([self._reused(longest).segments[0], one]) for one in _passages(longest)], CHUNK)
-            answers = self._ask_all([(prompt, FULL, {}) for prompt in prompts.values()])
-            return {
-                k: self._measure_set(prompt, answer, golds, f"{seed}/{k}")
-                for (k, prompt), answer in zip(prompts.items(), answers, strict=True)
-            }
+            yield
         finally:
             for namespace in (FULL, CHUNK):
                 self.engine.cache.drop_namespace(namespace)
 
-    def _measure_set(self, prompt: Prompt, answer: Generation, golds: Sequence[str], seed: str) -> SetFigures:
-        tokens, passages = answer.token_ids, _passages(prompt)
-        full = self._forced(prompt, tokens, FULL)
+    def _measure_set(self, prompt: Prompt, answer: Sequence[int], seed: str) -> SetFigures:
+        passages = _passages(prompt)
+        full = self._forced(prompt, answer, FULL)
         swapped = [_reordered(prompt, order) for order in draw_orders(self.orders, len(passages), seed)]
-        reordered = [figures_of(full, self._forced(other, tokens, FULL)) for other in swapped]
-        blind = _without_passages(prompt)
-        reused = self._reused(prompt)
-        texts = self._answer_freely(swapped[0], blind, reused) if self.answers else {}
+        reordered = [figures_of(full, self._forced(other, answer, FULL)) for other in swapped]
+        blind, reused = _without_passages(prompt), self._reused(prompt)
         return SetFigures(
             passage_tokens=tuple(len(passage.tokens) for passage in passages),
-            answer_tokens=len(tokens),
+            answer_tokens=len(answer),
             reordered=_mean(reordered),
-            no_passages=figures_of(full, self._forced(blind, tokens, FULL)),
-            chunk={repair: figures_of(full, self._repaired(reused, tokens, repair)) for repair in self.repairs},
-            answers={
-                way: score_answer(text, answer.text, golds)
-                for way, text in ({"full": answer.text} | texts if texts else {}).items()
-            },
+            no_passages=figures_of(full, self._forced(blind, answer, FULL)),
+            chunk={repair: figures_of(full, self._repaired(reused, answer, repair)) for repair in self.repairs},
         )
 
-    def _answer_freely(self, reordered: Prompt, blind: Prompt, reused: Prompt) -> dict[str, str]:
-        """Let every way but full prefill answer."""
-        ways: dict[str, Question] = {"another order": (reordered, FULL, {}), "no passages": (blind, FULL, {})}
+    def _answer_freely(self, prompt: Prompt, golds: Sequence[str], seed: str) -> dict[str, AnswerFigures]:
+        order = draw_orders(self.orders, len(_passages(prompt)), seed)[0]
+        ways: dict[str, Question] = {
+            "full": (prompt, FULL, {}),
+            "another order": (_reordered(prompt, order), FULL, {}),
+            "no passages": (_without_passages(prompt), FULL, {}),
+        }
+        reused = self._reused(prompt)
         ways |= {f"repair {repair}": (reused, CHUNK, _at_repair(repair)) for repair in self.repairs}
-        return {way: one.text for way, one in zip(ways, self._ask_all(list(ways.values())), strict=True)}
+        texts = [one.text for one in self._ask_all(list(ways.values()))]
+        return {way: score_answer(text, texts[0], golds) for way, text in zip(ways, texts, strict=True)}
 
     def _forced(self, prompt: Prompt, answer: Sequence[int], namespace: str) -> "Tensor":
         generation = self._ask(prompt, namespace, forced=answer)
