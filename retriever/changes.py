@@ -25,7 +25,7 @@ class DocumentRow:
     content_hash: bytes
     text: str
     encoder_fingerprint: str
-    metadata: str  # canonical JSON
+    metadata: str = "{}"  # canonical JSON
 
 
 @dataclass(frozen=True, slots=True)
