@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from rag.config import RetrieverSettings
 from rag.errors import ServerError
+from rag.key_operations import RemoteKeys
 from rag.operations import Progress, ignore_progress, ignored_settings
 from rag.schemas import (
     AnswerEvent,
@@ -57,16 +58,24 @@ class Client:
         url: its address, such as `http://127.0.0.1:8000`.
         wanted: what the user has set for documents here; it says so where a collection has other settings,
             and sends no larger ones.
+        key: an API key, or the token of the server's data directory; empty is none.
         transport: used instead of the network (tests).
     """
 
     def __init__(
-        self, url: str, *, wanted: RetrieverSettings | None = None, transport: httpx.BaseTransport | None = None
+        self,
+        url: str,
+        *,
+        wanted: RetrieverSettings | None = None,
+        key: str = "",
+        transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.url = url
         self._wanted = wanted or RetrieverSettings()
         timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)  # an answer takes as long as it takes
-        self._http = httpx.Client(base_url=url, timeout=timeout, transport=transport, trust_env=False)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.Client(base_url=url, timeout=timeout, headers=headers, transport=transport, trust_env=False)
+        self.keys = RemoteKeys(self._call)
 
     def close(self) -> None:
         """Close the connections."""

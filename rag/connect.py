@@ -8,7 +8,7 @@ from time import monotonic, sleep
 
 from rag.client import Client
 from rag.config import RagConfig
-from rag.data_dir import Owner, find_owner, open_owned
+from rag.data_dir import Owner, find_owner, open_owned, owner_token
 from rag.errors import DataDirBusyError
 from rag.operations import Operations
 
@@ -36,7 +36,8 @@ def connect(config: RagConfig) -> Iterator[Operations]:
             yield held.enter_context(Service(config))
             return
         assert owner.url, "an owner that cannot be asked is waited for"
-        client = Client(owner.url, wanted=config.retriever)
+        key = config.api_key.get_secret_value() if config.api_key else owner_token(config.data_dir)
+        client = Client(owner.url, wanted=config.retriever, key=key)
         held.callback(client.close)
         _warn_of_other_models(client, config)
         yield client

@@ -46,10 +46,14 @@ class Grants:
             collection: its name.
         """
         if collection is None and scope != "admin":
-            held = list(self.scopes.values())
-        else:
-            held = [self.scopes[name] for name in (EVERY, collection or EVERY) if name in self.scopes]
-        return any(WIDTH[found] >= WIDTH[scope] for found in held)
+            return any(WIDTH[held] >= WIDTH[scope] for held in self.scopes.values())
+        held = self.widest(collection or EVERY)
+        return held is not None and WIDTH[held] >= WIDTH[scope]
+
+    def widest(self, collection: str) -> Scope | None:
+        """Return the widest scope on a collection, by its own name or as one of all; None where there is none."""
+        held = [self.scopes[name] for name in (collection, EVERY) if name in self.scopes]
+        return max(held, key=WIDTH.__getitem__, default=None)
 
     def __str__(self) -> str:
         return " ".join(f"{scope}:{name}" for name, scope in sorted(self.scopes.items()))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from rag.config import RetrieverSettings
+from rag.key_operations import KeyOperations
 from rag.schemas import (
     Answer,
     AnswerEvent,
@@ -57,6 +58,10 @@ def ignored_settings(collection: CollectionInfo, wanted: RetrieverSettings) -> l
 
 class Operations(Protocol):
     """Documents in, answers out. Errors are those of `retriever`, `engine` and `rag`, or `ServerError`."""
+
+    @property
+    def keys(self) -> KeyOperations:
+        """Makes, shows and revokes API keys."""
 
     def answer(self, request: AnswerRequest) -> Iterator[AnswerEvent]:
         """Answer a question; yields retrieval, deltas, citations, done."""

@@ -16,6 +16,7 @@ from rag.cleaning import purge as purge_kv
 from rag.components import Components
 from rag.config import RagConfig
 from rag.idle import IdlePrecompute
+from rag.key_operations import StoredKeys
 from rag.operations import Progress, ignore_progress, ignored_settings
 from rag.pipeline import Pipeline
 from rag.precompute import Precompute
@@ -99,6 +100,11 @@ class Service:
         handle = worker.submit_sync(tokens, SamplingParams(max_tokens=2, ignore_eos=True), namespace="warm-up")
         for _ in worker.stream_sync(handle):
             pass
+
+    @property
+    def keys(self) -> StoredKeys:
+        """Makes, shows and revokes API keys."""
+        return StoredKeys(self.components.keys())
 
     def work_while_idle(self) -> None:
         """From now on, while nobody waits, look at answers again and read passages ahead, as the settings say."""

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rag.cli import ask, bench, certify, collections, demo, doctor, documents, ingest, model, search, serve
+from rag.cli import ask, bench, certify, collections, demo, doctor, documents, ingest, keys, model, search, serve
 from rag.cli.failures import FAILED, USAGE, expected_errors
 from rag.cli.options import GLOBAL_OPTIONS, Options, hoist
 
@@ -34,6 +34,7 @@ app.command(name="certify")(certify.certify)
 app.command(name="doctor")(doctor.doctor)
 app.add_typer(collections.app, name="collections")
 app.add_typer(documents.app, name="documents")
+app.add_typer(keys.app, name="keys")
 app.add_typer(model.app, name="model")
 app.add_typer(bench.app, name="bench")
 
@@ -53,6 +54,9 @@ def _global(
     models_dir: Annotated[str | None, typer.Option(help="Where pulled models are kept.")] = None,
     model: Annotated[str | None, typer.Option(help="Language model: a pulled name or a folder.")] = None,
     embedder: Annotated[str | None, typer.Option(help="Embedder: a pulled name or a folder.")] = None,
+    api_key: Annotated[
+        str | None, typer.Option(help="For a running server; PREREAD_API_KEY keeps it out of the process list.")
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what is done, on stderr.")] = False,
     _version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
@@ -62,7 +66,7 @@ def _global(
     logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s: %(message)s", force=True)
     for noisy in ("httpx", "faiss", "sentence_transformers", "transformers"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    context.obj = Options(data_dir=data_dir, models_dir=models_dir, model=model, embedder=embedder)
+    context.obj = Options(data_dir=data_dir, models_dir=models_dir, model=model, embedder=embedder, api_key=api_key)
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GLOBAL_OPTIONS", "AsJson", "CollectionOption", "Options", "Passages", "config_of", "hoist"]
 
-GLOBAL_OPTIONS = ("--data-dir", "--models-dir", "--model", "--embedder")
+GLOBAL_OPTIONS = ("--data-dir", "--models-dir", "--model", "--embedder", "--api-key")
 
 CollectionOption = Annotated[str, typer.Option("--collection", "-c", help="Collection to use.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
@@ -26,6 +26,7 @@ class Options:
     models_dir: str | None = None
     model: str | None = None
     embedder: str | None = None
+    api_key: str | None = None
 
 
 def config_of(context: typer.Context, **more: Any) -> "RagConfig":

@@ -2,7 +2,7 @@
 
 | part | knows |
 |---|---|
-| `documents`, `answers`, `health` | routes |
+| `documents`, `answers`, `keys`, `health` | routes |
 | `feed`, `sse` | an answer that is sent while it is made, to a client that may leave |
 | `problems`, `middleware` | errors as problem documents, request ids, the limit of a body |
 | `hosts` | which hosts and web pages are refused |
@@ -19,7 +19,7 @@ from fastapi import FastAPI
 
 from rag.config import RagConfig, ServerSettings
 from rag.data_dir import open_owned
-from rag.server import answers, documents, health
+from rag.server import answers, documents, health, keys
 from rag.server.authentication import Authentication
 from rag.server.hosts import HostGuard, allowed_hosts, is_loopback
 from rag.server.middleware import BodyLimit, RequestIds
@@ -34,8 +34,8 @@ DESCRIPTION = (
     "Answers questions over your documents, and reads each passage once. Errors are problem documents (RFC 9457)."
 )
 NO_KEYS = (
-    "there are no keys: whoever reaches {host} can read, add and delete documents; let only those reach it who may, "
-    "and name the hosts that it goes by with PREREAD_SERVER__ALLOWED_HOSTS"
+    "there are no keys: whoever reaches {host} can read, add and delete documents; make one with `rag keys create`, or "
+    "let only those reach it who may, and name the hosts that it goes by with PREREAD_SERVER__ALLOWED_HOSTS"
 )
 
 
@@ -58,7 +58,7 @@ def create_app(service: Service, settings: ServerSettings | None = None) -> Fast
     settings = settings or service.config.server
     app = _Api(title="Preread", version=version("preread"), description=DESCRIPTION, redirect_slashes=False)
     app.state.preread = ServerState(service, settings)
-    routers = (answers.router, documents.router, health.router)
+    routers = (answers.router, documents.router, keys.router, health.router)
     add_handlers(app, [route for router in routers for route in router.routes])
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(Authentication, state=app.state.preread)
@@ -79,7 +79,7 @@ def serve(config: RagConfig) -> None:
     """
     with open_owned(config.data_dir) as owned, listen(config.host, config.port) as listener, Service(config) as service:
         sys.stderr.write(f"loading {config.model} and {config.embedder}\n")
-        if not is_loopback(config.host):
+        if not (is_loopback(config.host) or config.server.require_keys or service.components.keys().is_on):
             sys.stderr.write(f"WARNING: {NO_KEYS.format(host=config.host)}\n")
         server = Server(create_app(service), owned, listener)
         with stop_signals_ignored():
