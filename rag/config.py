@@ -139,6 +139,11 @@ class ServerSettings(_Group):
         questions_per_minute: of one key that has no limit of its own; None is any number.
         tokens_per_day: prompt and answer tokens of one key between two midnights UTC; None is any number.
         max_files: documents in one request.
+        price_book: a TOML file that says what tokens cost; see `rag.prices`.
+        log_format: of what the server logs: `json` is one object a line, and one for every answer and request.
+        log_questions: the text of questions goes to log and traces; otherwise it goes nowhere.
+        tracing: make OpenTelemetry spans of every answer; the variables `OTEL_*` say where they go.
+        logged_retrievals: of so many answers the ids of the passages that were read are kept, for `rag usage patterns`.
         shadow_rate: share of the answers over reused KV that are looked at again in full while nobody waits; where they
             drift further than the certificate says, reuse falls back to exact.
     """
@@ -152,6 +157,11 @@ class ServerSettings(_Group):
     questions_per_minute: int | None = Field(default=None, ge=1)
     tokens_per_day: int | None = Field(default=None, ge=1)
     max_files: int = Field(default=1000, ge=1)
+    price_book: Path | None = None
+    log_format: Literal["text", "json"] = "text"
+    log_questions: bool = False
+    tracing: bool = False
+    logged_retrievals: int = Field(default=100_000, ge=0)
     shadow_rate: float = Field(default=0.02, ge=0, le=1)
 
 
