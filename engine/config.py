@@ -37,6 +37,7 @@ class EngineConfig:
         max_slowdown: how many times longer a step may take for the prompts that are prefilled beside running answers.
         max_draft_tokens: longest guess, copied from passages and answer, that a decode step verifies; 0 turns it off.
         max_num_waiting: requests that may wait.
+        max_share_waiting: how many of them may be of one principal; None is all of them.
         max_model_len: prompt and answer tokens at most; None is the model's own limit.
         eviction: policy that chooses what leaves the cache first.
 
@@ -56,6 +57,7 @@ class EngineConfig:
     max_slowdown: float = 3.0
     max_draft_tokens: int = 16
     max_num_waiting: int = 1024
+    max_share_waiting: int | None = None
     max_model_len: int | None = None
     eviction: str = "lru"
 
@@ -68,7 +70,7 @@ class EngineConfig:
             raise ConfigError(f"weights {self.weights!r} is not one of: {', '.join(WEIGHTS)}")
         for name in ("block_size", "max_num_seqs", "max_num_batched_tokens", "max_num_waiting"):
             _check_positive(name, getattr(self, name))
-        for name in ("kv_cache_bytes", "max_model_len"):
+        for name in ("kv_cache_bytes", "max_model_len", "max_share_waiting"):
             if getattr(self, name) is not None:
                 _check_positive(name, getattr(self, name))
         if not _is_number(self.max_slowdown) or not self.max_slowdown >= 1:

@@ -3,6 +3,7 @@
 Knows token ids and segments, not documents. One thread owns it; see `worker.py`.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -10,15 +11,17 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from engine.admission_pace import AdmissionPace
 from engine.backends import load_backend
 from engine.batch import build_batch
 from engine.calibration import calibrate
 from engine.config import EngineConfig, SamplingParams
 from engine.cuda_graphs import CudaGraphs
 from engine.drafts import Drafts
-from engine.errors import ModelFileError
+from engine.errors import DeadlineExceededError, EngineError, ModelFileError, QueueFullError, StepFailedError
 from engine.eviction import Pgdsf, policy_named
 from engine.intake import Intake
+from engine.isolation import run_isolated
 from engine.kv_cache import allocate_kv_cache, check_device, resolve_dtype
 from engine.model_runner import ModelRunner
 from engine.models.loader import load_models
@@ -35,6 +38,8 @@ from engine.step_budget import StepBudget
 from engine.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from engine.certificate import Certificates
     from engine.kv_identity import KVIdentity
     from engine.kv_store import KVStore
@@ -42,7 +47,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine", "PromptLike"]
 
+logger = logging.getLogger(__name__)
+
 PromptLike = Prompt | Sequence[int]
+TOO_LATE = "the answer was not complete before its deadline; allow it more time, or ask again when fewer wait"
 MIN_PREFILL_BLOCKS = 2  # a prefill beside running answers advances by at least so much in a step
 
 
@@ -82,12 +90,15 @@ class Engine:
             Drafts(config.max_draft_tokens),
             max_num_seqs=config.max_num_seqs,
             max_num_waiting=config.max_num_waiting,
+            max_share_waiting=config.max_share_waiting,
         )
         self.totals = Totals()
         self._intake = Intake(self.cache, self.tier, config, runner.model.config, self._identity, certificates)
         self.max_model_len = self._intake.max_model_len
         self._streams: dict[Request, OutputStream] = {}
         self._samplers: dict[Request, Sampler] = {}
+        self._deadlines: dict[Request, float] = {}
+        self._pace = AdmissionPace()
         self._unread = set[Request]()  # run for others; nobody takes their events
         self._calibrated = False
 
@@ -142,6 +153,7 @@ class Engine:
         uncertified_repair: int | None = None,
         background: bool = False,
         forced: Sequence[int] | None = None,
+        deadline: float | None = None,
     ) -> Request:
         """Queue a prompt; a plain token list is one text segment.
 
@@ -150,13 +162,14 @@ class Engine:
             sampling: how tokens are chosen; greedy, at most 256 tokens, by default.
             reuse: which cached KV it accepts.
             namespace: whose passages it shares (a collection).
-            principal: who asks; part of a conversation's identity.
+            principal: who asks: part of a conversation's identity, and whose share of the engine it takes.
             conversation: keeps this request's own KV for the conversation's next turn.
             groups: sizes of consecutive passages that may change places, for the sake of the cache; together all
                 passages. None keeps their order.
             uncertified_repair: chunk reuse without a certificate, with so many repaired tokens a shifted passage: to
                 measure what reuse does, not to answer with.
             background: advance only while no other request does.
+            deadline: when nobody waits for the answer any more, in seconds of `time.perf_counter`; it is then ended.
             forced: the answer to give, whatever the model says of it; `Generation.forced_logprobs` is what it says.
 
         Raises:
@@ -164,7 +177,10 @@ class Engine:
             ConfigError: a token id that the model does not have, or arguments that contradict each other.
             ReuseNotCertifiedError: `Reuse.CHUNK` without a certificate that covers the prompt.
             QueueFullError: too many requests wait.
+            DeadlineExceededError: the deadline is over.
         """
+        if deadline is not None and deadline <= perf_counter():
+            raise DeadlineExceededError(TOO_LATE)
         prompt = prompt if isinstance(prompt, Prompt) else Prompt.from_tokens(prompt)
         sampling = sampling or SamplingParams()
         if forced is not None:
@@ -179,6 +195,7 @@ class Engine:
             groups=tuple(groups),
             forced=None if forced is None else tuple(forced),
             background=background,
+            principal=principal,
         )
         sampler = self._make_sampler(sampling, prompt) if forced is None else ForcedSampler(tuple(forced))
         request = self._intake.make(wanted, uncertified_repair=uncertified_repair)
@@ -186,27 +203,39 @@ class Engine:
         streams = {other: OutputStream(other, sampling, self.tokenizer) for other in before}
         times = [(streams.get(other) or self._streams[other]).timings for other in request.prerequisites]
         streams[request] = OutputStream(request, sampling, self.tokenizer, times)
-        self.scheduler.add(request, before)  # last of what can fail: a request without its stream would break a step
+        self._enqueue(request, before)  # last of what can fail: a request without its stream would break a step
         self._streams |= streams
+        self._deadlines |= {} if deadline is None else {request: deadline}
         self._samplers |= {request: sampler, **{other: Sampler(SamplingParams()) for other in before}}
         self._unread.update(before)
         self.totals.requests += 1 + len(before)
         return request
 
     def step(self) -> None:
-        """Advance every request that can be: schedule, run, commit."""
-        work = self.scheduler.schedule()
-        if work:
-            tokens = self._run(work)
-            self._commit(work, tokens)
+        """Advance every request that can be: schedule, run, commit.
+
+        One that fails ends with `StepFailedError`, and the others go on.
+        """
+        self._end_late()
+        if work := self.scheduler.schedule():
+            for part, tokens in run_isolated(self._run, work, self._give_up):
+                self._commit(part, tokens)
 
     def stream(self, request: Request) -> Iterator[Event]:
-        """Step the engine until the request has finished; yield its deltas, then its generation."""
+        """Step the engine until the request has finished; yield its deltas, then its generation.
+
+        Raises:
+            StepFailedError: the request failed in a step.
+            DeadlineExceededError: it was not complete before its deadline.
+        """
         while request in self._streams:
             events = self.take_events(request)
             if not events:
                 self.step()
-            yield from events
+            for event in events:
+                if isinstance(event, EngineError):
+                    raise event
+                yield event
 
     def generate(
         self, prompts: Sequence[PromptLike], sampling: SamplingParams | None = None, *, namespace: str = ""
@@ -219,7 +248,7 @@ class Engine:
         results = []
         try:
             for prompt in prompts:
-                while len(self.scheduler.waiting) >= self.config.max_num_waiting:
+                while not self.scheduler.has_room(""):
                     self.step()
                 requests.append(self.submit(prompt, sampling, namespace=namespace))
             for request in requests:
@@ -273,9 +302,15 @@ class Engine:
         if request.state is not RequestState.FINISHED:
             self.totals.cancelled += 1
             self._finish(request, FinishReason.CANCELLED)
-            for other in request.prerequisites:
-                if other.state is RequestState.WAITING and not self._is_awaited(other):
-                    self.cancel(other)
+            self._cancel_unawaited(request.prerequisites)
+
+    def end(self, request: Request, error: EngineError) -> None:
+        """End a request now with an error in the place of its generation; nothing happens when it has ended already."""
+        if request.state is not RequestState.FINISHED:
+            self.totals.failed += 1
+            self._streams[request].events.append(error)
+            self._close(request)
+            self._cancel_unawaited(request.prerequisites)
 
     def forget(self, request: Request) -> None:
         """Cancel a request and drop its events; nothing happens when its generation has been taken already."""
@@ -283,8 +318,8 @@ class Engine:
         if request in self._streams:
             self.take_events(request)
 
-    def take_events(self, request: Request) -> list[Event]:
-        """Return the events of a request that nobody has taken yet; after its generation it is forgotten."""
+    def take_events(self, request: Request) -> list[Event | EngineError]:
+        """Return the events of a request that nobody has taken yet; after its generation or error it is forgotten."""
         stream = self._streams[request]
         events = list(stream.events)
         stream.events.clear()
@@ -327,24 +362,63 @@ class Engine:
         ends = sorted(stop_tokens(params, self.tokenizer))
         return Sampler(params, adjustments(params, prompt.tokens, ends, self.runner.model.config.vocab_size))
 
+    def _enqueue(self, request: Request, before: Sequence[Request]) -> None:
+        try:
+            self.scheduler.add(request, before)
+        except QueueFullError as error:
+            error.retry_after = self._pace.seconds_until_place(len(self.scheduler.waiting), perf_counter())
+            raise
+
+    def _end_late(self) -> None:
+        """End the requests for which nobody waits any more."""
+        now = perf_counter()
+        for request in [request for request, deadline in self._deadlines.items() if deadline <= now]:
+            self.end(request, DeadlineExceededError(TOO_LATE))
+
+    def _give_up(self, request: Request, error: Exception) -> None:
+        """End a request that fails alone in a step."""
+        self.end(request, StepFailedError(f"the engine failed while computing this answer ({error}); ask again"))
+
+    def _cancel_unawaited(self, requests: Sequence[Request]) -> None:
+        """Cancel what was to be computed for a request that has ended, unless others wait for it too."""
+        for other in requests:
+            if other.state is RequestState.WAITING and not self._is_awaited(other):
+                self.cancel(other)
+
     def _is_awaited(self, request: Request) -> bool:
         """Tell whether a request that has not ended needs this one first."""
         others = (other for other in self._streams if other.state is not RequestState.FINISHED)
         return any(request in other.prerequisites for other in others)
 
-    def _run(self, work: Sequence[ScheduledWork]) -> list[list[int]]:
-        """Compute the step's tokens and sample what follows; one list an item, empty where its end is not reached."""
+    def _run(self, work: Sequence[ScheduledWork]) -> list[list[int] | Exception]:
+        """Compute the step's tokens and sample what follows.
+
+        Returns:
+            For each item its tokens, none where its end is not reached; or why they cannot be sampled.
+        """
         started = perf_counter()
         batch = build_batch(work, self.config.block_size, self.config.device)
         for item in work:
             timings = self._streams[item.request].timings
-            timings.first_scheduled = timings.first_scheduled or started
-        sampling = [item for item in work if item.samples]
-        samplers = [self._samplers[item.request] for item in sampling]
-        rows = sample_rows(self.runner.run(batch), samplers, [item.draft for item in sampling])
+            if timings.first_scheduled is None:
+                timings.first_scheduled = started
+                self._pace.note(started)
+        logits = self.runner.run(batch)
+        tokens, row = list[list[int] | Exception](), 0
+        for item in work:
+            rows = (1 + len(item.draft)) * item.samples
+            tokens.append(self._sample(item, logits[row : row + rows]) if item.samples else [])
+            row += rows
         self._record(work, perf_counter() - started)
-        sampled = iter(rows)
-        return [next(sampled) if item.samples else [] for item in work]
+        return tokens
+
+    def _sample(self, item: ScheduledWork, logits: "Tensor") -> list[int] | Exception:
+        """Sample from an item's own rows; what goes wrong concerns no other."""
+        try:
+            return sample_rows(logits, [self._samplers[item.request]], [item.draft])[0]
+        except Exception as error:
+            logger.exception("request %d: its next token cannot be chosen", item.request.id)
+            return error
 
     def _record(self, work: Sequence[ScheduledWork], seconds: float) -> None:
         """Tell the budget what a step without drafts took."""
@@ -355,18 +429,28 @@ class Engine:
             prefill_tokens = sum(item.num_tokens for item in work) - decode_rows
             self.scheduler.step_budget.record(decode_rows, prefill_tokens, seconds)
 
-    def _commit(self, work: Sequence[ScheduledWork], sampled: Sequence[Sequence[int]]) -> None:
+    def _commit(self, work: Sequence[ScheduledWork], sampled: Sequence[Sequence[int] | Exception]) -> None:
         """Record progress, publish what is computed, hand out tokens."""
         self.totals.steps += 1
         for item, tokens in zip(work, sampled, strict=True):
-            request = item.request
-            request.held.num_computed_tokens += item.num_certain_tokens
-            reason = self._append(request, tokens)
-            if not item.samples and request.held.num_remaining_tokens == 0:
-                reason = FinishReason.LENGTH
-            self.cache.publish(request)
-            if reason is not None:
-                self._finish(request, reason)
+            if isinstance(tokens, Exception):
+                self._give_up(item.request, tokens)
+                continue
+            try:
+                self._advance(item, tokens)
+            except Exception as error:
+                logger.exception("request %d: what was computed cannot be taken over", item.request.id)
+                self._give_up(item.request, error)
+
+    def _advance(self, item: ScheduledWork, tokens: Sequence[int]) -> None:
+        request = item.request
+        request.held.num_computed_tokens += item.num_certain_tokens
+        reason = self._append(request, tokens)
+        if not item.samples and request.held.num_remaining_tokens == 0:
+            reason = FinishReason.LENGTH
+        self.cache.publish(request)
+        if reason is not None:
+            self._finish(request, reason)
 
     def _append(self, request: Request, tokens: Sequence[int]) -> FinishReason | None:
         """Take sampled tokens until the answer ends; return why it does, if so."""
@@ -386,17 +470,23 @@ class Engine:
         return None
 
     def _finish(self, request: Request, reason: FinishReason) -> None:
-        self.scheduler.finish(request)
-        self._intake.forget(request)
-        sampler = self._samplers.pop(request)
+        sampler = self._samplers[request]
         forced_logprobs = sampler.forced_logprobs if isinstance(sampler, ForcedSampler) else None
         generation = self._streams[request].finish(reason, forced_logprobs)
+        self._close(request)
+        self.totals.prompt_tokens += generation.num_prompt_tokens
+        self.totals.cached_tokens += generation.cache.cached_tokens
+
+    def _close(self, request: Request) -> None:
+        """Take a request out that has its last event."""
+        self.scheduler.finish(request)
+        self._intake.forget(request)
+        self.totals.finished += 1
+        del self._samplers[request]
+        self._deadlines.pop(request, None)
         if request in self._unread:
             self._unread.remove(request)
             del self._streams[request]
-        self.totals.finished += 1
-        self.totals.prompt_tokens += generation.num_prompt_tokens
-        self.totals.cached_tokens += generation.cache.cached_tokens
 
     def _make_tier(self, store: "KVStore | None") -> "DiskTier | None":
         if store is None:

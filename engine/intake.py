@@ -155,7 +155,10 @@ class Intake:
             if self._is_known(request.namespace, segments[0], passage):
                 continue
             prompt = Prompt([segments[0], passage])
-            reading = Request(next(self._ids), prompt, 0, namespace=request.namespace, background=request.background)
+            reading = Request(
+                next(self._ids), prompt, 0,
+                namespace=request.namespace, background=request.background, principal=request.principal,
+            )  # fmt: skip
             needed.append(self._coming.setdefault(_name(reading), reading))
         return needed
 

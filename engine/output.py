@@ -7,6 +7,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from engine.config import SamplingParams
+from engine.errors import EngineError
 from engine.logprobs import TokenLogprob
 from engine.request import FinishReason, Request
 from engine.stats import CacheReport, Timings, cache_report
@@ -81,7 +82,7 @@ class OutputStream:
     def __init__(
         self, request: Request, params: SamplingParams, tokenizer: Tokenizer, before: Sequence[Timings] = ()
     ) -> None:
-        self.events: deque[Event] = deque()
+        self.events: deque[Event | EngineError] = deque()
         self.timings = Timings(arrival=perf_counter())
         self._before = before
         self._request = request

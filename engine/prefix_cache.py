@@ -49,6 +49,7 @@ class PrefixCache:
         self.block_size = block_size
         self.pool = BlockPool(num_blocks)
         self.num_evicted_blocks = 0
+        self.num_changes = 0  # of what may give a place to a request that was refused one
         self._trees: dict[str, RadixTree] = {}
         self._tails = ApproximateTails(block_size)
         self._eviction = EvictionQueue(policy)
@@ -165,6 +166,7 @@ class PrefixCache:
             tree = self.tree(request.namespace)
             adopted, nodes = tree.insert(path_to(request, admission, end, self.block_size))
             self.pool.hold(adopted)
+            self.num_changes += 1
             admission.published_to = end
             if self._promotion is not None and (adopted or request.max_tokens == 0):  # 0: to have it kept
                 self._promotion.save(request, tree, adopted)
@@ -172,11 +174,13 @@ class PrefixCache:
         elif request.owner is not None and request.reuse is Reuse.CHUNK:
             adopted, nodes = self._tails.publish(request, admission)
             self.pool.hold(adopted)
+            self.num_changes += bool(adopted)
             self._touch(nodes)
 
     def release(self, request: Request) -> None:
         """Drop every block that the request holds."""
         self.pool.drop(self._live.pop(request).blocks)
+        self.num_changes += 1
 
     def is_cached(self, namespace: str, segments: Sequence[Segment]) -> bool:
         """Tell whether the whole of these sealed segments is in the tree."""
@@ -188,6 +192,7 @@ class PrefixCache:
         Requests of it that run or wait publish none any more: what was forgotten must not come back, and two of them
         may hold one block of which each would make a node.
         """
+        self.num_changes += 1
         for request in (*self._live, *waiting):
             request.may_publish &= request.namespace != namespace
         tree = self._trees.pop(namespace, None)
@@ -212,6 +217,7 @@ class PrefixCache:
         removed = [*self.tree(namespace).remove_subtrees(heads), *self._tails.drop(namespace, gone)]
         for node in removed:
             self.pool.drop(node.blocks)
+        self.num_changes += 1
         return not reading
 
     def clear(self) -> int:

@@ -115,6 +115,7 @@ class Request:
         prompt: the segments as submitted.
         max_tokens: how many tokens to sample at most; 0 computes (and publishes) the prompt only.
         namespace: the tree it reads and publishes to.
+        principal: whose share of the engine it takes.
         owner: the conversation (with its principal) whose private nodes it may use, or None.
         reuse: EXACT or CHUNK.
         repair: tokens at a shifted passage's head that chunk reuse computes in context; whole blocks.
@@ -126,6 +127,7 @@ class Request:
         output_tokens: sampled so far; kept when it is preempted.
         admission: the blocks it holds while it runs.
         first_admission: the placements of its first admission, which the cache report tells of.
+        num_charged_tokens: how many of the sampled tokens count as served to its principal.
         load_seconds: how long reading KV from the tier below took, for it.
     """
 
@@ -146,6 +148,8 @@ class Request:
     admission: Admission | None = None
     first_admission: tuple[Placement, ...] = ()
     num_preemptions: int = 0
+    num_charged_tokens: int = 0
+    principal: str = ""
     load_seconds: float = 0.0
 
     @property

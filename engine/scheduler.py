@@ -3,12 +3,13 @@
 Knows requests and the prefix cache; tensors, sampling and text are elsewhere.
 """
 
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from engine.drafts import Drafts
-from engine.errors import QueueFullError
+from engine.errors import QueueFullError, ShareFullError
+from engine.fair_queue import FairQueue
 from engine.prefix_cache import PrefixCache
 from engine.request import Request, RequestState
 from engine.step_budget import StepBudget
@@ -46,7 +47,7 @@ class ScheduledWork:
 
 
 class Scheduler:
-    """First come, first served, under a token budget a step.
+    """A fair share for every principal, first come, first served for each, under a token budget a step.
 
     Args:
         cache: admits, extends and releases.
@@ -54,50 +55,76 @@ class Scheduler:
         drafts: guesses at what answers say next.
         max_num_seqs: how many requests run at once.
         max_num_waiting: how many requests may wait.
+        max_share_waiting: how many of them may be one principal's; None is all.
     """
 
     def __init__(
-        self, cache: PrefixCache, step_budget: StepBudget, drafts: Drafts, *, max_num_seqs: int, max_num_waiting: int
+        self,
+        cache: PrefixCache,
+        step_budget: StepBudget,
+        drafts: Drafts,
+        *,
+        max_num_seqs: int,
+        max_num_waiting: int,
+        max_share_waiting: int | None = None,
     ) -> None:
         self.cache = cache
         self.step_budget = step_budget
         self.drafts = drafts
-        self.waiting: deque[Request] = deque()
-        self.background: deque[Request] = deque()
+        self.waiting = FairQueue()
+        self.background = FairQueue()
         self.running: list[Request] = []
         self.num_preemptions = 0
         self._max_num_seqs = max_num_seqs
         self._max_num_waiting = max_num_waiting
+        self._max_share_waiting = max_num_waiting if max_share_waiting is None else max_share_waiting
+        self._refused: tuple[Request, int] | None = None  # who found no place, and the state of the cache then
 
     @property
     def has_work(self) -> bool:
         """Whether any request waits or runs."""
         return bool(self.waiting or self.running or self.background)
 
+    def has_room(self, principal: str) -> bool:
+        """Tell whether one more request of a principal may wait."""
+        share = self.waiting.num_waiting(principal)
+        return len(self.waiting) < self._max_num_waiting and share < self._max_share_waiting
+
     def add(self, request: Request, before: Sequence[Request] = ()) -> None:
         """Queue a request behind those that compute what it needs, which wait nowhere yet.
 
         Raises:
             QueueFullError: as many requests wait as may.
+            ShareFullError: as many of its principal wait as may.
         """
-        queue = self.background if request.background else self.waiting
+        queue = self._queue(request)
         if len(queue) >= self._max_num_waiting:
             raise QueueFullError(f"{len(queue)} requests are waiting already; try again in a moment")
-        queue += [*before, request]
+        share = queue.num_waiting(request.principal)
+        if share >= self._max_share_waiting and not request.background:
+            raise ShareFullError(f"{share} requests of yours are waiting already; try again when some have ended")
+        if not (self.waiting or self.running):
+            self.waiting.forget_service()
+        for one in (*before, request):
+            queue.add(one)
 
     def schedule(self) -> list[ScheduledWork]:
-        """Choose the next step's work: decodes first, then prefills under way, then new requests.
+        """Choose the next step's work: decodes first, then prefills under way and new requests.
 
-        Background requests advance in steps in which no other does.
+        Of those, the least served principal's come first. Background requests advance in steps in which no other does.
         """
+        for request in self.running:
+            self._queue(request).charge_output(request)
+        self._yield_to_others()
         preempted = self._make_room_for_running()
         running = [request for request in self.running if not request.background]
-        budget = self.step_budget.tokens(sum(r.held.num_remaining_tokens == 1 for r in running))
+        decodes = [request for request in running if request.held.num_remaining_tokens == 1]
+        budget = self.step_budget.tokens(len(decodes))
         work: list[ScheduledWork] = []
-        for request in sorted(running, key=lambda r: r.held.num_remaining_tokens > 1):
+        for request in decodes:
             budget -= self._schedule_one(request, budget, work)
-        while budget > 0 and not (preempted and running) and self._admit_next():
-            budget -= self._schedule_one(self.running[-1], budget, work)
+        prefills = [request for request in running if request.held.num_remaining_tokens > 1]
+        budget = self._schedule_prefills(prefills, budget, work, may_admit=not (preempted and running))
         if not work:
             self._schedule_background(budget, work)
         assert work or not self.has_work, "requests wait, and none can ever run"
@@ -108,6 +135,7 @@ class Scheduler:
     def finish(self, request: Request) -> None:
         """Take a request out, wherever it is, and free its blocks."""
         if request.state is RequestState.RUNNING:
+            self._queue(request).charge_output(request)
             self.running.remove(request)
             self._release(request)
         elif request.state is RequestState.WAITING:
@@ -115,17 +143,71 @@ class Scheduler:
         request.state = RequestState.FINISHED
         self.drafts.forget(request)
 
-    def _queue(self, request: Request) -> deque[Request]:
+    def _queue(self, request: Request) -> FairQueue:
         return self.background if request.background else self.waiting
+
+    def _schedule_prefills(
+        self, prefills: list[Request], budget: int, work: list[ScheduledWork], *, may_admit: bool
+    ) -> int:
+        """Give the budget to prompts, the least served principal's first; return what is left.
+
+        A principal's own go in order: those under way, then what waits. When the one whose turn it is cannot be
+        admitted, nobody is in its place, so that a large request is not overtaken by small ones for ever.
+        """
+        while budget > 0:
+            principal = self._whose_turn({request.principal for request in prefills}, may_admit=may_admit)
+            if principal is None:
+                break
+            under_way = next((request for request in prefills if request.principal == principal), None)
+            if under_way is not None:
+                prefills.remove(under_way)
+                budget -= self._schedule_one(under_way, budget, work)
+            elif self._admit_next(principal):
+                budget -= self._schedule_one(self.running[-1], budget, work)
+            else:
+                may_admit = False
+        return budget
+
+    def _whose_turn(self, prefilling: Collection[str], *, may_admit: bool) -> str | None:
+        """Return the least served of the principals that prefill, and of those that wait if they may be admitted.
+
+        Of those that have been served alike, the one with fewest requests that run comes first.
+        """
+        candidates = {*prefilling, *self.waiting.principals} if may_admit else prefilling
+        if len(candidates) < 2:
+            return next(iter(candidates), None)
+        running = self._num_running()
+        return min(candidates, key=lambda principal: (self.waiting.served(principal), running[principal], principal))
+
+    def _num_running(self) -> Counter[str]:
+        return Counter(request.principal for request in self.running if not request.background)
+
+    def _yield_to_others(self) -> None:
+        """Preempt the newest request of the principal with most of them for one that has fewer and found no place.
+
+        It loses little: the prompt's passages are published. Those who give way keep at least as many as those to whom
+        they do, so nobody is sent to and fro.
+        """
+        principal = self._whose_turn((), may_admit=True)
+        if principal is None or self._background_running():
+            return
+        request = self.waiting.next_of(principal)
+        if request is None or not (len(self.running) >= self._max_num_seqs or self._is_refused(request)):
+            return
+        running = self._num_running()
+        (most, count), *_ = running.most_common(1) or [("", 0)]
+        if count > running[principal] + 1:
+            self._preempt(next(other for other in reversed(self.running) if other.principal == most))
 
     def _schedule_background(self, budget: int, work: list[ScheduledWork]) -> None:
         """Fill a step with what runs and waits in the background."""
         for request in self.running:
             budget -= self._schedule_one(request, budget, work)
         while budget > 0 and self.background and len(self.running) < self._max_num_seqs:
-            if not self.background[0].is_ready or not self._admit(self.background):
+            following = self.background.next_of(min(self.background.principals, key=self.background.served))
+            if following is None or not self._admit(following):
                 return
-            budget -= self._schedule_one(self.running[-1], budget, work)
+            budget -= self._schedule_one(following, budget, work)
 
     def _make_room_for_running(self) -> bool:
         """Give every running request room for its next token; the newest ones yield when blocks run out.
@@ -143,13 +225,13 @@ class Scheduler:
         return preempted
 
     def _preempt(self, request: Request) -> None:
-        """Send a request back to the head of the queue; it keeps its sampled tokens and computes again."""
+        """Send a request back to the head of its principal's queue; it keeps its tokens and computes again."""
         self.running.remove(request)
         self._release(request)
         request.state = RequestState.WAITING
         request.num_preemptions += 1
         self.num_preemptions += 1
-        self._queue(request).appendleft(request)
+        self._queue(request).put_back(request)
 
     def _background_running(self) -> Request | None:
         """The newest running request that others come before."""
@@ -159,35 +241,44 @@ class Scheduler:
         self.cache.release(request)
         request.admission = None
 
-    def _admit_next(self) -> bool:
-        """Admit the request that has waited longest, if there is a place for it.
+    def _admit_next(self, principal: str) -> bool:
+        """Admit the request that a principal's turn is for, if there is a place for it.
 
         One whose prefix a running request is computing waits for it, and so does the queue behind: nobody overtakes,
         so none can starve. It is for one step only. A request is considered when the budget outlasts every running
         one, so this very step computes what it waits for and publishes it; and whatever else ends the other (cancelled,
         preempted, failed) takes away the reason to wait.
         """
-        if not self.waiting or not self.waiting[0].is_ready:
+        request = self.waiting.next_of(principal)
+        if request is None or self._is_refused(request):
             return False
-        request = self.waiting[0]
+        if len(self.running) >= self._max_num_seqs and self._background_running() is None:
+            return False
         self.cache.arrange(request)
         if self.cache.is_being_computed(request):
             return False
-        while len(self.running) >= self._max_num_seqs or not self._admit(self.waiting):
+        while len(self.running) >= self._max_num_seqs or not self._admit(request):
             yielding = self._background_running()
             if yielding is None:
                 return False
             self._preempt(yielding)
         return True
 
-    def _admit(self, queue: deque[Request]) -> bool:
-        """Admit the first of a queue if there is room for it."""
-        request = queue[0]
-        admission = self.cache.admit(request)
+    def _is_refused(self, request: Request) -> bool:
+        """Tell whether there was no room for a request, and nothing has happened since that could make some."""
+        return self._refused == (request, self.cache.num_changes)
+
+    def _admit(self, request: Request) -> bool:
+        """Admit a request if there is room for it."""
+        admission = None if self._is_refused(request) else self.cache.admit(request)
         if admission is None:
+            self._refused = request, self.cache.num_changes
             return False
-        queue.popleft()
+        queue = self._queue(request)
+        queue.remove(request)
         request.admission = admission
+        if not request.first_admission:
+            queue.charge_prompt(request, admission)
         request.first_admission = request.first_admission or admission.placements
         request.state = RequestState.RUNNING
         self.running.append(request)

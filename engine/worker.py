@@ -7,15 +7,17 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import Event as ThreadEvent
 from threading import Lock, Thread
+from time import perf_counter
 from typing import Any, TypeVar
 
+from engine.config import SamplingParams
 from engine.engine import Engine, PromptLike
-from engine.errors import EngineStoppedError, StepFailedError
+from engine.errors import EngineError, EngineStoppedError, StepFailedError
 from engine.output import Event, Generation
 from engine.request import Request, RequestState
 
@@ -25,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 IDLE_SECONDS = 1.0
+MOST_FAILURES = 3  # steps one after the other in which nothing succeeds
 
 
 @dataclass(eq=False, slots=True)
@@ -48,6 +51,8 @@ class EngineWorker:
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._handles: dict[Request, Handle] = {}
         self._stopping = ThreadEvent()
+        self._busy_since: float | None = None  # on a step or a command; None while it waits for one
+        self._failures = 0
         self._lock = Lock()  # no command is accepted after `_stopping` is set
         self._thread = Thread(target=self._loop, name="engine", daemon=True)
 
@@ -69,6 +74,17 @@ class EngineWorker:
     def is_alive(self) -> bool:
         """Whether the thread runs and takes requests."""
         return self._thread.is_alive() and not self._stopping.is_set()
+
+    @property
+    def is_well(self) -> bool:
+        """Whether steps succeed: not when all of the last ones have failed; then it tries one a second itself."""
+        return self._failures < MOST_FAILURES
+
+    @property
+    def busy_seconds(self) -> float:
+        """For how long the step or the call that runs now has run; 0 where none does."""
+        since = self._busy_since
+        return 0.0 if since is None else perf_counter() - since
 
     def call(self, function: Callable[[Engine], T]) -> "Future[T]":
         """Run a function on the engine between two steps."""
@@ -166,7 +182,8 @@ class EngineWorker:
             while not self._stopping.is_set():
                 self._take_commands()
                 if self.engine.scheduler.has_work:
-                    self._step()
+                    with self._busy():
+                        self._step()
                 self._deliver()
             self._fail(list(self._handles), EngineStoppedError("the engine has stopped before the answer was complete"))
         except Exception:
@@ -179,13 +196,39 @@ class EngineWorker:
         checked = False
         while not (self.engine.scheduler.has_work or self._handles or self._stopping.is_set()):
             try:
-                self._commands.get(timeout=None if checked else IDLE_SECONDS)()
+                command = self._commands.get(timeout=None if checked and self.is_well else IDLE_SECONDS)
             except Empty:
                 checked = True
-                self._check()
-                self._calibrate()
+                with self._busy():
+                    self._use_idle_time()
+            else:
+                with self._busy():
+                    command()
         while not self._commands.empty():
-            self._commands.get()()
+            with self._busy():
+                self._commands.get()()
+
+    @contextmanager
+    def _busy(self) -> Iterator[None]:
+        self._busy_since = perf_counter()
+        yield
+        self._busy_since = None
+
+    def _use_idle_time(self) -> None:
+        self._check()
+        self._calibrate()
+        if not self.is_well:
+            self._try_a_step()
+
+    def _try_a_step(self) -> None:
+        """See whether the engine works again; while it does not, nobody may send the request that would show it."""
+        try:
+            self.engine.generate([[0]], SamplingParams(max_tokens=1))
+        except Exception as error:  # noqa: BLE001 - what has failed before fails again
+            logger.warning("the engine still fails (%s); it is tried again", error)
+        else:
+            self._failures = 0
+            logger.warning("the engine works again")
 
     def _check(self) -> None:
         """Look for broken bookkeeping while there is nothing else to do."""
@@ -202,6 +245,8 @@ class EngineWorker:
             logger.exception("8-bit weights could not be measured; careful values stay in place")
 
     def _step(self) -> None:
+        totals = self.engine.totals
+        steps, failed = totals.steps, totals.failed
         try:
             self.engine.step()
         except Exception as error:
@@ -209,6 +254,10 @@ class EngineWorker:
             failure = StepFailedError(f"the engine failed while computing this answer ({error}); ask again")
             scheduler = self.engine.scheduler
             self._fail(list(scheduler.running or scheduler.waiting or scheduler.background), failure)
+        if totals.steps > steps:
+            self._failures = 0
+        elif totals.failed > failed:
+            self._failures += 1
 
     def _deliver(self) -> None:
         for request, handle in list(self._handles.items()):
@@ -217,13 +266,11 @@ class EngineWorker:
             if request.state is RequestState.FINISHED:
                 del self._handles[request]
 
-    def _fail(self, requests: list[Request], error: Exception) -> None:
+    def _fail(self, requests: list[Request], error: EngineError) -> None:
         """End requests with an error instead of a generation."""
         for request in requests:
-            self.engine.forget(request)
-            handle = self._handles.pop(request, None)
-            if handle is not None:
-                handle.deliver(error)
+            self.engine.end(request, error)
+        self._deliver()
 
     def _leave_nobody_waiting(self) -> None:
         """Tell readers whose request was not ended, and refuse the commands that came too late."""

@@ -58,6 +58,7 @@ class EngineSettings(_Group):
     max_slowdown: float = Field(default=3.0, ge=1)
     max_draft_tokens: int = Field(default=16, ge=0)
     max_num_waiting: int = Field(default=1024, ge=1)
+    max_share_waiting: int | None = Field(default=256, ge=1)
     max_model_len: int | None = Field(default=None, ge=1)
     eviction: str = "lru"
     kv_store_bytes: int | None = Field(default=None, ge=0)

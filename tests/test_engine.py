@@ -9,7 +9,14 @@ import pytest
 from engine_helpers import BLOCK, ask, check_settled, collect, passage, random_tokens, tail, template, tiny_engine
 
 from engine import FinishReason, Prompt, Reuse, SamplingParams, Segment, SegmentKind
-from engine.errors import ConfigError, PromptError, PromptTooLongError, QueueFullError, ReuseNotCertifiedError
+from engine.errors import (
+    ConfigError,
+    PromptError,
+    PromptTooLongError,
+    QueueFullError,
+    ReuseNotCertifiedError,
+    StepFailedError,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -229,7 +236,7 @@ def test_cancelling_while_waiting_in_prefill_and_while_decoding(tiny_folder, ans
     waiting = engine.submit(PROMPT, sampling)
     assert decoding.output_tokens
     assert 0 < prefilling.held.num_computed_tokens < 90
-    assert engine.scheduler.waiting[0] is waiting
+    assert next(iter(engine.scheduler.waiting)) is waiting
     for request in (waiting, prefilling, decoding):
         engine.cancel(request)
         engine.cancel(request)
@@ -296,7 +303,7 @@ def test_generate_leaves_nothing_behind_when_a_step_fails(engine, answer, monkey
 
     with monkeypatch.context() as patched:
         patched.setattr(engine.runner, "run", fails)
-        with pytest.raises(RuntimeError, match="out of luck"):
+        with pytest.raises(StepFailedError, match="out of luck"):
             engine.generate([PROMPT, PROMPT[:9]], SamplingParams(max_tokens=5))
     check_settled(engine)
     assert ask(engine, PROMPT, SamplingParams(max_tokens=40)).token_ids == answer.token_ids

@@ -10,7 +10,14 @@ import pytest
 from engine_helpers import ask, check_settled, collect, passage, random_tokens, tail, template, tiny_engine
 
 from engine import EngineWorker, FinishReason, Prompt, SamplingParams, TokenDelta
-from engine.errors import ConfigError, EngineStoppedError, PromptTooLongError, QueueFullError, StepFailedError
+from engine.errors import (
+    ConfigError,
+    DeadlineExceededError,
+    EngineStoppedError,
+    PromptTooLongError,
+    QueueFullError,
+    StepFailedError,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -39,6 +46,11 @@ def run(coroutine):
             return await coroutine
 
     return asyncio.run(limited())
+
+
+def begins_with(batch, token: int) -> bool:
+    """Whether a step computes the first token of a prompt, and it is this one."""
+    return token in batch.token_ids[batch.positions == 0].tolist()
 
 
 def wait_until_idle(worker: EngineWorker) -> None:
@@ -283,14 +295,142 @@ def test_a_step_that_fails_ends_its_requests_and_the_next_one_works(worker, answ
     worker.call(check_settled).result(TIMEOUT)
     assert run(read(worker, PROMPT, LONG)).token_ids == answer.token_ids
 
+
+def test_what_fails_together_may_succeed_in_parts(worker, answer, monkeypatch):
+    """A step that fails once, for want of memory perhaps, costs nobody anything."""
     fail_next_steps(worker, monkeypatch, 1)
+    release = threading.Event()
+    worker.call(lambda engine: release.wait(TIMEOUT))
 
     async def all_readers():
-        return await asyncio.gather(*(read(worker, PROMPT[i:]) for i in range(3)), return_exceptions=True)
+        tasks = [asyncio.create_task(read(worker, PROMPT[i:], LONG)) for i in range(3)]
+        await asyncio.sleep(0.01)
+        release.set()
+        return await asyncio.gather(*tasks)
 
     results = run(all_readers())
-    assert isinstance(results[0], StepFailedError)
+    assert results[0].token_ids == answer.token_ids
+    assert worker.engine.totals.failed == 0
+
+
+@pytest.mark.parametrize("place", ["model", "sampler", "output"])
+def test_only_the_request_that_fails_is_ended(worker, answer, monkeypatch, place):
+    """Its reader hears why; those beside it in the same steps get the answer that they would have had."""
+    poison = 77
+    culprit = [poison, *PROMPT[1:]]
+
+    def break_it(engine):
+        original = engine.runner.run
+        request = max(engine._streams, key=lambda one: one.prompt.tokens[0] == poison)
+        if place == "model":
+            run_batch = lambda batch: 1 // 0 if begins_with(batch, poison) else original(batch)  # noqa: E731
+            monkeypatch.setattr(engine.runner, "run", run_batch)
+        elif place == "sampler":
+            monkeypatch.setattr(engine._samplers[request], "sample", lambda logits: 1 // 0)
+        else:
+            monkeypatch.setattr(engine._streams[request], "push", lambda *args, **kwargs: 1 // 0)
+
+    async def all_readers():
+        gate = threading.Event()
+        worker.call(lambda engine: gate.wait(TIMEOUT))
+        tasks = [
+            asyncio.create_task(read(worker, prompt, LONG)) for prompt in (PROMPT, culprit, PROMPT[1:], PROMPT[2:])
+        ]
+        await asyncio.sleep(0.01)
+        worker.call(break_it)
+        gate.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    first, failed, *others = run(all_readers())
+    assert isinstance(failed, StepFailedError)
+    assert first.token_ids == answer.token_ids
+    assert all(len(other.token_ids) == len(answer.token_ids) for other in others)
+    assert worker.engine.totals.failed == 1
+    assert worker.is_well
     wait_until_idle(worker)
+
+
+def test_an_engine_whose_steps_all_fail_is_not_well_until_one_succeeds(worker, answer, monkeypatch):
+    monkeypatch.setattr("engine.worker.IDLE_SECONDS", 0.01)
+    with monkeypatch.context() as patched:
+        patched.setattr(worker.engine.runner, "run", lambda batch: 1 // 0)
+        for number in range(3):
+            assert worker.is_well, number
+            with pytest.raises(StepFailedError):
+                run(read(worker, PROMPT))
+        assert not worker.is_well
+        time.sleep(0.1)
+        assert not worker.is_well, "it tries by itself, and fails"
+    deadline = time.monotonic() + TIMEOUT
+    while not worker.is_well:
+        assert time.monotonic() < deadline, "it does not find out that it works again"
+        time.sleep(0.01)
+    assert run(read(worker, PROMPT, LONG)).token_ids == answer.token_ids
+
+
+def test_how_long_the_engine_has_been_at_one_thing(worker):
+    assert worker.busy_seconds == 0
+    started, release = threading.Event(), threading.Event()
+
+    def hang(engine):
+        started.set()
+        release.wait(TIMEOUT)
+
+    hanging = worker.call(hang)
+    assert started.wait(TIMEOUT)
+    first = worker.busy_seconds
+    time.sleep(0.02)
+    assert worker.busy_seconds > first > 0
+    release.set()
+    hanging.result(TIMEOUT)
+    wait_until_idle(worker)
+
+
+def test_a_deadline_ends_what_runs_and_what_waits(tiny_folder, answer):
+    worker = EngineWorker(tiny_engine(tiny_folder, max_num_seqs=1)).start()
+    soon = time.perf_counter() + 0.3
+    endless = SamplingParams(max_tokens=200, ignore_eos=True)
+
+    def slowed(engine):
+        original = engine.runner.run
+        engine.runner.run = lambda batch: (time.sleep(0.005), original(batch))[1]
+
+    worker.call(slowed).result(TIMEOUT)
+
+    async def readers():
+        runs, waits = [asyncio.create_task(read(worker, PROMPT, endless, deadline=soon)) for _ in range(2)]
+        stays = asyncio.create_task(read(worker, PROMPT, LONG))
+        return await asyncio.gather(runs, waits, stays, return_exceptions=True)
+
+    late, never_begun, stayed = run(readers())
+    assert isinstance(late, DeadlineExceededError)
+    assert isinstance(never_begun, DeadlineExceededError)
+    assert stayed.token_ids == answer.token_ids
+    with pytest.raises(DeadlineExceededError, match="ask again"):
+        worker.submit_sync(PROMPT, deadline=time.perf_counter())
+    wait_until_idle(worker)
+    assert worker.engine.totals.failed == 2
+    assert not worker.engine._deadlines
+    worker.close()
+
+
+def test_who_leaves_gives_the_blocks_back_before_the_next_step(worker, monkeypatch):
+    original, held = worker.engine.runner.run, []
+
+    def watched(batch):
+        held.append(worker.engine.stats().running)
+        return original(batch)
+
+    worker.call(lambda engine: monkeypatch.setattr(engine.runner, "run", watched)).result(TIMEOUT)
+    stays = worker.submit_sync(PROMPT, SamplingParams(max_tokens=150, ignore_eos=True))
+    leaves = worker.submit_sync(PROMPT[5:], SamplingParams(max_tokens=200, ignore_eos=True))
+    stream = worker.stream_sync(leaves)
+    next(stream)
+    seen: list[int] = []
+    worker.call(lambda engine: seen.append(len(held)))
+    stream.close()
+    collect(worker.stream_sync(stays))
+    assert set(held[seen[0] + 1 :]) == {1}, "at most the step that was under way had it still"
 
 
 def test_a_scheduler_that_fails_is_no_endless_loop(worker, answer, monkeypatch):

@@ -1,0 +1,27 @@
+"""How soon a place in the queue comes free. Knows moments and counts: neither requests nor a clock."""
+
+from collections import deque
+
+__all__ = ["AdmissionPace"]
+
+REMEMBERED = 32
+RETRY_SHARE = 4  # who comes back when a quarter of the queue has gone finds a place, and the engine still has work
+LEAST_SECONDS, MOST_SECONDS = 1.0, 60.0
+
+
+class AdmissionPace:
+    """Learns from the last admissions how long waiting takes."""
+
+    def __init__(self) -> None:
+        self._moments: deque[float] = deque(maxlen=REMEMBERED)
+
+    def note(self, moment: float) -> None:
+        """A request has left the queue."""
+        self._moments.append(moment)
+
+    def seconds_until_place(self, waiting: int, now: float) -> float | None:
+        """Estimate when somebody who finds so many waiting should come back; None before anything is known."""
+        if not self._moments:
+            return None
+        each = (now - self._moments[0]) / len(self._moments)
+        return min(max(each * waiting / RETRY_SHARE, LEAST_SECONDS), MOST_SECONDS)
