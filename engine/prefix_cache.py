@@ -4,7 +4,8 @@ A request goes through `admit`, then `extend` and `publish` as it advances, and 
 publishes must have been computed.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from time import perf_counter
@@ -16,14 +17,17 @@ from engine.block_table import build_admission, check_admission, uncached
 from engine.eviction import EvictionQueue, Policy, lru
 from engine.ladder import Placed, is_known, place
 from engine.ordering import order_passages
+from engine.pins import Pins
 from engine.promotion import Promotion
-from engine.prompt import Prompt, Reuse, Segment, SegmentKind
+from engine.prompt import Prompt, Reuse, Segment, SegmentKind, block_keys
 from engine.publication import common_end, path_to, publishable_end
 from engine.radix_tree import Node, RadixTree
 from engine.request import Admission, Request
 from engine.tier import Tier
 
 __all__ = ["PrefixCache"]
+
+logger = logging.getLogger(__name__)
 
 WORTH_WAITING_BLOCKS = 2  # computing fewer twice takes less time than a step's fixed part
 
@@ -48,8 +52,8 @@ class PrefixCache:
     def __init__(self, num_blocks: int, block_size: int, *, policy: Policy = lru, tier: Tier | None = None) -> None:
         self.block_size = block_size
         self.pool = BlockPool(num_blocks)
+        self.pins = Pins(self.pool)
         self.num_evicted_blocks = 0
-        self.num_changes = 0  # of what may give a place to a request that was refused one
         self._trees: dict[str, RadixTree] = {}
         self._tails = ApproximateTails(block_size)
         self._eviction = EvictionQueue(policy)
@@ -91,7 +95,7 @@ class PrefixCache:
         placed = self._place(request, segments)
         pinned = [block for placement in placed.placements for block in placement.blocks]
         self.pool.hold(pinned)
-        if not self._make_room(self._num_blocks(segments) - len(pinned)):
+        if not self._make_room_for(request, self._num_blocks(segments) - len(pinned)):
             self.pool.drop(pinned)
             return None
         placements = [
@@ -128,7 +132,7 @@ class PrefixCache:
         run, end = admission.runs[-1], admission.spans[-1][1]
         missing = -(-(end - run.start) // self.block_size) - len(run.blocks)
         if missing > 0:
-            if not self._make_room(missing):
+            if not self._make_room_for(request, missing):
                 return False
             run.blocks += self.pool.allocate(missing)
         run.num_tokens = end - run.start
@@ -166,7 +170,6 @@ class PrefixCache:
             tree = self.tree(request.namespace)
             adopted, nodes = tree.insert(path_to(request, admission, end, self.block_size))
             self.pool.hold(adopted)
-            self.num_changes += 1
             admission.published_to = end
             if self._promotion is not None and (adopted or request.max_tokens == 0):  # 0: to have it kept
                 self._promotion.save(request, tree, adopted)
@@ -174,13 +177,24 @@ class PrefixCache:
         elif request.owner is not None and request.reuse is Reuse.CHUNK:
             adopted, nodes = self._tails.publish(request, admission)
             self.pool.hold(adopted)
-            self.num_changes += bool(adopted)
             self._touch(nodes)
 
     def release(self, request: Request) -> None:
         """Drop every block that the request holds."""
         self.pool.drop(self._live.pop(request).blocks)
-        self.num_changes += 1
+
+    def pin(self, namespace: str, template: Segment, passage: Segment) -> bool:
+        """Keep the canonical KV of a passage, and the template's, from being evicted; tell whether that was possible.
+
+        It is where they are cached as a whole and the share of the pool that may be pinned is not full.
+        """
+        keys = [key for part in (template, passage) for key in block_keys(part.tokens, self.block_size, sealed=True)]
+        blocks = self.tree(namespace).match(keys).blocks
+        return len(blocks) == len(keys) and self.pins.add(namespace, passage, blocks)
+
+    def unpin(self, namespace: str, keeps: Callable[[Segment], bool] = lambda _: False) -> int:
+        """Let the pinned passages of a namespace be evicted again but those to be kept; return how many they were."""
+        return self.pins.release(namespace, keeps)
 
     def is_cached(self, namespace: str, segments: Sequence[Segment]) -> bool:
         """Tell whether the whole of these sealed segments is in the tree."""
@@ -192,9 +206,9 @@ class PrefixCache:
         Requests of it that run or wait publish none any more: what was forgotten must not come back, and two of them
         may hold one block of which each would make a node.
         """
-        self.num_changes += 1
         for request in (*self._live, *waiting):
             request.may_publish &= request.namespace != namespace
+        self.unpin(namespace)
         tree = self._trees.pop(namespace, None)
         dropped = [*self._tails.drop(namespace), *(tree.nodes() if tree is not None else ())]
         return sum(self.pool.drop(node.blocks) for node in dropped)
@@ -214,10 +228,10 @@ class PrefixCache:
         for request in reading:
             request.may_publish = False
         heads = {tuple(tokens[: self.block_size]) for tokens in gone}
+        self.unpin(namespace, lambda passage: passage.tokens[: self.block_size] not in heads)
         removed = [*self.tree(namespace).remove_subtrees(heads), *self._tails.drop(namespace, gone)]
         for node in removed:
             self.pool.drop(node.blocks)
-        self.num_changes += 1
         return not reading
 
     def clear(self) -> int:
@@ -238,12 +252,13 @@ class PrefixCache:
         for request, admission in self._live.items():
             check_admission(admission, f"request {request.id}")
 
-    def _held_blocks(self) -> Iterator[list[int]]:
+    def _held_blocks(self) -> Iterator[Sequence[int]]:
         for admission in self._live.values():
             yield admission.blocks
         for tree in self._all_trees():
             for node in tree.nodes():
                 yield node.blocks
+        yield from self.pins.blocks()
 
     def _all_trees(self) -> Iterator[RadixTree]:
         return chain(self._trees.values(), self._tails.trees)
@@ -301,6 +316,15 @@ class PrefixCache:
         """Tell whether n blocks are free or can be freed."""
         short = n - self.pool.num_free
         return self._eviction.plan(self._all_trees(), self.pool, short) is not None
+
+    def _make_room_for(self, request: Request, n: int) -> bool:
+        """Make room as `_make_room` does; to a request that could never run beside them, even pins give way."""
+        if self._make_room(n):
+            return True
+        if not self.pins or self._live.keys() - {request}:
+            return False
+        logger.warning("%d passages are pinned no longer: a request needs their room to run at all", self.pins.clear())
+        return self._make_room(n)
 
     def _make_room(self, n: int) -> bool:
         """Evict until n blocks are free; evict nothing when that cannot be reached."""
