@@ -54,6 +54,7 @@ class PrefixCache:
         self.pool = BlockPool(num_blocks)
         self.pins = Pins(self.pool)
         self.num_evicted_blocks = 0
+        self.num_changes = 0  # of what may give a place to a request that was refused one
         self._trees: dict[str, RadixTree] = {}
         self._tails = ApproximateTails(block_size)
         self._eviction = EvictionQueue(policy)
@@ -170,6 +171,7 @@ class PrefixCache:
             tree = self.tree(request.namespace)
             adopted, nodes = tree.insert(path_to(request, admission, end, self.block_size))
             self.pool.hold(adopted)
+            self.num_changes += 1
             admission.published_to = end
             if self._promotion is not None and (adopted or request.max_tokens == 0):  # 0: to have it kept
                 self._promotion.save(request, tree, adopted)
@@ -177,11 +179,13 @@ class PrefixCache:
         elif request.owner is not None and request.reuse is Reuse.CHUNK:
             adopted, nodes = self._tails.publish(request, admission)
             self.pool.hold(adopted)
+            self.num_changes += bool(adopted)
             self._touch(nodes)
 
     def release(self, request: Request) -> None:
         """Drop every block that the request holds."""
         self.pool.drop(self._live.pop(request).blocks)
+        self.num_changes += 1
 
     def pin(self, namespace: str, template: Segment, passage: Segment) -> bool:
         """Keep the canonical KV of a passage, and the template's, from being evicted; tell whether that was possible.
@@ -194,6 +198,7 @@ class PrefixCache:
 
     def unpin(self, namespace: str, keeps: Callable[[Segment], bool] = lambda _: False) -> int:
         """Let the pinned passages of a namespace be evicted again but those to be kept; return how many they were."""
+        self.num_changes += 1
         return self.pins.release(namespace, keeps)
 
     def is_cached(self, namespace: str, segments: Sequence[Segment]) -> bool:
@@ -206,6 +211,7 @@ class PrefixCache:
         Requests of it that run or wait publish none any more: what was forgotten must not come back, and two of them
         may hold one block of which each would make a node.
         """
+        self.num_changes += 1
         for request in (*self._live, *waiting):
             request.may_publish &= request.namespace != namespace
         self.unpin(namespace)
@@ -232,6 +238,7 @@ class PrefixCache:
         removed = [*self.tree(namespace).remove_subtrees(heads), *self._tails.drop(namespace, gone)]
         for node in removed:
             self.pool.drop(node.blocks)
+        self.num_changes += 1
         return not reading
 
     def clear(self) -> int:
