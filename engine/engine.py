@@ -18,7 +18,14 @@ from engine.calibration import calibrate
 from engine.config import EngineConfig, SamplingParams
 from engine.cuda_graphs import CudaGraphs
 from engine.drafts import Drafts
-from engine.errors import DeadlineExceededError, EngineError, ModelFileError, QueueFullError, StepFailedError
+from engine.errors import (
+    DeadlineExceededError,
+    EngineError,
+    ModelFileError,
+    OutdatedPromptError,
+    QueueFullError,
+    StepFailedError,
+)
 from engine.eviction import Pgdsf, policy_named
 from engine.intake import Intake
 from engine.isolation import run_isolated
@@ -100,6 +107,7 @@ class Engine:
         self._deadlines: dict[Request, float] = {}
         self._pace = AdmissionPace()
         self._unread = set[Request]()  # run for others; nobody takes their events
+        self._oldest_valid: dict[str, int] = {}  # by namespace: prompts of an earlier state of it are refused
         self._calibrated = False
 
     @classmethod
@@ -154,6 +162,7 @@ class Engine:
         background: bool = False,
         forced: Sequence[int] | None = None,
         deadline: float | None = None,
+        as_of: int | None = None,
     ) -> Request:
         """Queue a prompt; a plain token list is one text segment.
 
@@ -170,15 +179,19 @@ class Engine:
                 measure what reuse does, not to answer with.
             background: advance only while no other request does.
             deadline: when nobody waits for the answer any more, in seconds of `time.perf_counter`; it is then ended.
+            as_of: the state of the namespace that the prompt was made of, see `outdate`.
             forced: the answer to give, whatever the model says of it; `Generation.forced_logprobs` is what it says.
 
         Raises:
             PromptTooLongError: prompt and answer exceed the model's context or the block pool.
             ConfigError: a token id that the model does not have, or arguments that contradict each other.
+            OutdatedPromptError: `outdate` has ended the state that it was made of.
             ReuseNotCertifiedError: `Reuse.CHUNK` without a certificate that covers the prompt.
             QueueFullError: too many requests wait.
             DeadlineExceededError: the deadline is over.
         """
+        if as_of is not None and as_of < self._oldest_valid.get(namespace, as_of):
+            raise OutdatedPromptError("something that the prompt may hold was deleted; make it anew from what is left")
         if deadline is not None and deadline <= perf_counter():
             raise DeadlineExceededError(TOO_LATE)
         prompt = prompt if isinstance(prompt, Prompt) else Prompt.from_tokens(prompt)
@@ -276,6 +289,16 @@ class Engine:
     def drop_namespace(self, namespace: str) -> int:
         """Forget everything that the device has of a namespace and return the blocks freed."""
         return self.cache.drop_namespace(namespace, self._streams)
+
+    def outdate(self, namespace: str, state: int) -> None:
+        """Refuse from now on the prompts that were made of an earlier state of a namespace than this.
+
+        Something has been deleted: who has not submitted yet what he found before must not bring it back, and nobody
+        waits for the background requests of the namespace, which are cancelled.
+        """
+        self._oldest_valid[namespace] = max(state, self._oldest_valid.get(namespace, state))
+        for request in [other for other in self._streams if other.background and other.namespace == namespace]:
+            self.cancel(request)
 
     def purge(self, namespace: str, passages: Sequence[tuple[int, ...]]) -> bool:
         """Remove all KV of these passages' tokens from the device, and what was computed after them.

@@ -41,7 +41,7 @@ class DiskTier:
         identity: of the model that computes them.
 
     Attributes:
-        num_declined: saves that were declined because too much was waiting.
+        num_declined: saves that were declined: too much was waiting, or there was no thread to write it.
     """
 
     def __init__(self, store: KVStore, kv_cache: KVCache, identity: KVIdentity) -> None:
@@ -56,7 +56,10 @@ class DiskTier:
 
     def has(self, namespace: str, template: Tokens, passage: Tokens) -> bool:
         """See `Tier.has`."""
-        key = self._identity.key(namespace, template, passage)
+        return self.holds(self._identity.key(namespace, template, passage))
+
+    def holds(self, key: bytes) -> bool:
+        """Tell whether the KV of a key is stored or about to be; any thread may ask."""
         return key in self._pending or key in self._store
 
     def load(self, namespace: str, template: Tokens, passage: Tokens, blocks: Sequence[int]) -> bool:
@@ -77,7 +80,7 @@ class DiskTier:
     def save(self, namespace: str, template: Tokens, passage: Tokens, blocks: Sequence[int]) -> bool:
         """See `Tier.save`."""
         key, tokens = self._identity.key(namespace, template, passage), passage or template
-        if key in self._pending or key in self._store:
+        if self.holds(key):
             return True
         with self._changed:
             waiting = sum(pending.content.nbytes for pending in self._pending.values())
@@ -88,8 +91,7 @@ class DiskTier:
         with self._changed:
             self._pending[key] = _Pending(tokens, content)
             if not self._writing:
-                self._writing = True
-                threading.Thread(target=self._write_pending, name="kv-writer", daemon=True).start()
+                return self._start_writing(key)
         return True
 
     def prefetch(self, namespace: str, template: Tokens, passages: Sequence[Tokens]) -> None:
@@ -111,6 +113,18 @@ class DiskTier:
         with self._changed:
             self._closed = True
             self._changed.wait_for(lambda: not self._pending)
+
+    def _start_writing(self, key: bytes) -> bool:
+        """Start the thread that writes; where the system has no thread left, take back what was to be written."""
+        try:
+            threading.Thread(target=self._write_pending, name="kv-writer", daemon=True).start()
+        except RuntimeError as error:
+            logger.warning("KV is not stored: %s", error)
+            del self._pending[key]
+            self.num_declined += 1
+            return False
+        self._writing = True
+        return True
 
     def _write_pending(self) -> None:
         """Write what waits, the oldest first, until nothing waits any more."""

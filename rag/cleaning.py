@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
     from rag.components import Components
     from retriever.document import Document, Passage
+    from retriever.records import Collection
 
-__all__ = ["clean", "drop_namespace", "purge"]
+__all__ = ["clean", "drop_namespace", "outdate", "purge"]
 
 PATIENCE_SECONDS = 60.0  # for answers that run over a purged passage to end
 POLL_SECONDS = 0.05
@@ -27,11 +28,19 @@ def clean(components: "Components") -> None:
         store.clean()
 
 
-def drop_namespace(components: "Components", collection_id: int) -> None:
+def drop_namespace(components: "Components", collection: "Collection") -> None:
     """Forget what the engine has cached for a collection that is deleted."""
+    outdate(components, collection.id, collection.generation + 1)  # it will never have so high a generation
     if worker := components.worker.if_made:
         with suppress(EngineStoppedError):  # then its cache has gone with it
-            worker.call(lambda engine: engine.drop_namespace(namespace_of(collection_id))).result()
+            worker.call(lambda engine: engine.drop_namespace(namespace_of(collection.id))).result()
+
+
+def outdate(components: "Components", collection_id: int, generation: int) -> None:
+    """Have the engine refuse what was retrieved from a collection before this generation, and not submitted yet."""
+    if worker := components.worker.if_made:
+        with suppress(EngineStoppedError):
+            worker.call(lambda engine: engine.outdate(namespace_of(collection_id), generation)).result()
 
 
 def purge(components: "Components", collection: str, document_id: str) -> "tuple[Document, Purge]":
@@ -42,15 +51,16 @@ def purge(components: "Components", collection: str, document_id: str) -> "tuple
         PurgeError: an answer over its passages goes on for too long, or the disk fails.
     """
     store = components.store()  # opened before the document is deleted, so that it does not clean up on its own
-    erasure = components.library().erase_document(collection, document_id)
-    gone = [passage for passage in erasure.passages if passage.id not in erasure.twins]
-    _purge_memory(components, erasure.collection_id, gone)
-    if store is None and erasure.keys and any(components.store_folder.glob("*")):
+    deletion = components.library().delete_document(collection, document_id, erase=True)
+    outdate(components, deletion.collection_id, deletion.generation)
+    gone = [passage for passage in deletion.passages if passage.id not in deletion.twins]
+    _purge_memory(components, deletion.collection_id, gone)
+    if store is None and deletion.keys and any(components.store_folder.glob("*")):
         raise PurgeError(
             f"the document is deleted, but its KV may be in {components.store_folder}, which cannot be opened; "
             "mend it, or delete that folder while no server runs"
         )
-    report = store.erase(erasure.keys) if store and erasure.keys else None
+    report = store.erase(deletion.keys) if store and deletion.keys else None
     if report and not report.absent:
         raise PurgeError(
             "the document is deleted, but remains of its KV may be on the disk: "
@@ -59,9 +69,9 @@ def purge(components: "Components", collection: str, document_id: str) -> "tuple
         )
     kept = [
         KeptPassage(passage_id=passage_id, same_as=twin.id, same_as_uri=twin.uri)
-        for passage_id, twin in erasure.twins.items()
+        for passage_id, twin in deletion.twins.items()
     ]
-    return erasure.document, Purge(
+    return deletion.document, Purge(
         passages=len(gone),
         records=report.erased if report else 0,
         scanned_bytes=report.scanned_bytes if report else 0,

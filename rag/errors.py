@@ -10,6 +10,7 @@ RagError
 │   ├── InvalidRequestError    a field that is missing, unknown or out of range
 │   ├── NoPassagesError        a collection without passages
 │   ├── NoKVStoreError         passages to be read ahead where no KV is stored
+│   ├── PrecomputeRunningError passages to be read ahead that are being read ahead already
 │   ├── QuestionTooLongError   a question that leaves no room in the model's context
 │   └── NotReadyError          a server that loads its models, or stops
 ├── ApiKeyError                an API key that cannot be had
@@ -39,6 +40,7 @@ __all__ = [
     "NoKVStoreError",
     "NoPassagesError",
     "NotReadyError",
+    "PrecomputeRunningError",
     "PurgeError",
     "QuestionTooLongError",
     "RagError",
@@ -88,6 +90,10 @@ class NoPassagesError(RequestError):
 
 class NoKVStoreError(RequestError):
     """Report that passages cannot be read ahead, since no KV is stored."""
+
+
+class PrecomputeRunningError(RequestError):
+    """Report that a collection's passages are being read ahead already."""
 
 
 class QuestionTooLongError(RequestError):

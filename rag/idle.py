@@ -10,6 +10,7 @@ from retriever.errors import UnknownCollectionError
 if TYPE_CHECKING:
     from rag.components import Components
     from rag.precompute import Precompute
+    from rag.precompute_run import PrecomputeRun
     from retriever.records import Collection
 
 __all__ = ["IdlePrecompute"]
@@ -37,7 +38,7 @@ class IdlePrecompute:
         self._precompute = precompute
         self._idle_seconds = idle_seconds
         self._stopping = Event()
-        self._read_generations: dict[int, int] = {}  # by collection id
+        self._plans: dict[int, tuple[int, PrecomputeRun | None]] = {}  # by collection: its generation, what is left
         self._thread = Thread(target=self._loop, name="read-ahead", daemon=True)
 
     def start(self) -> None:
@@ -56,7 +57,9 @@ class IdlePrecompute:
                 continue
             try:
                 self._components.library().popularity.flush()
-                for row in self._components.library().collections():
+                rows = self._components.library().collections()
+                self._plans = {row.id: self._plans[row.id] for row in rows if row.id in self._plans}
+                for row in rows:
                     self._read(row)
             except EngineStoppedError:
                 return
@@ -67,15 +70,22 @@ class IdlePrecompute:
                 self._stopping.wait(RETRY_SECONDS)
 
     def _read(self, row: "Collection") -> None:
-        """Read what is left of a collection, until somebody waits; once for each state of it."""
-        if not row.num_passages or self._read_generations.get(row.id) == row.generation:
+        """Read what is left of a collection, until somebody waits; planned once for each state of it."""
+        if not row.num_passages:
             return
-        run = self._precompute.start(row.name)
+        generation, run = self._plans.get(row.id, (-1, None))
+        if generation != row.generation:
+            run = self._precompute.start(row.name)
+            generation = run.collection.generation
+            self._plans[row.id] = generation, run
+        if run is None:
+            return
         with self._components.activity.interrupting(run.stop) as idle:
             if not idle:
                 return
             for _ in run:
                 if self._stopping.is_set():
                     run.stop()
-        if not run.is_stopped:
-            self._read_generations[row.id] = row.generation
+        self._plans[row.id] = generation, run.rest()
+        if run.is_refused:
+            self._stopping.wait(RETRY_SECONDS)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rag.components import Components
     from rag.config import AnswerSettings
     from retriever.document import Passage
+    from retriever.records import Collection
 
 __all__ = ["Overlap"]
 
@@ -34,9 +35,10 @@ class Overlap:
         self._components = components
         self._settings = settings
         self.reuse = reuse
-        self._speculation: tuple[Handle, list[int]] | None = None
+        self._speculation: Handle | None = None
+        self._guess: list[int] = []
 
-    def begin(self, collection_id: int, passages: "Sequence[Passage]") -> None:
+    def begin(self, collection: "Collection", passages: "Sequence[Passage]") -> None:
         """Begin with a collection's candidates of the first stage, as far as the settings say."""
         settings = self._settings
         if not passages or not (settings.prefetch or settings.speculate):
@@ -44,23 +46,22 @@ class Overlap:
         engine = self._components.worker().engine
         layout = self._components.layout()
         segments = [layout.passage(passage) for passage in passages]
-        namespace = namespace_of(collection_id)
+        namespace = namespace_of(collection.id)
         if settings.prefetch and engine.tier is not None:
             usable = segments[:1] if self.reuse is Reuse.EXACT else segments
             engine.tier.prefetch(namespace, layout.head.tokens, [segment.tokens for segment in usable])
         if settings.speculate and not engine.scheduler.has_work:
-            self._speculate(namespace, Prompt([layout.head, *segments]), [passage.id for passage in passages])
+            self._speculation = self._speculate(collection, Prompt([layout.head, *segments]))
+            self._guess = [passage.id for passage in passages]
 
     def settle(self, passage_ids: Sequence[int]) -> None:
         """Drop what was begun for other passages than these, which the question gets in this order."""
-        if self._speculation is not None and self._speculation[1] != list(passage_ids):
-            self._components.worker().cancel(self._speculation[0])
+        if self._speculation is not None and self._guess != list(passage_ids):
+            self._components.worker().cancel(self._speculation)
 
-    def _speculate(self, namespace: str, prompt: Prompt, passage_ids: list[int]) -> None:
+    def _speculate(self, collection: "Collection", prompt: Prompt) -> "Handle | None":
         """Let the engine compute the prompt up to the question; nobody waits for that, and nobody misses it."""
-        sampling = SamplingParams(max_tokens=0)
+        how = {"namespace": namespace_of(collection.id), "as_of": collection.generation, "reuse": self.reuse}
         with suppress(EngineError):  # the question itself will tell it
-            handle = self._components.worker().submit_sync(
-                prompt, sampling, namespace=namespace, reuse=self.reuse, background=True
-            )
-            self._speculation = handle, passage_ids
+            return self._components.worker().submit_sync(prompt, SamplingParams(max_tokens=0), background=True, **how)
+        return None

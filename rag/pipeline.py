@@ -6,13 +6,14 @@ One `Pipeline` serves any number of threads and coroutines at once; the engine's
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from engine.config import SamplingParams
+from engine.errors import OutdatedPromptError
 from engine.output import Generation
 from engine.prompt import Reuse
 from rag.answer import AnswerAssembler, source_of
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from engine.worker import EngineWorker
     from rag.config import AnswerSettings
     from retriever.document import Hit
+    from retriever.records import Collection
 
 __all__ = ["Pipeline", "Prepared", "Retrieved", "tied_groups"]
 
@@ -47,10 +49,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Retrieved:
-    """Passages by falling score in groups that tie, and how long finding them took, in milliseconds."""
+    """Passages by falling score in groups that tie, of a collection as it was, and how many milliseconds that took."""
 
     groups: "tuple[tuple[Hit, ...], ...]"
-    collection_id: int
+    collection: "Collection"
     embed_ms: float
     search_ms: float
 
@@ -69,6 +71,7 @@ class Prepared:
         prompt: template, passages, tail.
         sampling: how the engine chooses tokens.
         namespace: the collection's tree of cached KV.
+        as_of: the collection's generation before the search.
         reuse: which cached KV may serve.
         groups: sizes of consecutive passages of the prompt that may change places; empty where none may.
         caller: who asks.
@@ -82,6 +85,7 @@ class Prepared:
     prompt: "Prompt"
     sampling: SamplingParams
     namespace: str
+    as_of: int
     reuse: Reuse
     groups: tuple[int, ...]
     caller: Caller
@@ -95,6 +99,7 @@ class Prepared:
         """Arguments of `Engine.submit` besides prompt and sampling."""
         return {
             "namespace": self.namespace,
+            "as_of": self.as_of,
             "reuse": self.reuse,
             "groups": self.groups,
             "principal": self.caller.principal,
@@ -148,10 +153,13 @@ class Pipeline:
             yield from self._answer(request, caller)
 
     def _answer(self, request: AnswerRequest, caller: Caller) -> Generator[AnswerEvent, None, None]:
-        prepared = self.prepare(request, caller)
-        assembler = self._assembler(request, prepared)
         worker = self._components.worker()
-        handle = worker.submit_sync(prepared.prompt, prepared.sampling, **prepared.how)
+        handle = None
+        while handle is None:
+            prepared = self.prepare(request, caller)
+            with suppress(OutdatedPromptError):  # a document was deleted meanwhile: it may be among what was found
+                handle = worker.submit_sync(prepared.prompt, prepared.sampling, **prepared.how)
+        assembler = self._assembler(request, prepared)
         events = worker.stream_sync(handle)
         try:
             yield RetrievalEvent(sources=list(prepared.sources), warnings=list(prepared.warnings))
@@ -172,10 +180,13 @@ class Pipeline:
                     yield event
 
     async def _answer_async(self, request: AnswerRequest, caller: Caller) -> AsyncGenerator[AnswerEvent, None]:
-        prepared = await asyncio.to_thread(self.prepare, request, caller)
-        assembler = self._assembler(request, prepared)
         worker: EngineWorker = self._components.worker()
-        handle = await worker.submit(prepared.prompt, prepared.sampling, **prepared.how)
+        handle = None
+        while handle is None:
+            prepared = await asyncio.to_thread(self.prepare, request, caller)
+            with suppress(OutdatedPromptError):  # a document was deleted meanwhile: it may be among what was found
+                handle = await worker.submit(prepared.prompt, prepared.sampling, **prepared.how)
+        assembler = self._assembler(request, prepared)
         try:
             yield RetrievalEvent(sources=list(prepared.sources), warnings=list(prepared.warnings))
             async for event in worker.stream(handle):
@@ -195,10 +206,10 @@ class Pipeline:
         started = perf_counter()
         vector = library.embed_query(query)
         embedded = perf_counter()
-        begin = partial(overlap.begin, row.id) if overlap else ignore_candidates
+        begin = partial(overlap.begin, row) if overlap else ignore_candidates
         hits = library.search(collection, vector, k or self._config.top_k, on_candidates=begin)
         groups = tied_groups(hits, self._config.answer.order_epsilon)
-        return Retrieved(groups, row.id, 1e3 * (embedded - started), _since(embedded))
+        return Retrieved(groups, row, 1e3 * (embedded - started), _since(embedded))
 
     def prepare(self, request: AnswerRequest, caller: Caller = NOBODY) -> Prepared:
         """Retrieve passages and lay the prompt out, best passages first while they fit."""
@@ -226,7 +237,7 @@ class Pipeline:
             top_p=request.top_p,
             seed=request.seed,
         )
-        self._expect_kv(found.collection_id, laid_out.prompt)
+        self._expect_kv(found.collection.id, laid_out.prompt)
         warnings = []
         if laid_out.left_out:
             labels = ", ".join(f"{passage.label} ({passage.title})" for passage in laid_out.left_out)
@@ -239,7 +250,8 @@ class Pipeline:
             started=started,
             prompt=laid_out.prompt,
             sampling=sampling,
-            namespace=namespace_of(found.collection_id),
+            namespace=namespace_of(found.collection.id),
+            as_of=found.collection.generation,
             reuse=overlap.reuse,
             groups=self._movable(request, found, used),
             caller=caller,
@@ -259,7 +271,7 @@ class Pipeline:
         """Show a finished answer to what may look at it again."""
         shadow = self._components.shadow.if_made
         if shadow and isinstance(event, Generation):
-            shadow.observe(prepared.prompt, event, prepared.namespace)
+            shadow.observe(prepared.prompt, event, prepared.namespace, prepared.as_of)
 
     def _expect_kv(self, collection_id: int, prompt: "Prompt") -> None:
         """Tell the KV store whose KV this prompt may give it."""

@@ -5,13 +5,15 @@ Every method may be called from any thread. Whoever makes a `Service` owns the d
 
 import asyncio
 from collections.abc import AsyncGenerator, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from rag.caller import NOBODY, Caller
-from rag.cleaning import clean, drop_namespace
+from rag.cleaning import clean, drop_namespace, outdate
 from rag.cleaning import purge as purge_kv
 from rag.components import Components
 from rag.config import RagConfig
@@ -47,6 +49,7 @@ __all__ = ["Service", "source_from_input"]
 
 WARM_UP = "A few words of no importance. " * 16
 
+MAX_RUNS = 2  # over passages, of as many collections, that advance at once beside each other
 
 def source_from_input(document: DocumentInput) -> Source:
     """Make a source of a document that came with a request."""
@@ -73,6 +76,7 @@ class Service:
         self._idle = IdlePrecompute(self.components, self._precompute)
 
     def __enter__(self) -> Self:
+        self._threads = ThreadPoolExecutor(MAX_RUNS, "precompute")
         return self
 
     def __exit__(
@@ -86,6 +90,7 @@ class Service:
         self.components.close()
 
     def load(self) -> None:
+        self._threads.shutdown(cancel_futures=True)
         """Load embedder and language model now, so that the first question does not wait for them."""
         self.components.load()
 
@@ -178,18 +183,19 @@ class Service:
 
     def precompute(self, collection: str) -> Generator[PrecomputeProgress, None, None]:
         """Compute and store the KV of a collection's passages; see `Operations.precompute`."""
-        with self.components.activity.busy():
+        with self._precompute.alone(collection), self.components.activity.busy():
             run = self._precompute.start(collection)
             with closing(iter(run)) as events:
                 yield from events
 
     async def precompute_async(self, collection: str) -> AsyncGenerator[PrecomputeProgress, None]:
         """Do what `precompute` does without blocking the event loop; cancelling the task ends it."""
-        with self.components.activity.busy():
-            run = await asyncio.to_thread(self._precompute.start, collection)
+        in_thread = partial(asyncio.get_running_loop().run_in_executor, self._threads)
+        with self._precompute.alone(collection), self.components.activity.busy():
+            run = await in_thread(self._precompute.start, collection)
             events = iter(run)
             try:
-                while (progress := await asyncio.to_thread(next, events, None)) is not None:
+                while (progress := await in_thread(next, events, None)) is not None:
                     yield progress
             finally:
                 run.stop()
@@ -213,7 +219,7 @@ class Service:
             UnknownCollectionError: there is none of this name.
         """
         collection = self.components.library().delete_collection(name)
-        drop_namespace(self.components, collection.id)
+        drop_namespace(self.components, collection)
         clean(self.components)
 
     def documents(self, collection: str) -> list[DocumentInfo]:
@@ -254,9 +260,10 @@ class Service:
             UnknownDocumentError: the collection has none of this id.
         """
         if not purge:
-            document = self.components.library().delete_document(collection, document_id)
+            deletion = self.components.library().delete_document(collection, document_id)
+            outdate(self.components, deletion.collection_id, deletion.generation)
             clean(self.components)
-            return DeletedDocument(**_document_info(document).model_dump())
+            return DeletedDocument(**_document_info(deletion.document).model_dump())
         with self.components.activity.busy():  # what is read ahead may be what is purged
             document, purged = purge_kv(self.components, collection, document_id)
         return DeletedDocument(**_document_info(document).model_dump(), purge=purged)

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from queue import Full, Queue
 from threading import Lock, Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from engine.errors import EngineError, EngineStoppedError
+from engine.errors import EngineError, EngineStoppedError, OutdatedPromptError
 from engine.ladder import Outcome
 from engine.output import Generation
 from engine.prompt import Prompt, Reuse, Segment, SegmentKind
+from engine.request import FinishReason
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +42,7 @@ class ShadowStats:
 
     Attributes:
         checked: answers, in all.
-        skipped: sampled answers that were left out, since earlier ones still waited.
+        skipped: sampled answers that were left out, since earlier ones still waited or what they read was deleted.
         failed: checks that the engine refused or did not finish.
         drift: mean KL(full || reused) an answer token, in nats, of the latest checks; None before the first.
         allowance: what the certificate allows the same answers on average; None before the first.
@@ -54,6 +55,16 @@ class ShadowStats:
     drift: float | None
     allowance: float | None
     fallen_back: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """An answer that is to be looked at: its tokens, the prompt as the model read it, and what that was made of."""
+
+    prompt: Prompt
+    tokens: Sequence[int]
+    namespace: str
+    as_of: int
 
 
 class ShadowChecker:
@@ -76,7 +87,7 @@ class ShadowChecker:
         self._found: deque[tuple[float, float]] = deque(maxlen=WINDOW)  # drift, allowance
         self._checked = self._skipped = self._failed = 0
         self._fallen_back = False
-        self._queue: Queue[tuple[Prompt, Sequence[int], str] | None] = Queue(MAX_PENDING)
+        self._queue: Queue[_Answer | None] = Queue(MAX_PENDING)
         self._thread = Thread(target=self._loop, name="shadow", daemon=True)
         self._thread.start()
 
@@ -84,13 +95,14 @@ class ShadowChecker:
         """Return how a request may reuse KV: as it wants to, or exactly once reuse has drifted too far."""
         return Reuse.EXACT if self._fallen_back else wanted
 
-    def observe(self, prompt: Prompt, generation: Generation, namespace: str) -> None:
+    def observe(self, prompt: Prompt, generation: Generation, namespace: str, as_of: int) -> None:
         """Take note of an answer; returns at once.
 
         Args:
             prompt: as submitted.
             generation: what came of it.
             namespace: that it was submitted to.
+            as_of: the state of the namespace that it was made of.
         """
         if not generation.token_ids or all(one.outcome is not Outcome.SHIFTED for one in generation.cache.segments):
             return
@@ -99,7 +111,7 @@ class ShadowChecker:
                 return
             try:
                 as_read = _in_final_order(prompt, generation.cache)
-                self._queue.put_nowait((as_read, generation.token_ids[:MAX_TOKENS], namespace))
+                self._queue.put_nowait(_Answer(as_read, generation.token_ids[:MAX_TOKENS], namespace, as_of))
             except Full:
                 self._skipped += 1
 
@@ -123,9 +135,10 @@ class ShadowChecker:
 
     def _loop(self) -> None:
         while (item := self._queue.get()) is not None:
-            prompt, answer, namespace = item
             try:
-                self._check(prompt, answer, namespace)
+                self._check(item)
+            except OutdatedPromptError:
+                self._count_skipped()
             except EngineStoppedError:
                 logger.debug("the engine has stopped; its answers are not checked any more")
                 self._count_failure()
@@ -136,19 +149,23 @@ class ShadowChecker:
                 logger.exception("the check of an answer over reused KV failed; please report this")
                 self._count_failure()
 
-    def _check(self, prompt: Prompt, answer: Sequence[int], namespace: str) -> None:
+    def _check(self, answer: _Answer) -> None:
         """Force the answer over reused KV and over full prefill, and compare."""
         from rag.certify.scorer import drift_of
 
-        reused = self._forced(prompt, answer, namespace=namespace, reuse=Reuse.CHUNK)
-        full = self._forced(_all_private(prompt), answer, namespace=namespace)
+        reused = self._forced(answer.prompt, answer, reuse=Reuse.CHUNK)
+        full = self._forced(_all_private(answer.prompt), answer)
         kl, _ = drift_of(full, reused)
-        num_passages = sum(segment.kind is SegmentKind.PASSAGE for segment in prompt.segments)
+        num_passages = sum(segment.kind is SegmentKind.PASSAGE for segment in answer.prompt.segments)
         self._record(float(kl.mean()), self._certificate.allowance(num_passages))
 
-    def _forced(self, prompt: Prompt, answer: Sequence[int], **how: Any) -> "Tensor":
-        handle = self._worker.submit_sync(prompt, forced=answer, background=True, **how)
+    def _forced(self, prompt: Prompt, answer: _Answer, reuse: Reuse = Reuse.EXACT) -> "Tensor":
+        handle = self._worker.submit_sync(
+            prompt, forced=answer.tokens, background=True, namespace=answer.namespace, as_of=answer.as_of, reuse=reuse
+        )
         *_, generation = self._worker.stream_sync(handle)
+        if isinstance(generation, Generation) and generation.finish_reason is FinishReason.CANCELLED:
+            raise OutdatedPromptError("what it read was deleted")
         if (
             not isinstance(generation, Generation)
             or generation.forced_logprobs is None
@@ -175,6 +192,10 @@ class ShadowChecker:
         """Mean drift and mean allowance of the checks that count, of which there is one at least."""
         drifts, allowances = zip(*self._found, strict=True)
         return sum(drifts) / len(drifts), sum(allowances) / len(allowances)
+
+    def _count_skipped(self) -> None:
+        with self._lock:
+            self._skipped += 1
 
     def _count_failure(self) -> None:
         with self._lock:

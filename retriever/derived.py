@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from retriever.document import Document, Passage
 from retriever.store import Store
 
-__all__ = ["Claim", "DeadKey", "DerivedKeys", "Erasure"]
+__all__ = ["Claim", "DeadKey", "Deletion", "DerivedKeys"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +31,12 @@ class DeadKey:
 
 
 @dataclass(frozen=True, slots=True)
-class Erasure:
+class Deletion:
     """What there was of a document when it was deleted.
 
     Attributes:
         collection_id: where it was.
+        generation: of the collection without it.
         document: the document.
         passages: its passages, in order.
         keys: of derived data that nothing needs any more.
@@ -44,6 +45,7 @@ class Erasure:
     """
 
     collection_id: int
+    generation: int
     document: Document
     passages: tuple[Passage, ...]
     keys: frozenset[bytes]

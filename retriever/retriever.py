@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from retriever.config import CollectionSettings, RetrieverConfig
-from retriever.derived import DerivedKeys, Erasure
+from retriever.derived import Deletion, DerivedKeys
 from retriever.document import Document, Hit, Passage, PassageDraft, PassageEncoder, Source
 from retriever.drafts import encode
 from retriever.embedder import TextEmbedder, Vectors
@@ -260,25 +260,20 @@ class Library:
         with self.store.read() as reader:
             return reader.document_text(reader.collection(collection), document_id)
 
-    def delete_document(self, collection: str, document_id: str) -> Document:
-        """Delete a document with its passages, at once for every search that starts later, and return it.
+    def delete_document(self, collection: str, document_id: str, *, erase: bool = False) -> Deletion:
+        """Delete a document with its passages, at once for every search that starts later.
+
+        Args:
+            collection: where it is.
+            document_id: which one.
+            erase: ask that no copy of data derived from its passages is left, not even in free space.
+
+        Returns:
+            What there was of it, so that others can end theirs.
 
         Raises:
             UnknownDocumentError: the collection has none of this id.
         """
-        return self._delete(collection, document_id, erase=False).document
-
-    def erase_document(self, collection: str, document_id: str) -> Erasure:
-        """Delete a document and ask that no copy of data derived from its passages is left, not even in free space.
-
-        Returns what there was of it, so that others can erase theirs.
-
-        Raises:
-            UnknownDocumentError: the collection has none of this id.
-        """
-        return self._delete(collection, document_id, erase=True)
-
-    def _delete(self, collection: str, document_id: str, *, erase: bool) -> Erasure:
         with self.store.write() as writer:
             row = writer.collection(collection)
             document = writer.document(row, document_id)
@@ -286,12 +281,12 @@ class Library:
             twins = writer.twins(row, document_id) if erase else {}
             keys = writer.keys_of(row, document_id)
             writer.delete_documents(row, [document_id])
-            writer.next_generation(row)
+            generation = writer.next_generation(row)
             if erase:
                 writer.ask_for_erasure(keys)
             dead = frozenset(keys - writer.live_keys(keys))
         self._maintain(collection)
-        return Erasure(row.id, document, passages, dead, twins)
+        return Deletion(row.id, generation, document, passages, dead, twins)
 
     def passages(self, collection: str, document_id: str | None = None) -> list[Passage]:
         """Return the passages of a document, or of the whole collection, in order.
@@ -304,6 +299,16 @@ class Library:
             if document_id is not None:
                 reader.document(row, document_id)
             return list(reader.passages(row, document_id))
+
+    def living(self, collection: Collection, passages: Iterable[int]) -> tuple[Collection, dict[int, Passage]]:
+        """Return a collection as it is now and those of its passages that live in it, by id.
+
+        Raises:
+            UnknownCollectionError: it is deleted, even if another one has its name.
+        """
+        with self.store.read() as reader:
+            now = reader.refresh(collection)
+            return now, reader.passages_by_id(now, passages)
 
     def iter_passages(self, collection: str) -> Iterator[Passage]:
         """Yield every passage of one snapshot of a collection without holding them all in memory."""

@@ -97,7 +97,7 @@ def test_what_must_be_erased_leaves_no_copy(library: Library, store: LivingStore
     store.expect([claim(library, "u:1", "a"), claim(library, "u:2", "b")])
     assert put(store, "a")
     assert put(store, "b")
-    report = store.erase(library.erase_document("c", passage_at(library, "u:1").document_id).keys)
+    report = store.erase(library.delete_document("c", passage_at(library, "u:1").document_id, erase=True).keys)
     assert (report.erased, report.absent) == (1, True)
     assert report.scanned_bytes >= len(PAYLOAD)
     content = b"".join(file.read_bytes() for file in (tmp_path / "kv").iterdir() if file.is_file())
@@ -131,7 +131,7 @@ def test_what_the_disk_does_not_let_go_is_tried_again(library: Library, tmp_path
     library.delete_document("c", passage_at(library, "u:1").document_id)
     store.clean()
     assert "tried again" in caplog.text
-    erasure = library.erase_document("c", passage_at(library, "u:2").document_id)
+    erasure = library.delete_document("c", passage_at(library, "u:2").document_id, erase=True)
     assert erasure.keys == {key_of("b")}
     with pytest.raises(PurgeError, match="is deleted, but"):
         store.erase(erasure.keys)

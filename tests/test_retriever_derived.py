@@ -135,14 +135,14 @@ def test_a_key_that_is_needed_again_leaves_the_queue(library: Library) -> None:
 def test_an_erasure_is_asked_for_in_the_commit_that_deletes(library: Library) -> None:
     passage = put(library, "u:1", TEXT)
     claim(library, passage, b"key")
-    erasure = library.erase_document("c", passage.document_id)
+    erasure = library.delete_document("c", passage.document_id, erase=True)
     assert erasure.passages == (passage,)
     assert erasure.document.uri == "u:1"
     assert library.derived.dead() == [DeadKey(b"key", erase=True)]
     claim(library, put(library, "u:1", TEXT), b"key")
     assert library.derived.dead() == [DeadKey(b"key", erase=True)], "its old copies must still go"
     with pytest.raises(UnknownDocumentError):
-        library.erase_document("c", "no such")
+        library.delete_document("c", "no such", erase=True)
 
 
 def test_an_erasure_names_passages_with_the_same_tokens(library: Library) -> None:
@@ -155,8 +155,8 @@ def test_an_erasure_names_passages_with_the_same_tokens(library: Library) -> Non
     three = put(library, "u:3", "Bats sleep by day.", Unlabelled())
     for passage in (one, two):
         claim(library, passage, b"shared")
-    assert library.erase_document("c", three.document_id).twins == {}
-    assert library.erase_document("c", one.document_id).twins == {one.id: two}
+    assert library.delete_document("c", three.document_id, erase=True).twins == {}
+    assert library.delete_document("c", one.document_id, erase=True).twins == {one.id: two}
     assert not dead(library), "the other passage needs it"
 
 

@@ -325,7 +325,7 @@ def test_a_failed_commit_after_the_vectors_were_added_is_not_found(library: Libr
 def test_deletes(library: Library):
     library.ingest("c", sources(a="alpha", b="beta"), WordEncoder())
     gone = library.search("c", "alpha", 1)[0].passage
-    assert library.delete_document("c", gone.document_id).uri == "a"
+    assert library.delete_document("c", gone.document_id).document.uri == "a"
     assert [hit.passage.uri for hit in library.search("c", "alpha", 5)] == ["b"]
     with pytest.raises(UnknownDocumentError, match=gone.document_id):
         library.delete_document("c", gone.document_id)

@@ -43,12 +43,12 @@ class FakeWorker:
         self.open = ThreadEvent()
         self.open.set()
 
-    def submit_sync(self, prompt, *, forced, background, namespace, reuse=Reuse.EXACT):
+    def submit_sync(self, prompt, *, forced, background, namespace, as_of, reuse):
         assert background
         self.open.wait(10)
         if self.error:
             raise self.error
-        self.asked.append(SimpleNamespace(prompt=prompt, forced=forced, namespace=namespace, reuse=reuse))
+        self.asked.append(SimpleNamespace(prompt=prompt, forced=forced, namespace=namespace, as_of=as_of, reuse=reuse))
         return self.asked[-1]
 
     def stream_sync(self, handle):
@@ -62,7 +62,7 @@ def a_checker(worker, *, rate=1.0, reordered=0.05):
 def test_drift_is_that_of_the_answer_over_reused_kv_from_full_prefill():
     worker = FakeWorker()
     checker = a_checker(worker)
-    checker.observe(PROMPT, a_generation(tokens=tuple(range(2)) * 50), "c1")
+    checker.observe(PROMPT, a_generation(tokens=tuple(range(2)) * 50), "c1", 7)
     checker.close()
     stats = checker.stats()
     assert (stats.checked, stats.skipped, stats.failed, stats.fallen_back) == (1, 0, 0, False)
@@ -70,6 +70,7 @@ def test_drift_is_that_of_the_answer_over_reused_kv_from_full_prefill():
     assert stats.allowance == pytest.approx(0.055)
     chunk, full = worker.asked
     assert (chunk.reuse, chunk.prompt, chunk.namespace) == (Reuse.CHUNK, PROMPT, "c1")
+    assert chunk.as_of == full.as_of == 7
     assert [segment.kind for segment in full.prompt.segments] == [SegmentKind.TEMPLATE, SegmentKind.TAIL]
     assert full.prompt.tokens == PROMPT.tokens
     assert len(chunk.forced) == len(full.forced) == 64
@@ -78,7 +79,7 @@ def test_drift_is_that_of_the_answer_over_reused_kv_from_full_prefill():
 def test_passages_are_checked_in_the_order_in_which_they_were_read():
     worker = FakeWorker()
     checker = a_checker(worker)
-    checker.observe(PROMPT, a_generation(names=("b", "a")), "c1")
+    checker.observe(PROMPT, a_generation(names=("b", "a")), "c1", 7)
     checker.close()
     assert [segment.name for segment in worker.asked[0].prompt.segments] == ["template", "b", "a", "tail"]
 
@@ -92,7 +93,7 @@ def test_what_is_not_checked(rate, generation):
     worker = FakeWorker()
     checker = a_checker(worker, rate=rate)
     for _ in range(20):
-        checker.observe(PROMPT, generation, "c1")
+        checker.observe(PROMPT, generation, "c1", 7)
     checker.close()
     assert worker.asked == []
     assert checker.stats().drift is checker.stats().allowance is None
@@ -103,7 +104,7 @@ def test_a_share_is_checked_and_never_more_than_can_wait():
     checker = a_checker(worker, rate=0.25)
     worker.open.clear()
     for _ in range(400):
-        checker.observe(PROMPT, a_generation(), "c1")
+        checker.observe(PROMPT, a_generation(), "c1", 7)
     skipped = checker.stats().skipped
     worker.open.set()
     checker.close()
@@ -114,7 +115,7 @@ def test_a_share_is_checked_and_never_more_than_can_wait():
 def observe_many(checker, count):
     for _ in range(count):
         checked = checker.stats().checked
-        checker.observe(PROMPT, a_generation(), "c1")
+        checker.observe(PROMPT, a_generation(), "c1", 7)
         while checker.stats().checked == checked and not checker.stats().fallen_back:
             time.sleep(0.001)
 
@@ -148,11 +149,11 @@ def test_a_check_that_fails_is_counted_and_the_next_one_is_made(error):
     worker = FakeWorker()
     checker = a_checker(worker)
     worker.error = error
-    checker.observe(PROMPT, a_generation(), "c1")
+    checker.observe(PROMPT, a_generation(), "c1", 7)
     while not checker.stats().failed:
         time.sleep(0.001)
     worker.error = None
-    checker.observe(PROMPT, a_generation(), "c1")
+    checker.observe(PROMPT, a_generation(), "c1", 7)
     checker.close()
     assert (checker.stats().failed, checker.stats().checked) == (1, 1)
 
@@ -171,7 +172,7 @@ def test_over_a_real_engine_it_leaves_the_cache_alone(tiny_folder, tmp_path):
         *_, generation = worker.stream_sync(handle)
     assert generation.cache.segments[2].outcome is Outcome.SHIFTED
     before = worker.call(lambda engine: engine.cache.num_cached_blocks).result()
-    checker.observe(PROMPT, generation, "c1")
+    checker.observe(PROMPT, generation, "c1", 7)
     while not checker.stats().checked:
         assert not checker.stats().failed
         time.sleep(0.01)
