@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from engine.worker import EngineWorker
     from rag.ledger import Ledger
     from rag.prompt_layout import PassageTokens, PromptLayout
+    from rag.retrieval_log import RetrievalLog
     from rag.shadow import ShadowChecker
     from rag.telemetry.telemetry import Telemetry
     from retriever.embedder import TextEmbedder, Vectors
@@ -114,6 +115,7 @@ class Components:
         self.worker: Once[EngineWorker] = Once(self._make_worker)
         self.shadow: Once[ShadowChecker | None] = Once(self._make_shadow)
         self.ledger: Once[Ledger] = Once(self._make_ledger)
+        self.retrieval_log: Once[RetrievalLog] = Once(self._make_retrieval_log)
         self.telemetry: Once[Telemetry] = Once(self._make_telemetry)
         self.activity = Activity()
         self._is_loaded = False
@@ -122,6 +124,7 @@ class Components:
         """Load embedder and language model at the same time; nothing happens where they are loaded."""
         if self.is_loaded:
             return
+        self.telemetry()
         self.hub.resolve(self.config.model)  # a name that is wrong is told before anything is loaded
         self.hub.resolve(self.config.embedder)
         import torch  # noqa: F401 - two threads must not be the first to import it
@@ -232,10 +235,24 @@ class Components:
 
         return Ledger(self.library().store)
 
+    def _make_retrieval_log(self) -> "RetrievalLog":
+        from rag.retrieval_log import RetrievalLog
+
+        return RetrievalLog(self.library().store, self.config.server.logged_retrievals)
+
     def _make_telemetry(self) -> "Telemetry":
+        from rag.telemetry.spans import Tracing
+        from rag.telemetry.state_metrics import StateMetrics
         from rag.telemetry.telemetry import Telemetry
 
-        return Telemetry(self.ledger())
+        settings = self.config.server
+        return Telemetry(
+            self.ledger(),
+            self.retrieval_log(),
+            StateMetrics(self),
+            tracing=Tracing(self.config.embedder) if settings.tracing else None,
+            log_questions=settings.log_questions,
+        )
 
 
 def _default_budget(folder: "Path") -> int:

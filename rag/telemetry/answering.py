@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import Callable
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from engine.output import Event, Generation
 from engine.request import FinishReason
-from engine.stats import CacheReport, Timings, cache_report
+from engine.stats import CacheReport, cache_report
 from rag.caller import Caller
-from rag.telemetry.served import Ending, Served
+from rag.telemetry.served import Ending, Retrieval, Served, Stages
 
 if TYPE_CHECKING:
     from engine.request import Request
@@ -29,26 +29,38 @@ class Answering:
         pipeline: what answers: `rag`, or another short name.
         model: what computes it.
         collection: where its passages are from; empty where none is asked.
+        question: its text, only where it may be logged.
+        parent: of its spans, only where they are recorded.
     """
 
     def __init__(
-        self, tell: Callable[[Served], None], caller: Caller, *, pipeline: str, model: str, collection: str = ""
+        self,
+        tell: Callable[[Served], None],
+        caller: Caller,
+        *,
+        pipeline: str,
+        model: str,
+        collection: str = "",
+        question: str | None = None,
+        parent: Any = None,
     ) -> None:
         self._tell = tell
         self._caller = caller
         self._pipeline = pipeline
         self._model = model
         self._collection = collection
+        self._question = question
+        self._parent = parent
         self._started = perf_counter()
-        self._retrieval: tuple[float | None, float | None] = (None, None)
+        self._retrieval: Retrieval | None = None
         self._request: Request | None = None
         self._generation: Generation | None = None
         self._output_tokens = 0
         self._stopped = False
 
-    def retrieved(self, embed_ms: float, search_ms: float) -> None:
-        """Take note of how long embedding and search took."""
-        self._retrieval = embed_ms, search_ms
+    def retrieved(self, started: float, embed_ms: float, search_ms: float) -> None:
+        """Take note of when embedding began, in seconds of `time.perf_counter`, and how long it and search took."""
+        self._retrieval = Retrieval(started, embed_ms / 1e3, search_ms / 1e3)
 
     def submitted(self, request: "Request") -> None:
         """Take note of the engine's request."""
@@ -75,11 +87,13 @@ class Answering:
 
     def _served(self, error: BaseException | None) -> Served:
         generation, request = self._generation, self._request
-        timings: Timings | None = None
+        stages: Stages | None = None
         cache, prompt_tokens, output_tokens = CacheReport(), 0, self._output_tokens
         if generation is not None:
-            timings, cache = generation.timings, generation.cache
-            prompt_tokens, output_tokens = generation.num_prompt_tokens, len(generation.token_ids)
+            cache = generation.cache
+            stages = Stages.of(generation.timings, cache.load_seconds)
+            prompt_tokens = generation.num_prompt_tokens if cache.segments else 0
+            output_tokens = len(generation.token_ids)
         elif request is not None and request.first_admission:  # begun: it has cost what it has cost
             cache, prompt_tokens = cache_report(request), request.prompt.num_tokens
         ending = self._ending(error)
@@ -92,12 +106,14 @@ class Answering:
             ended=perf_counter(),
             ending=ending,
             error=type(error).__name__ if ending == "error" else "",
-            embed_ms=self._retrieval[0],
-            search_ms=self._retrieval[1],
-            timings=timings,
+            retrieval=self._retrieval,
+            stages=stages,
             cache=cache,
             prompt_tokens=prompt_tokens,
             output_tokens=output_tokens,
+            namespace=request.namespace if request is not None else "",
+            question=self._question,
+            parent=self._parent,
         )
 
     def _ending(self, error: BaseException | None) -> Ending:

@@ -39,6 +39,7 @@ class _Latencies:
     embed: Histogram
     search: Histogram
     queue: Histogram
+    load: Histogram
     prefill: Histogram
     decode: Histogram
     per_token: Histogram
@@ -59,6 +60,7 @@ class AnswerMetrics:
         self._embed = self._seconds("request_embed_time", "On the question's vector", kind, SHORT_SECONDS)
         self._search = self._seconds("request_search_time", "On the search for passages", kind, SHORT_SECONDS)
         self._queue = self._seconds("request_queue_time", "Waiting for the engine", kind)
+        self._load = self._seconds("request_load_time", "On reading KV from the disk", kind, SHORT_SECONDS)
         self._prefill = self._seconds("request_prefill_time", "On the prompt", kind)
         self._decode = self._seconds("request_decode_time", "From the first token to the last", kind)
         self._per_token = self._seconds(
@@ -86,16 +88,15 @@ class AnswerMetrics:
         self._ended.labels(*size, served.ending).inc()
         if served.ending == "error":
             self._errors.labels(served.error).inc()
-        self.count_tokens(served.model, served.pipeline, served.collection, served.prompt_tokens,
-                          served.cache.cached_tokens, served.output_tokens)  # fmt: skip
         if not served.prompt_tokens:
-            return
+            return  # nothing was begun, and the collection may be none
+        cached = served.cache.cached_tokens
+        self.count_tokens(*size, served.collection, served.prompt_tokens, cached, served.output_tokens)
         outcome = served.outcome
         self._outcomes.labels(*size, outcome).inc()
         self._prompt_size.labels(*size).observe(served.prompt_tokens)
         self._output_size.labels(*size).observe(served.output_tokens)
-        computed = served.prompt_tokens - served.cache.cached_tokens
-        for source, tokens in ("computed", computed), *served.cache.hit_tokens.items():
+        for source, tokens in ("computed", served.prompt_tokens - cached), *served.cache.hit_tokens.items():
             self._sources.labels(source).inc(tokens)
         for segment in served.cache.segments:
             if segment.kind is SegmentKind.PASSAGE:
@@ -111,21 +112,22 @@ class AnswerMetrics:
 
     def _observe_times(self, served: Served, outcome: CacheOutcome) -> None:
         """Take the times of an answer that came to its end."""
-        times = served.timings
-        if times is None or times.finished is None or times.first_token is None or served.ending == "abort":
+        stages = served.stages
+        if stages is None or served.ending == "abort":
             return
         to = self._latencies(served.model, served.pipeline, outcome)
-        scheduled = times.first_token if times.first_scheduled is None else times.first_scheduled
-        to.ttft.observe(times.first_token - served.started)
+        durations = stages.durations
+        to.ttft.observe(stages.first_token - served.started)
         to.total.observe(served.ended - served.started)
-        to.queue.observe(scheduled - times.arrival)
-        to.prefill.observe(times.first_token - scheduled)
-        to.decode.observe(times.finished - times.first_token)
+        to.queue.observe(durations["queue"])
+        to.load.observe(durations["load"])
+        to.prefill.observe(durations["prefill"])
+        to.decode.observe(durations["decode"])
         if served.output_tokens > 1:
-            to.per_token.observe((times.finished - times.first_token) / (served.output_tokens - 1))
-        if served.embed_ms is not None and served.search_ms is not None:
-            to.embed.observe(served.embed_ms / 1e3)
-            to.search.observe(served.search_ms / 1e3)
+            to.per_token.observe(durations["decode"] / (served.output_tokens - 1))
+        if served.retrieval is not None:
+            to.embed.observe(served.retrieval.embed_seconds)
+            to.search.observe(served.retrieval.search_seconds)
 
     def _count_passage(self, segment: "SegmentReport") -> None:
         labels = (segment.outcome.value, segment.tier or "none")
@@ -136,8 +138,8 @@ class AnswerMetrics:
         model, pipeline, outcome = kind
         bound = self._bound.get((model, pipeline, outcome))
         if bound is None:
-            families = (self._ttft, self._total, self._embed, self._search, self._queue, self._prefill, self._decode,
-                        self._per_token)  # fmt: skip
+            families = (self._ttft, self._total, self._embed, self._search, self._queue, self._load, self._prefill,
+                        self._decode, self._per_token)  # fmt: skip
             bound = self._bound[model, pipeline, outcome] = _Latencies(*(one.labels(*kind) for one in families))
         return bound
 
