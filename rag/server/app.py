@@ -7,6 +7,7 @@
 | `problems`, `middleware` | errors as problem documents, request ids, the limit of a body |
 | `hosts` | which hosts and web pages are refused |
 | `authentication`, `access` | whose key a request has, and what it may do |
+| `metrics`, `request_log` | what an operator sees |
 | `state` | what the routes share: service, settings, ingestions |
 | `running` | the process: address, signals, start and end |
 """
@@ -19,14 +20,16 @@ from fastapi import FastAPI
 
 from rag.config import RagConfig, ServerSettings
 from rag.data_dir import open_owned
-from rag.server import answers, documents, health, keys
+from rag.server import answers, documents, health, keys, metrics
 from rag.server.authentication import Authentication
 from rag.server.hosts import HostGuard, allowed_hosts, is_loopback
 from rag.server.middleware import BodyLimit, RequestIds
 from rag.server.problems import Problem, add_handlers
+from rag.server.request_log import RequestLog
 from rag.server.running import Server, listen, stop_signals_ignored
 from rag.server.state import ServerState
 from rag.service import Service
+from rag.telemetry.logs import configure_logs
 
 __all__ = ["create_app", "serve"]
 
@@ -58,11 +61,12 @@ def create_app(service: Service, settings: ServerSettings | None = None) -> Fast
     settings = settings or service.config.server
     app = _Api(title="Preread", version=version("preread"), description=DESCRIPTION, redirect_slashes=False)
     app.state.preread = ServerState(service, settings)
-    routers = (answers.router, documents.router, keys.router, health.router)
+    routers = (answers.router, documents.router, keys.router, health.router, metrics.router)
     add_handlers(app, [route for router in routers for route in router.routes])
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(Authentication, state=app.state.preread)
     app.add_middleware(HostGuard, hosts=allowed_hosts(service.config.host, settings))
+    app.add_middleware(RequestLog, state=app.state.preread)
     app.add_middleware(RequestIds)
     for router in routers:
         app.include_router(router)
@@ -77,6 +81,8 @@ def serve(config: RagConfig) -> None:
         AddressError: the address cannot be listened on.
         RagError: a model is missing or cannot be used.
     """
+    if config.server.log_format == "json":
+        configure_logs()
     with open_owned(config.data_dir) as owned, listen(config.host, config.port) as listener, Service(config) as service:
         sys.stderr.write(f"loading {config.model} and {config.embedder}\n")
         if not (is_loopback(config.host) or config.server.require_keys or service.components.keys().is_on):

@@ -26,6 +26,7 @@ from rag.schemas import SkippedDocument
 from retriever import errors as retriever_errors
 
 __all__ = [
+    "CLIENT_GONE",
     "FieldError",
     "Problem",
     "ProblemError",
