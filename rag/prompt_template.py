@@ -2,9 +2,20 @@
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
-__all__ = ["QUESTION", "PromptTemplate"]
+__all__ = ["QUESTION", "PromptTemplate", "check_question"]
 
 QUESTION = "{question}"
+
+
+def check_question(after: str) -> str:
+    """Return what follows the passages.
+
+    Raises:
+        ValueError: it does not hold the question once.
+    """
+    if after.count(QUESTION) != 1:
+        raise ValueError("it must hold {question} exactly once")
+    return after
 
 
 class PromptTemplate(BaseModel):
@@ -28,6 +39,4 @@ class PromptTemplate(BaseModel):
     @field_validator("after")
     @classmethod
     def _holds_the_question(cls, after: str) -> str:
-        if after.count(QUESTION) != 1:
-            raise ValueError("it must hold {question} exactly once")
-        return after
+        return check_question(after)

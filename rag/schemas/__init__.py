@@ -16,17 +16,26 @@ from rag.schemas.answers import (
     Usage,
 )
 from rag.schemas.base import PassageId
-from rag.schemas.documents import (
+from rag.schemas.collections import (
+    Answering,
     CollectionInfo,
     CollectionList,
+    CollectionPatch,
+    NewCollection,
+    Splitting,
+    Template,
+)
+from rag.schemas.documents import (
     DeletedDocument,
     DocumentInfo,
     DocumentList,
+    DocumentPatch,
     DocumentWithPassages,
     PassageInfo,
 )
 from rag.schemas.events import AnswerEvent, CitationEvent, DeltaEvent, DoneEvent, LogprobsEvent, RetrievalEvent
 from rag.schemas.ingest import DocumentInput, IngestReport, IngestRequest, SkippedDocument
+from rag.schemas.metadata import Condition, DocumentMetadata
 from rag.schemas.passage_kv import KeptPassage, KVStoreInfo, PrecomputePlan, PrecomputeProgress, Purge
 from rag.schemas.sampling import ResponseFormat, Sampling, TokenLogprob, TopLogprob, Turn
 from rag.schemas.search import SearchRequest, SearchResult, SearchTimings, Source
@@ -35,16 +44,21 @@ __all__ = [
     "Answer",
     "AnswerEvent",
     "AnswerRequest",
+    "Answering",
     "Cache",
     "Citation",
     "CitationEvent",
     "CollectionInfo",
     "CollectionList",
+    "CollectionPatch",
+    "Condition",
     "DeletedDocument",
     "DeltaEvent",
     "DocumentInfo",
     "DocumentInput",
     "DocumentList",
+    "DocumentMetadata",
+    "DocumentPatch",
     "DocumentWithPassages",
     "DoneEvent",
     "HitTokens",
@@ -53,6 +67,7 @@ __all__ = [
     "KVStoreInfo",
     "KeptPassage",
     "LogprobsEvent",
+    "NewCollection",
     "PassageCache",
     "PassageId",
     "PassageInfo",
@@ -68,6 +83,8 @@ __all__ = [
     "SearchTimings",
     "SkippedDocument",
     "Source",
+    "Splitting",
+    "Template",
     "Timings",
     "TokenLogprob",
     "TopLogprob",

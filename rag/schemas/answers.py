@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from rag.schemas.base import MAX_PASSAGES, CollectionName, PassageId, Question, Result
+from rag.schemas.metadata import Condition
 from rag.schemas.sampling import Sampling, Turn
 from rag.schemas.search import Source
 
@@ -16,7 +17,9 @@ __all__ = [
 MAX_TURNS = 1000
 
 class AnswerRequest(Sampling):
-    """A question; what is left out defaults to the server's settings. How tokens are chosen: see `Sampling`.
+    """A question; what is left out defaults to the settings of the collection, then to those of the server.
+
+    How tokens are chosen: see `Sampling`.
 
     Attributes:
         question: what to answer.
@@ -25,6 +28,7 @@ class AnswerRequest(Sampling):
         instructions: how to answer; read after the passages.
         collection: where to look.
         k: passages to retrieve.
+        where: a condition on the metadata of the documents that passages are looked for in.
         max_tokens: length of the generated answer at most.
         extractive: quote the best sentence when the model's answer cites nothing; never where it has to be JSON.
         reuse: which cached KV of passages may serve: `exact`, `chunk` (in any order; refused without a certificate) or
@@ -38,6 +42,7 @@ class AnswerRequest(Sampling):
     instructions: str | None = None
     collection: CollectionName = "default"
     k: int | None = Field(default=None, ge=1, le=MAX_PASSAGES)
+    where: Condition | None = None
     max_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
     extractive: bool | None = None
     reuse: Literal["auto", "exact", "chunk"] | None = None

@@ -1,37 +1,19 @@
-"""Collections, the documents in them, and the passages that those were cut into."""
+"""Documents, and the passages that they were cut into."""
 
-from rag.schemas.base import PassageId, Result
+from pydantic import Field
+
+from rag.schemas.base import PassageId, Request, Result
+from rag.schemas.metadata import DocumentMetadata
 from rag.schemas.passage_kv import Purge
 
 __all__ = [
-    "CollectionInfo",
-    "CollectionList",
     "DeletedDocument",
     "DocumentInfo",
     "DocumentList",
+    "DocumentPatch",
     "DocumentWithPassages",
     "PassageInfo",
 ]
-
-
-class CollectionInfo(Result):
-    """A collection; the embedder is null until something was ingested."""
-
-    name: str
-    id: int
-    documents: int
-    passages: int
-    embedder: str | None
-    passage_tokens: int
-    overlap_tokens: int
-    index_factory: str
-    created_at: str
-
-
-class CollectionList(Result):
-    """Every collection, by name."""
-
-    collections: list[CollectionInfo]
 
 
 class DocumentInfo(Result):
@@ -45,6 +27,13 @@ class DocumentInfo(Result):
     characters: int
     tokens: int
     ingested_at: str
+    metadata: DocumentMetadata = Field(default_factory=dict)
+
+
+class DocumentPatch(Request):
+    """What to change of a document: its metadata, as a whole."""
+
+    metadata: DocumentMetadata
 
 
 class DocumentList(Result):

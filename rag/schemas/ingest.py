@@ -7,6 +7,7 @@ from pydantic import EncodedBytes, EncoderProtocol, Field, StringConstraints
 from pydantic import model_validator as check_model
 
 from rag.schemas.base import Request, Result
+from rag.schemas.metadata import DocumentMetadata
 
 __all__ = ["DocumentInput", "IngestReport", "IngestRequest", "SkippedDocument"]
 
@@ -43,6 +44,7 @@ class DocumentInput(Request):
         name: file name of `data`.
         title: for people; taken from the document where it is left out.
         media_type: of `text` or `data`; it goes before the ending of the name.
+        metadata: what is known of it; left out, a document that is there already keeps what it has.
     """
 
     uri: Annotated[str, StringConstraints(min_length=1, max_length=4096)]
@@ -51,6 +53,7 @@ class DocumentInput(Request):
     name: str | None = None
     title: str | None = None
     media_type: str | None = None
+    metadata: DocumentMetadata | None = None
 
     @check_model(mode="after")
     def _one_content(self) -> "DocumentInput":

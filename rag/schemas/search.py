@@ -3,16 +3,21 @@
 from pydantic import Field
 
 from rag.schemas.base import MAX_PASSAGES, CollectionName, PassageId, Question, Request, Result
+from rag.schemas.metadata import Condition
 
 __all__ = ["SearchRequest", "SearchResult", "SearchTimings", "Source"]
 
 
 class SearchRequest(Request):
-    """A search for passages; `k` defaults to the server's setting."""
+    """A search for passages; `k` defaults to the setting of the collection or the server.
+
+    With `where`, the k best of those passages are found whose documents fit the condition.
+    """
 
     query: Question
     collection: CollectionName = "default"
     k: int | None = Field(default=None, ge=1, le=MAX_PASSAGES)
+    where: Condition | None = None
 
 
 class Source(Result):
