@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from engine.errors import ModelFileError, PromptError
 
-__all__ = ["Detokenizer", "StopStrings", "Tokenizer"]
+__all__ = ["REPLACEMENT", "Detokenizer", "StopStrings", "Tokenizer"]
 
 REPLACEMENT = "\ufffd"
 

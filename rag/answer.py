@@ -16,6 +16,7 @@ from rag.schemas import (
     CitationEvent,
     DeltaEvent,
     DoneEvent,
+    LogprobsEvent,
     Source,
     Timings,
     Usage,
@@ -23,6 +24,7 @@ from rag.schemas import (
 
 if TYPE_CHECKING:
     from rag.config import AnswerSettings
+    from rag.logprobs import LogprobTexts
     from retriever.document import Hit
 
 __all__ = ["QUOTE_INTRODUCTION", "AnswerAssembler", "source_of"]
@@ -58,6 +60,7 @@ class AnswerAssembler:
         started: when the question arrived, in seconds of `time.perf_counter`.
         retrieval_ms: time spent on embedding and on searching.
         settings: what to do with repetition and missing citations.
+        logprob_texts: looks up what tokens say.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class AnswerAssembler:
         started: float,
         retrieval_ms: tuple[float, float],
         settings: "AnswerSettings",
+        logprob_texts: "LogprobTexts",
     ) -> None:
         self._question = question
         self._sources = sources
@@ -76,6 +80,7 @@ class AnswerAssembler:
         self._started = started
         self._retrieval_ms = retrieval_ms
         self._settings = settings
+        self._logprob_texts = logprob_texts
         self._guard = RepetitionGuard() if settings.stop_repetition else None
         self._filter = CitationFilter({source.label: source.n for source in sources})
         self._text: list[str] = []
@@ -91,6 +96,8 @@ class AnswerAssembler:
             return
         if self.wants_end:
             return
+        if event.logprobs:
+            yield LogprobsEvent(logprobs=self._logprob_texts.of(event.logprobs))
         text = event.text
         if self._guard:
             text, self.wants_end = self._guard.push(text)

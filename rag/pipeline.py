@@ -12,33 +12,39 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from engine.config import SamplingParams
 from engine.errors import OutdatedPromptError
 from engine.output import Generation
 from engine.prompt import Reuse
 from rag.answer import AnswerAssembler, source_of
 from rag.caller import NOBODY, Caller
 from rag.components import Components
+from rag.dialogue import Dialogues, search_query
 from rag.errors import NoPassagesError
 from rag.living_store import claims_of, namespace_of
+from rag.logprobs import LogprobTexts
 from rag.overlap import Overlap
+from rag.sampling import sampling_params
 from rag.schemas import (
     AnswerEvent,
     AnswerRequest,
+    DoneEvent,
     RetrievalEvent,
     SearchRequest,
     SearchResult,
     SearchTimings,
     Source,
 )
+from rag.transcripts import Transcripts
 from retriever.ingest import check_embedder
 from retriever.search import ignore_candidates
 
 if TYPE_CHECKING:
+    from engine.config import SamplingParams
     from engine.output import Event
     from engine.prompt import Prompt
     from engine.worker import EngineWorker
     from rag.config import AnswerSettings
+    from rag.telemetry.answering import Answering
     from retriever.document import Hit
     from retriever.records import Collection
 
@@ -83,7 +89,7 @@ class Prepared:
 
     started: float
     prompt: "Prompt"
-    sampling: SamplingParams
+    sampling: "SamplingParams"
     namespace: str
     as_of: int
     reuse: Reuse
@@ -104,6 +110,7 @@ class Prepared:
             "groups": self.groups,
             "principal": self.caller.principal,
             "conversation": self.caller.conversation,
+            "deadline": self.caller.deadline,
         }
 
 
@@ -117,6 +124,7 @@ class Pipeline:
 
     def __init__(self, components: Components, answer: "AnswerSettings | None" = None) -> None:
         self._components = components
+        self._dialogues = Dialogues(Transcripts())
         config = components.config
         self._config = config if answer is None else config.model_copy(update={"answer": answer})
 
@@ -149,24 +157,32 @@ class Pipeline:
             EngineError: the engine is full or has stopped.
         """
         self._components.load()
-        with self._components.activity.busy():
-            yield from self._answer(request, caller)
+        with self._components.activity.busy(), self._answering(request, caller) as answering:
+            yield from self._answer(request, caller, answering)
 
-    def _answer(self, request: AnswerRequest, caller: Caller) -> Generator[AnswerEvent, None, None]:
+    def _answer(
+        self, request: AnswerRequest, caller: Caller, answering: "Answering"
+    ) -> Generator[AnswerEvent, None, None]:
         worker = self._components.worker()
         handle = None
         while handle is None:
             prepared = self.prepare(request, caller)
             with suppress(OutdatedPromptError):  # a document was deleted meanwhile: it may be among what was found
                 handle = worker.submit_sync(prepared.prompt, prepared.sampling, **prepared.how)
+        answering.retrieved(prepared.started, prepared.embed_ms, prepared.search_ms)
+        answering.submitted(handle.request)
         assembler = self._assembler(request, prepared)
         events = worker.stream_sync(handle)
         try:
             yield RetrievalEvent(sources=list(prepared.sources), warnings=list(prepared.warnings))
             for event in events:
                 self._observe(prepared, event)
-                yield from assembler.take(event)
+                answering.take(event)
+                for out in assembler.take(event):
+                    self._note(request, prepared, event, out)
+                    yield out
                 if assembler.wants_end:
+                    answering.stop()
                     worker.cancel(handle)
         finally:
             worker.cancel(handle)
@@ -174,26 +190,33 @@ class Pipeline:
     async def answer_async(self, request: AnswerRequest, caller: Caller = NOBODY) -> AsyncGenerator[AnswerEvent, None]:
         """Do what `answer` does without blocking the event loop; cancelling the task cancels the answer."""
         await asyncio.to_thread(self._components.load)
-        with self._components.activity.busy():
-            async with aclosing(self._answer_async(request, caller)) as events:
+        with self._components.activity.busy(), self._answering(request, caller) as answering:
+            async with aclosing(self._answer_async(request, caller, answering)) as events:
                 async for event in events:
                     yield event
 
-    async def _answer_async(self, request: AnswerRequest, caller: Caller) -> AsyncGenerator[AnswerEvent, None]:
+    async def _answer_async(
+        self, request: AnswerRequest, caller: Caller, answering: "Answering"
+    ) -> AsyncGenerator[AnswerEvent, None]:
         worker: EngineWorker = self._components.worker()
         handle = None
         while handle is None:
             prepared = await asyncio.to_thread(self.prepare, request, caller)
             with suppress(OutdatedPromptError):  # a document was deleted meanwhile: it may be among what was found
                 handle = await worker.submit(prepared.prompt, prepared.sampling, **prepared.how)
+        answering.retrieved(prepared.started, prepared.embed_ms, prepared.search_ms)
+        answering.submitted(handle.request)
         assembler = self._assembler(request, prepared)
         try:
             yield RetrievalEvent(sources=list(prepared.sources), warnings=list(prepared.warnings))
             async for event in worker.stream(handle):
                 self._observe(prepared, event)
+                answering.take(event)
                 for out in assembler.take(event):
+                    self._note(request, prepared, event, out)
                     yield out
                 if assembler.wants_end:
+                    answering.stop()
                     worker.cancel(handle)
         finally:
             worker.cancel(handle)
@@ -215,7 +238,7 @@ class Pipeline:
         """Retrieve passages and lay the prompt out, best passages first while they fit."""
         started = perf_counter()
         overlap = Overlap(self._components, self._config.answer, self._reuse(request))
-        found = self.retrieve(request.question, request.collection, request.k, overlap)
+        found = self.retrieve(search_query(request), request.collection, request.k, overlap)
         if not found.hits:
             raise NoPassagesError(
                 f"collection {request.collection!r} has no passages to answer from; "
@@ -224,19 +247,16 @@ class Pipeline:
         max_tokens = request.max_tokens or self._config.answer.max_tokens
         limit = self._limit(len(found.hits))
         laid_out = self._components.layout().lay_out(
-            request.question, [hit.passage for hit in found.hits], max_tokens=limit - min(max_tokens, limit // 4)
+            request.question,
+            [hit.passage for hit in found.hits],
+            max_tokens=limit - min(max_tokens, limit // 4),
+            history=self._dialogues.history(request, caller, self._components.tokenizer()),
+            instructions=request.instructions or "",
         )
         used = {passage.id for passage in laid_out.passages}
         hits = [hit for hit in found.hits if hit.passage.id in used]
         overlap.settle([hit.passage.id for hit in hits])
         self._components.library().popularity.note(used)
-        sampling = SamplingParams(
-            max_tokens=min(max_tokens, limit - laid_out.prompt.num_tokens),
-            temperature=request.temperature,
-            top_k=request.top_k,
-            top_p=request.top_p,
-            seed=request.seed,
-        )
         self._expect_kv(found.collection.id, laid_out.prompt)
         warnings = []
         if laid_out.left_out:
@@ -249,7 +269,7 @@ class Pipeline:
         return Prepared(
             started=started,
             prompt=laid_out.prompt,
-            sampling=sampling,
+            sampling=sampling_params(request, min(max_tokens, limit - laid_out.prompt.num_tokens)),
             namespace=namespace_of(found.collection.id),
             as_of=found.collection.generation,
             reuse=overlap.reuse,
@@ -260,6 +280,11 @@ class Pipeline:
             embed_ms=found.embed_ms,
             search_ms=found.search_ms,
         )
+
+    def _answering(self, request: AnswerRequest, caller: Caller) -> "Answering":
+        """Follow an answer to its end, for who watches the server."""
+        telemetry = self._components.telemetry()
+        return telemetry.answering(caller, pipeline="rag", model=self._config.model, collection=request.collection)
 
     def _reuse(self, request: AnswerRequest) -> Reuse:
         """Return which cached KV may serve; no more than is exact once answers were found to drift."""
@@ -272,6 +297,12 @@ class Pipeline:
         shadow = self._components.shadow.if_made
         if shadow and isinstance(event, Generation):
             shadow.observe(prepared.prompt, event, prepared.namespace, prepared.as_of)
+
+    def _note(self, request: AnswerRequest, prepared: Prepared, event: "Event", out: AnswerEvent) -> None:
+        """Remember what the model wrote for a finished answer."""
+        if isinstance(event, Generation) and isinstance(out, DoneEvent) and out.answer.finish_reason != "cancelled":
+            tokenizer = self._components.tokenizer()
+            self._dialogues.note(request, prepared.caller, out.answer.answer, event, tokenizer)
 
     def _expect_kv(self, collection_id: int, prompt: "Prompt") -> None:
         """Tell the KV store whose KV this prompt may give it."""
@@ -295,15 +326,19 @@ class Pipeline:
         return min(engine.max_model_len, blocks * engine.config.block_size)
 
     def _assembler(self, request: AnswerRequest, prepared: Prepared) -> AnswerAssembler:
-        settings = self._config.answer
-        extractive = settings.extractive if request.extractive is None else request.extractive
+        settings, changed = self._config.answer, {}
+        if request.extractive is not None:
+            changed["extractive"] = request.extractive
+        if request.is_structured:  # neither a quotation after it nor an early end would leave it JSON
+            changed = {"extractive": False, "stop_repetition": False}
         return AnswerAssembler(
             request.question,
             prepared.sources,
             self._config.model,
             started=prepared.started,
             retrieval_ms=(prepared.embed_ms, prepared.search_ms),
-            settings=settings.model_copy(update={"extractive": extractive}),
+            settings=settings.model_copy(update=changed),
+            logprob_texts=LogprobTexts(self._components.tokenizer()),
         )
 
 

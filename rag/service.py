@@ -12,6 +12,7 @@ from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from rag.bare_model import BareModel
 from rag.caller import NOBODY, Caller
 from rag.cleaning import clean, drop_namespace, outdate
 from rag.cleaning import purge as purge_kv
@@ -48,8 +49,8 @@ if TYPE_CHECKING:
 __all__ = ["Service", "source_from_input"]
 
 WARM_UP = "A few words of no importance. " * 16
-
 MAX_RUNS = 2  # over passages, of as many collections, that advance at once beside each other
+
 
 def source_from_input(document: DocumentInput) -> Source:
     """Make a source of a document that came with a request."""
@@ -72,11 +73,12 @@ class Service:
         self.config = config
         self.components = Components(config, embedder=embedder)
         self.pipeline = Pipeline(self.components)
+        self.bare_model = BareModel(self.components)
         self._precompute = Precompute(self.components)
         self._idle = IdlePrecompute(self.components, self._precompute)
+        self._threads = ThreadPoolExecutor(MAX_RUNS, "precompute")
 
     def __enter__(self) -> Self:
-        self._threads = ThreadPoolExecutor(MAX_RUNS, "precompute")
         return self
 
     def __exit__(
@@ -88,9 +90,9 @@ class Service:
         """Stop the engine, save and close the library; unfinished answers end with `EngineStoppedError`."""
         self._idle.close()
         self.components.close()
+        self._threads.shutdown(cancel_futures=True)
 
     def load(self) -> None:
-        self._threads.shutdown(cancel_futures=True)
         """Load embedder and language model now, so that the first question does not wait for them."""
         self.components.load()
 

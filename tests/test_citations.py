@@ -11,6 +11,7 @@ from rag.answer import QUOTE_INTRODUCTION, AnswerAssembler
 from rag.citations import CitationFilter
 from rag.config import AnswerSettings
 from rag.extractive import best_sentence
+from rag.logprobs import LogprobTexts
 from rag.repetition import RepetitionGuard
 from rag.schemas import Answer, Citation, Source
 
@@ -144,6 +145,7 @@ def make_answer(*texts: str, reason: FinishReason = FinishReason.STOP, **setting
         started=0.0,
         retrieval_ms=(1.0, 2.0),
         settings=AnswerSettings(**settings),
+        logprob_texts=LogprobTexts(None),
     )
     events = []
     for text in texts:

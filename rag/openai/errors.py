@@ -18,7 +18,7 @@ CODES = {
     "question-too-long": "context_length_exceeded",
     "unknown-collection": "model_not_found",
     "unknown-model": "model_not_found",
-    "unauthenticated": "invalid_api_key",
+    "key-required": "invalid_api_key",
 }
 
 ErrorType = Literal[

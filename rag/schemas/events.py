@@ -6,9 +6,10 @@ from pydantic import Field
 
 from rag.schemas.answers import Answer, Citation
 from rag.schemas.base import Result
+from rag.schemas.sampling import TokenLogprob
 from rag.schemas.search import Source
 
-__all__ = ["AnswerEvent", "CitationEvent", "DeltaEvent", "DoneEvent", "RetrievalEvent"]
+__all__ = ["AnswerEvent", "CitationEvent", "DeltaEvent", "DoneEvent", "LogprobsEvent", "RetrievalEvent"]
 
 
 class RetrievalEvent(Result):
@@ -26,6 +27,13 @@ class DeltaEvent(Result):
     text: str
 
 
+class LogprobsEvent(Result):
+    """Tokens that the model wrote, as it wrote them, where their log-probabilities were asked for."""
+
+    type: Literal["logprobs"] = "logprobs"
+    logprobs: list[TokenLogprob]
+
+
 class CitationEvent(Result):
     """A citation whose marker was in the text so far."""
 
@@ -40,4 +48,6 @@ class DoneEvent(Result):
     answer: Answer
 
 
-AnswerEvent = Annotated[RetrievalEvent | DeltaEvent | CitationEvent | DoneEvent, Field(discriminator="type")]
+AnswerEvent = Annotated[
+    RetrievalEvent | DeltaEvent | LogprobsEvent | CitationEvent | DoneEvent, Field(discriminator="type")
+]

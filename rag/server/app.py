@@ -2,14 +2,16 @@
 
 | part | knows |
 |---|---|
+| `rag.openai` | OpenAI's routes |
 | `documents`, `answers`, `keys`, `health` | routes |
 | `feed`, `sse` | an answer that is sent while it is made, to a client that may leave |
 | `problems`, `middleware` | errors as problem documents, request ids, the limit of a body |
 | `hosts` | which hosts and web pages are refused |
 | `authentication`, `access` | whose key a request has, and what it may do |
+| `deadlines` | how long an answer is waited for |
 | `metrics`, `request_log` | what an operator sees |
 | `state` | what the routes share: service, settings, ingestions |
-| `running` | the process: address, signals, start and end |
+| `running`, `watchdog` | the process: address, signals, start and end; an engine that hangs |
 """
 
 import sys
@@ -20,8 +22,10 @@ from fastapi import FastAPI
 
 from rag.config import RagConfig, ServerSettings
 from rag.data_dir import open_owned
+from rag.openai.routes import ROUTERS as openai_routers
 from rag.server import answers, documents, health, keys, metrics
 from rag.server.authentication import Authentication
+from rag.server.deadlines import Deadlines
 from rag.server.hosts import HostGuard, allowed_hosts, is_loopback
 from rag.server.middleware import BodyLimit, RequestIds
 from rag.server.problems import Problem, add_handlers
@@ -61,9 +65,10 @@ def create_app(service: Service, settings: ServerSettings | None = None) -> Fast
     settings = settings or service.config.server
     app = _Api(title="Preread", version=version("preread"), description=DESCRIPTION, redirect_slashes=False)
     app.state.preread = ServerState(service, settings)
-    routers = (answers.router, documents.router, keys.router, health.router, metrics.router)
+    routers = (answers.router, documents.router, keys.router, health.router, metrics.router, *openai_routers)
     add_handlers(app, [route for router in routers for route in router.routes])
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(Deadlines, max_seconds=settings.answer_seconds)
     app.add_middleware(Authentication, state=app.state.preread)
     app.add_middleware(HostGuard, hosts=allowed_hosts(service.config.host, settings))
     app.add_middleware(RequestLog, state=app.state.preread)

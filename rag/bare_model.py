@@ -1,0 +1,131 @@
+"""The language model without documents: conversations and plain prompts, each principal's apart from all others'.
+
+A prompt is one TEXT segment in a namespace of its principal's, where prompts and answers are shared between that
+principal's own requests: the next turn of a conversation begins with all of the one before.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from engine.output import Event, Generation
+from engine.prompt import Prompt
+from rag.answer import AnswerAssembler
+from rag.caller import Caller
+from rag.chat_format import ChatFormat
+from rag.components import Components
+from rag.dialogue import written_tokens
+from rag.errors import InvalidRequestError
+from rag.logprobs import LogprobTexts
+from rag.sampling import sampling_params
+from rag.schemas import AnswerEvent, DeltaEvent, DoneEvent, LogprobsEvent, Sampling
+from rag.transcripts import Said, Transcripts
+
+if TYPE_CHECKING:
+    from engine.worker import EngineWorker
+
+__all__ = ["DEFAULT_MAX_TOKENS", "BareModel", "PlainAssembler"]
+
+DEFAULT_MAX_TOKENS = 1024
+NAMESPACE = "prompts/"  # collections' are numbers
+OWN = "own"  # one conversation for all requests of a principal: whatever it has asked may serve it again
+
+
+class PlainAssembler(AnswerAssembler):
+    """Assembles what the model writes as it is: nothing is cited, quoted or cut off."""
+
+    def take(self, event: Event) -> Iterator[AnswerEvent]:
+        """Take an event of the engine and yield what the reader gets."""
+        if isinstance(event, Generation):
+            yield DoneEvent(answer=self._answer(event))
+            return
+        if event.logprobs:
+            yield LogprobsEvent(logprobs=self._logprob_texts.of(event.logprobs))
+        if event.text:
+            self._text.append(event.text)
+            yield DeltaEvent(text=event.text)
+
+
+class BareModel:
+    """Answers without retrieval.
+
+    Args:
+        components: tokenizer and engine.
+    """
+
+    def __init__(self, components: Components) -> None:
+        self._components = components
+        self._transcripts = Transcripts()
+
+    async def chat(
+        self, turns: Sequence[Said], sampling: Sampling, max_tokens: int | None, caller: Caller
+    ) -> AsyncGenerator[AnswerEvent, None]:
+        """Answer the last of these turns; cancelling the task cancels the answer.
+
+        Raises:
+            PromptError: the model has no chat format, or it refuses such turns.
+            PromptTooLongError: the conversation does not fit the model's context.
+        """
+        await asyncio.to_thread(self._components.load)
+        tokenizer, whose = self._components.tokenizer(), (caller.principal,)
+        spoken = self._transcripts.spoken(whose, turns, tokenizer)
+        tokens = await asyncio.to_thread(ChatFormat(tokenizer).encode, spoken)
+        async with aclosing(self._run(tokens, sampling, max_tokens, caller)) as events:
+            async for event, generation in events:
+                if generation is not None and isinstance(event, DoneEvent):
+                    written = written_tokens(generation, tokenizer)
+                    if written:
+                        self._transcripts.note(whose, [*turns, ("assistant", event.answer.answer)], written)
+                yield event
+
+    async def complete(
+        self, tokens: Sequence[int], sampling: Sampling, max_tokens: int | None, caller: Caller
+    ) -> AsyncGenerator[AnswerEvent, None]:
+        """Go on after a prompt; cancelling the task cancels it.
+
+        Raises:
+            InvalidRequestError: the prompt is empty.
+            ConfigError: a token that the model does not have.
+            PromptTooLongError: the prompt does not fit the model's context.
+        """
+        await asyncio.to_thread(self._components.load)
+        async with aclosing(self._run(tokens, sampling, max_tokens, caller)) as events:
+            async for event, _ in events:
+                yield event
+
+    async def _run(
+        self, tokens: Sequence[int], sampling: Sampling, max_tokens: int | None, caller: Caller
+    ) -> AsyncGenerator[tuple[AnswerEvent, Generation | None], None]:
+        """Yield what readers get, each with the engine's generation where it comes from that."""
+        if not tokens:
+            raise InvalidRequestError("the prompt has no tokens; send some text")
+        started = perf_counter()
+        params = sampling_params(sampling, DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens)
+        config = self._components.config
+        assembler = PlainAssembler(
+            "",
+            (),
+            config.model,
+            started=started,
+            retrieval_ms=(0.0, 0.0),
+            settings=config.answer,
+            logprob_texts=LogprobTexts(self._components.tokenizer()),
+        )
+        worker: EngineWorker = self._components.worker()
+        with self._components.activity.busy():
+            handle = await worker.submit(
+                Prompt.from_tokens(tokens),
+                params,
+                namespace=f"{NAMESPACE}{caller.principal}",
+                principal=caller.principal,
+                conversation=OWN,
+                deadline=caller.deadline,
+            )
+            try:
+                async for event in worker.stream(handle):
+                    for out in assembler.take(event):
+                        yield out, event if isinstance(event, Generation) else None
+            finally:
+                worker.cancel(handle)
