@@ -10,6 +10,7 @@
 | `authentication`, `access` | whose key a request has, and what it may do |
 | `deadlines` | how long an answer is waited for |
 | `metrics`, `request_log` | what an operator sees |
+| `page` | the web page at `/` |
 | `state` | what the routes share: service, settings, ingestions |
 | `running`, `watchdog` | the process: address, signals, start and end; an engine that hangs |
 """
@@ -28,6 +29,7 @@ from rag.server.authentication import Authentication
 from rag.server.deadlines import Deadlines
 from rag.server.hosts import HostGuard, allowed_hosts, is_loopback
 from rag.server.middleware import BodyLimit, RequestIds
+from rag.server.page import web_page
 from rag.server.problems import Problem, add_handlers
 from rag.server.request_log import RequestLog
 from rag.server.running import Server, listen, stop_signals_ignored
@@ -65,7 +67,15 @@ def create_app(service: Service, settings: ServerSettings | None = None) -> Fast
     settings = settings or service.config.server
     app = _Api(title="Preread", version=version("preread"), description=DESCRIPTION, redirect_slashes=False)
     app.state.preread = ServerState(service, settings)
-    routers = (answers.router, documents.router, keys.router, health.router, metrics.router, *openai_routers)
+    routers = (
+        answers.router,
+        documents.router,
+        keys.router,
+        health.router,
+        metrics.router,
+        web_page.router,
+        *openai_routers,
+    )
     add_handlers(app, [route for router in routers for route in router.routes])
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(Deadlines, max_seconds=settings.answer_seconds)
