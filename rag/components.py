@@ -7,15 +7,18 @@ import logging
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from threading import Lock
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from engine.errors import ConfigError
 from rag.activity import Activity
+from rag.answering import answering_of, template_of
 from rag.config import RagConfig
 from rag.keys import KeyStore
 from rag.living_store import LivingStore
 from rag.model_hub import ModelHub
+from rag.prompt_template import PromptTemplate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from rag.shadow import ShadowChecker
     from rag.telemetry.telemetry import Telemetry
     from retriever.embedder import TextEmbedder, Vectors
+    from retriever.records import Collection
     from retriever.retriever import Library
 
 __all__ = ["LIBRARY_NAME", "STORE_NAME", "Components", "LateEmbedder", "Once"]
@@ -39,6 +43,7 @@ LIBRARY_NAME = "library"  # folders in the data directory
 STORE_NAME = "kv"
 MAX_DEFAULT_STORE_BYTES = 8 * 2**30
 FREE_DISK_SHARE = 10  # a tenth of it
+MAX_LAYOUTS = 256  # as many templates are laid out once
 
 T = TypeVar("T")
 
@@ -118,6 +123,7 @@ class Components:
         self.retrieval_log: Once[RetrievalLog] = Once(self._make_retrieval_log)
         self.telemetry: Once[Telemetry] = Once(self._make_telemetry)
         self.activity = Activity()
+        self.layout_with = lru_cache(MAX_LAYOUTS)(self._layout_with)
         self._is_loaded = False
 
     def load(self) -> None:
@@ -134,6 +140,15 @@ class Components:
             engine.result()
             embedder.result()
         self._is_loaded = True
+
+    def layout_of(self, collection: "Collection") -> "PromptLayout":
+        """Return the layout of a collection's prompts; where it says nothing of it, the usual one."""
+        return self.layout_with(template_of(answering_of(collection), self.config.prompt))
+
+    def _layout_with(self, template: PromptTemplate) -> "PromptLayout":
+        from rag.prompt_layout import PromptLayout
+
+        return PromptLayout(self.tokenizer(), template, self.passage_tokens())
 
     @property
     def is_loaded(self) -> bool:
@@ -171,9 +186,7 @@ class Components:
         return PassageTokens(self.tokenizer())
 
     def _make_layout(self) -> "PromptLayout":
-        from rag.prompt_layout import PromptLayout
-
-        return PromptLayout(self.tokenizer(), self.config.prompt, self.passage_tokens())
+        return self.layout_with(self.config.prompt)
 
     def _make_embedder(self) -> "TextEmbedder":
         from retriever.embedder import Embedder

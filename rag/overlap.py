@@ -44,7 +44,7 @@ class Overlap:
         if not passages or not (settings.prefetch or settings.speculate):
             return
         engine = self._components.worker().engine
-        layout = self._components.layout()
+        layout = self._components.layout_of(collection)
         segments = [layout.passage(passage) for passage in passages]
         namespace = namespace_of(collection.id)
         if settings.prefetch and engine.tier is not None:

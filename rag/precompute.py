@@ -107,7 +107,7 @@ class Precompute:
 
         Of passages with the same tokens only the best counts. Runs in the caller's thread, and keeps no text.
         """
-        layout, library, namespace = self._components.layout(), self._components.library(), namespace_of(row.id)
+        layout, library, namespace = self._components.layout_of(row), self._components.library(), namespace_of(row.id)
         keys, sizes = dict[int, bytes](), dict[int, int]()
         for passage in library.iter_passages(row.name):
             tokens = layout.passage(passage).tokens

@@ -126,7 +126,7 @@ class PrecomputeRun:
         Returns:
             The generation of the collection in which they live, and the passages.
         """
-        layout, library = self._components.layout(), self._components.library()
+        layout, library = self._components.layout_of(self._collection), self._components.library()
         ids = [self._left.popleft() for _ in range(min(READ_AT_ONCE, len(self._left)))]
         try:
             row, passages = library.living(self._collection, ids)
@@ -159,7 +159,8 @@ class PrecomputeRun:
 
     def _submit(self, worker: "EngineWorker", segment: "Segment", generation: int) -> bool:
         """Have a passage computed; False when it may have been deleted since it was read, or the run has stopped."""
-        prompt, how = Prompt([self._components.layout().head, segment]), {"namespace": self._namespace}
+        head = self._components.layout_of(self._collection).head
+        prompt, how = Prompt([head, segment]), {"namespace": self._namespace}
         while not self._stopped.is_set():
             try:
                 handle = worker.submit_sync(

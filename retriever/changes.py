@@ -98,8 +98,9 @@ class Writer(Reader):
         )
 
     def set_answering(self, collection: Collection, answering: str) -> None:
-        """Replace how the collection's questions are answered."""
+        """Replace how the collection's questions are answered; what was prepared for them may have to be made anew."""
         self._connection.execute("UPDATE collections SET answering = ? WHERE id = ?", (answering, collection.id))
+        self.next_generation(collection)
 
     def keep_passages(self, key: int, ids: Iterable[int]) -> dict[int, str]:
         """Delete a document's passages that are not among `ids`, and return the labels of the others by id."""
