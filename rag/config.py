@@ -134,6 +134,10 @@ class ServerSettings(_Group):
             other name, and one that others can reach takes any.
         max_body_bytes: larger request bodies are refused.
         ping_seconds: a streamed answer sends a comment after so long a silence.
+        answer_seconds: an answer that is not complete after so long is ended; clients may ask for less with the header
+            X-Timeout-Seconds.
+        send_seconds: a client that takes nothing of its answer for so long is let go.
+        stall_seconds: a step of the engine that takes longer hangs: the server then says that it does not live.
         shutdown_seconds: answers that run when the server is stopped may take so long to end.
         require_keys: refuse requests without an API key even before there is a first one.
         open_metrics: `/metrics` needs no key where keys are on.
@@ -152,6 +156,9 @@ class ServerSettings(_Group):
     allowed_hosts: str = ""
     max_body_bytes: int = Field(default=128 * 2**20, ge=1)
     ping_seconds: float = Field(default=15.0, gt=0)
+    answer_seconds: float = Field(default=600.0, gt=0)
+    send_seconds: float = Field(default=60.0, gt=0)
+    stall_seconds: float = Field(default=120.0, gt=0)
     shutdown_seconds: float = Field(default=5.0, ge=0)
     require_keys: bool = False
     open_metrics: bool = False

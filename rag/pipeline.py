@@ -111,6 +111,7 @@ class Prepared:
             "principal": self.caller.principal,
             "conversation": self.caller.conversation,
             "deadline": self.caller.deadline,
+            "deadline": self.caller.deadline,
         }
 
 

@@ -44,7 +44,7 @@ def search(body: SearchRequest, state: ReadyState, access: AccessDep) -> SearchR
     return state.service.search(body)
 
 
-@router.post("/answer", response_model=Answer, responses=STREAM | problem_responses(400, 404, 409, 415))
+@router.post("/answer", response_model=Answer, responses=STREAM | problem_responses(400, 404, 409, 415, 429, 504))
 async def answer(body: AnswerRequest, request: Request, state: ReadyState, access: AccessDep) -> Response | Answer:
     """Answer a question from a collection, with its sources.
 

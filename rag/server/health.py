@@ -8,11 +8,11 @@ from pydantic import BaseModel
 
 from rag.schemas import KVStoreInfo
 from rag.server.access import AccessDep
-from rag.server.problems import problem_responses
+from rag.server.problems import ProblemError, problem_responses
 from rag.server.state import ReadyState, SharedState
 from rag.shadow import ShadowStats
 
-__all__ = ["Health", "Readiness", "router"]
+__all__ = ["Health", "Liveness", "Readiness", "router"]
 
 router = APIRouter(tags=["health"])
 
@@ -31,6 +31,12 @@ class Health(BaseModel):
     version: str
     kv_store: KVStoreInfo | None
     shadow: ShadowStats | None
+
+
+class Liveness(BaseModel):
+    """That the server works, whether or not it takes questions now."""
+
+    status: Literal["alive"] = "alive"
 
 
 class Readiness(BaseModel):
@@ -57,8 +63,17 @@ async def healthz(state: SharedState, access: AccessDep) -> Health:
     )
 
 
+@router.head("/livez", include_in_schema=False)
+@router.get("/livez", responses=problem_responses())
+async def livez(state: SharedState) -> Liveness:
+    """Tell whether the process works: 503 where only a restart helps. It lives while models load and while it stops."""
+    if state.is_broken:
+        raise ProblemError(503, "not-alive", "the engine hangs or has ended; restart the server, its log says why")
+    return Liveness()
+
+
 @router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", responses=problem_responses())
 async def readyz(_state: ReadyState) -> Readiness:
-    """Tell whether questions can be answered: 503 while models load and while the server stops."""
+    """Tell whether questions can be answered: 503 while models load, while the engine fails, and while it stops."""
     return Readiness()

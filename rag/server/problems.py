@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from math import ceil
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -122,6 +123,9 @@ RULES: dict[type[Exception], Rule] = {
     engine_errors.PromptTooLongError: Rule(422, "question-too-long"),
     engine_errors.ReuseNotCertifiedError: Rule(422, "reuse-not-certified"),
     engine_errors.QueueFullError: Rule(503, "queue-full", retry_after=5),
+    engine_errors.ShareFullError: Rule(429, "queue-full", retry_after=5),
+    engine_errors.DeadlineExceededError: Rule(504, "deadline-exceeded"),
+    engine_errors.StepFailedError: Rule(500, "step-failed"),
     engine_errors.EngineStoppedError: Rule(503, "stopping", retry_after=10),
     retriever_errors.SourceError: Rule(422, "unusable-documents"),
     retriever_errors.UnknownCollectionError: Rule(404, "unknown-collection"),
@@ -185,7 +189,8 @@ async def _expected(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {}) if isinstance(error, ProblemError) else {}
     rule = _rule_of(error)
     if rule is not None and rule.retry_after is not None:
-        headers["Retry-After"] = str(rule.retry_after)
+        estimate = error.retry_after if isinstance(error, engine_errors.QueueFullError) else None
+        headers["Retry-After"] = str(rule.retry_after if estimate is None else ceil(estimate))
     return problem_response(problem, headers, path=request.url.path)
 
 

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from rag.data_dir import OwnedDataDir
 from rag.errors import AddressError
 from rag.server.state import ServerState
+from rag.server.watchdog import watch
 from rag.service import Service
 
 __all__ = ["Server", "listen", "stop_signals_ignored", "url_of"]
@@ -77,6 +78,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(app, log_config=None, lifespan="off", ws="none", timeout_graceful_shutdown=patience)
         )
+        _let_go_of_the_deaf(listener, state.settings.send_seconds)
         self.url = url_of(listener)
         self.failure: Exception | None = None
         self._state = state
@@ -87,14 +89,16 @@ class Server(uvicorn.Server):
         """Listen, and begin to load."""
         await super().startup(sockets)
         self._preparing = asyncio.create_task(self._prepare())
+        self._watching = asyncio.create_task(watch(self._state))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening; let answers end for a while, then end them with an error."""
         self._owned.announce(None)
-        self._state.ingestions.stop()
+        self._state.stop()
         ending = asyncio.create_task(self._end_answers())
         await super().shutdown(sockets)
         ending.cancel()
+        self._watching.cancel()
 
     async def _prepare(self) -> None:
         try:
@@ -114,6 +118,15 @@ class Server(uvicorn.Server):
         worker = self._state.service.components.worker.if_made
         if worker is not None:
             await asyncio.to_thread(worker.close)
+
+
+def _let_go_of_the_deaf(listener: socket.socket, seconds: float) -> None:
+    """Have the system close connections whose other end takes nothing for so long, where it can (Linux).
+
+    What was already written for such a client would stay in memory otherwise, after the answer itself is forgotten.
+    """
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, ceil(1e3 * seconds))
 
 
 def _prepare(service: Service) -> None:

@@ -1,18 +1,22 @@
 """Server-sent events of an answer, or of other work that tells of itself."""
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Generic, Protocol, Self, TypeVar
 
 from fastapi.sse import EventSourceResponse, format_sse_event
 from starlette.requests import ClientDisconnect, Request
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from rag.schemas import AnswerEvent, PrecomputeProgress
 from rag.server.feed import EventFeed, SilenceError, until_gone
 from rag.server.problems import Problem, describe
 
 __all__ = ["EventStream", "Framing", "NamedFrames", "StreamEvent"]
+
+logger = logging.getLogger(__name__)
 
 StreamEvent = AnswerEvent | PrecomputeProgress
 T = TypeVar("T")
@@ -59,16 +63,25 @@ class EventStream(EventSourceResponse, Generic[T]):
         first: the first event.
         framing: how they are written.
         ping_seconds: a comment is sent after so long a silence.
+        send_seconds: a client that takes nothing for so long is let go.
         request_id: named in the log where the work fails.
     """
 
     def __init__(
-        self, feed: EventFeed[T], first: T, framing: Framing[T], *, ping_seconds: float, request_id: str
+        self,
+        feed: EventFeed[T],
+        first: T,
+        framing: Framing[T],
+        *,
+        ping_seconds: float,
+        send_seconds: float,
+        request_id: str,
     ) -> None:
         super().__init__(self._frames(first), headers=HEADERS)
         self._feed = feed
         self._framing = framing
         self._ping_seconds = ping_seconds
+        self._send_seconds = send_seconds
         self._request_id = request_id
 
     @classmethod
@@ -80,13 +93,32 @@ class EventStream(EventSourceResponse, Generic[T]):
             feed.close()
             raise
         assert first is not None, "a stream has at least one event"
-        return cls(feed, first, framing, ping_seconds=ping_seconds, request_id=request.state.request_id)
+        return cls(
+            feed,
+            first,
+            framing,
+            ping_seconds=ping_seconds,
+            send_seconds=request.app.state.preread.settings.send_seconds,
+            request_id=request.state.request_id,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
-        """Send the response until it ends or the client has gone, which is noticed even while nothing is sent."""
+        """Send the response until it ends or the client has gone, which is noticed even while nothing is sent.
+
+        One that takes nothing any more has gone, too: what waits for it must not fill the memory.
+        """
+
+        async def send_in_time(message: Message) -> None:
+            try:
+                async with asyncio.timeout(self._send_seconds):
+                    await send(message)
+            except TimeoutError:
+                logger.info("the client of request %s reads too slowly and is let go", self._request_id)
+                raise ClientDisconnect from None
+
         try:
             with suppress(ClientDisconnect):
-                await until_gone(receive, self.stream_response(send))
+                await until_gone(receive, self.stream_response(send_in_time))
         finally:
             self._feed.close()
 

@@ -85,12 +85,45 @@ class ServerState:
         self.settings = settings
         self.owner_token = ""
         self.ingestions = Ingestions()
+        self._stopping = False
 
     @property
     def is_ready(self) -> bool:
-        """Whether the models are loaded and the engine takes requests."""
+        """Whether the models are loaded and the engine takes requests and does well."""
+        return not self.obstacle
+
+    @property
+    def obstacle(self) -> str:
+        """Why no requests are taken now; empty where they are."""
         worker = self.service.components.worker.if_made
-        return self.service.is_loaded and worker is not None and worker.is_alive
+        if self._stopping:
+            return "the server stops; ask again when it is back, or another one"
+        if not self.service.is_loaded or worker is None:
+            return "the server loads its models; wait until GET /readyz answers 200 and ask again"
+        if not worker.is_alive:
+            return "the engine has stopped; wait until GET /readyz answers 200, or restart the server"
+        if self.is_stalled:
+            return "the engine hangs in a step; wait until GET /readyz answers 200, or restart the server"
+        if not worker.is_well:
+            return "the engine fails at every step and is tried again; wait until GET /readyz answers 200 and ask again"
+        return ""
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether the engine is at one step for longer than any takes."""
+        worker = self.service.components.worker.if_made
+        return worker is not None and worker.is_alive and worker.busy_seconds > self.settings.stall_seconds
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether a restart is all that helps: the engine hangs, or has ended although nobody stops the server."""
+        worker = self.service.components.worker.if_made
+        return self.is_stalled or (worker is not None and not worker.is_alive and not self._stopping)
+
+    def stop(self) -> None:
+        """Take no more requests; ingestions end after their current batch."""
+        self._stopping = True
+        self.ingestions.stop()
 
 
 async def _shared(request: Request) -> ServerState:
@@ -99,8 +132,8 @@ async def _shared(request: Request) -> ServerState:
 
 
 async def _ready(state: Annotated[ServerState, Depends(_shared)]) -> ServerState:
-    if not state.is_ready:
-        raise NotReadyError("the server loads its models, or stops; wait until GET /readyz answers 200 and ask again")
+    if obstacle := state.obstacle:
+        raise NotReadyError(obstacle)
     return state
 
 
