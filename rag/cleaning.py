@@ -8,6 +8,7 @@ from engine.errors import EngineStoppedError
 from rag.errors import PurgeError
 from rag.living_store import namespace_of
 from rag.schemas import KeptPassage, Purge
+from retriever.errors import StoreError, UnknownCollectionError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from rag.components import Components
     from retriever.document import Document, Passage
     from retriever.records import Collection
+    from retriever.retriever import Library
 
 __all__ = ["clean", "drop_namespace", "outdate", "purge"]
 
@@ -44,14 +46,15 @@ def outdate(components: "Components", collection_id: int, generation: int) -> No
 
 
 def purge(components: "Components", collection: str, document_id: str) -> "tuple[Document, Purge]":
-    """Delete a document and remove every copy of its KV: in the engine's memory, then on the disk.
+    """Delete a document and remove every copy of its KV, its text and its vectors: in memory, then on the disk.
 
     Raises:
         UnknownDocumentError: the collection has none of this id.
         PurgeError: an answer over its passages goes on for too long, or the disk fails.
     """
     store = components.store()  # opened before the document is deleted, so that it does not clean up on its own
-    deletion = components.library().delete_document(collection, document_id, erase=True)
+    library = components.library()
+    deletion = library.delete_document(collection, document_id, erase=True)
     outdate(components, deletion.collection_id, deletion.generation)
     gone = [passage for passage in deletion.passages if passage.id not in deletion.twins]
     _purge_memory(components, deletion.collection_id, gone)
@@ -67,6 +70,7 @@ def purge(components: "Components", collection: str, document_id: str) -> "tuple
             f"{', '.join(report.unreadable) or 'a record'} cannot be read; mend the disk, or delete that file while no "
             "server runs"
         )
+    _purge_library(library, collection)
     kept = [
         KeptPassage(passage_id=passage_id, same_as=twin.id, same_as_uri=twin.uri)
         for passage_id, twin in deletion.twins.items()
@@ -77,6 +81,19 @@ def purge(components: "Components", collection: str, document_id: str) -> "tuple
         scanned_bytes=report.scanned_bytes if report else 0,
         kept=kept,
     )
+
+
+def _purge_library(library: "Library", collection: str) -> None:
+    """Leave no text of what was deleted in the files of the database, and no vector of it in those of the index."""
+    try:
+        with suppress(UnknownCollectionError):  # it is deleted, with its index
+            library.rebuild_index(collection)
+        library.store.erase_deleted()
+    except (OSError, StoreError) as error:
+        raise PurgeError(
+            f"the document and its KV are deleted, but remains of its text or vectors may be in {library.store.path} "
+            f"or beside it ({error}); mend that and purge any other document, or stop the server, which empties the log"
+        ) from error
 
 
 def _purge_memory(components: "Components", collection_id: int, passages: "Sequence[Passage]") -> None:

@@ -15,7 +15,7 @@ from retriever.embedder import Vectors
 from retriever.index_spec import IndexSpec
 from retriever.records import Collection, Reader
 from retriever.store import Store
-from retriever.vector_index import Ids, VectorIndex
+from retriever.vector_index import Ids, VectorIndex, overwrite
 
 __all__ = ["Indexes"]
 
@@ -93,10 +93,15 @@ class Indexes:
             )
 
     def rebuild(self, collection: Collection) -> VectorIndex:
-        """Make the index anew from the stored vectors, save it and return it."""
+        """Make the index anew from the stored vectors, save it and return it; the old file is overwritten.
+
+        Raises:
+            OSError: the old file cannot be overwritten.
+        """
         with self._lock, self._store.read() as reader:
             index = self._rebuild(reader.refresh(collection), reader)
             self._loaded[collection.id] = index
+            overwrite(self._path(collection.id))
             self._save(collection.id)
             return index
 

@@ -150,7 +150,7 @@ class Reader:
 
     def passages_by_id(self, collection: Collection, ids: Iterable[int]) -> dict[int, Passage]:
         """Return those of the passages that live, by id."""
-        condition = "WHERE p.collection_id = ? AND p.id IN (SELECT value FROM json_each(?))"
+        condition = "WHERE +p.collection_id = ? AND p.id IN (SELECT value FROM json_each(?))"  # +: found by id
         values = (collection.id, json.dumps(list(ids)))
         return {row[0]: _passage(row) for row in self._connection.execute(PASSAGES + condition, values)}
 
@@ -231,8 +231,9 @@ class Reader:
         """Return, by id, for passages of a document one of another document that has the same tokens."""
         pairs = """
             SELECT p.id, min(o.id) FROM documents d JOIN passages p ON p.document_key = d.key
-            JOIN passages o ON o.collection_id = d.collection_id AND o.token_ids = p.token_ids
-                AND o.document_key <> d.key
+            JOIN passages o ON o.collection_id = d.collection_id
+                AND substr(o.token_ids, -128) = substr(p.token_ids, -128)  -- as the index has them
+                AND o.token_ids = p.token_ids AND o.document_key <> d.key
             WHERE d.collection_id = ? AND d.id = ? GROUP BY p.id
         """
         found = dict(self._connection.execute(pairs, (collection.id, document_id)))

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
+from time import monotonic
 
 from retriever.changes import Writer
 from retriever.errors import StoreError, StoreVersionError
@@ -19,6 +20,8 @@ from retriever.records import Reader
 __all__ = ["Store", "migrate", "migrations"]
 
 BUSY_SECONDS = 30.0
+CHECKPOINT_SECONDS = 0.2  # writers wait for so long, again and again, while reads are under way
+ZEROED_SINCE = 6  # version from which on deleted rows were overwritten
 MAX_IDLE_READERS = 8
 
 
@@ -89,7 +92,8 @@ class Store:
         try:
             self._writer = self._connect()
             self._writer.execute("PRAGMA journal_mode = WAL")
-            migrate(self._writer, migrations())
+            if 0 < migrate(self._writer, migrations()) < ZEROED_SINCE:
+                self._writer.execute("VACUUM")
         except sqlite3.Error as error:
             raise StoreError(
                 f"{path} cannot be opened ({error}); restore it from a backup, or choose another folder"
@@ -102,6 +106,7 @@ class Store:
         with self._pool_lock:
             self._open.add(connection)
         connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten with zeros
         connection.execute("PRAGMA synchronous = FULL")  # a commit that was reported survives a power failure
         return connection
 
@@ -135,6 +140,28 @@ class Store:
             finally:
                 if self._writer.in_transaction:
                     self._writer.execute("ROLLBACK")
+
+    def erase_deleted(self, patience: float = 60.0) -> None:
+        """Return when nothing of what was deleted is left in the database's files.
+
+        The database has zeros in its place; the write-ahead log, which may have older pages, is emptied.
+
+        Args:
+            patience: seconds to wait for reads that began before, which may need those pages.
+
+        Raises:
+            StoreError: they have not ended, or the disk fails.
+        """
+        deadline = monotonic() + patience
+        connection = sqlite3.connect(self.path, timeout=CHECKPOINT_SECONDS, isolation_level=None)
+        try:
+            while connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                if monotonic() >= deadline:
+                    raise StoreError(f"{self.path}-wal is still read, so that it cannot be emptied; try again later")
+        except sqlite3.Error as error:
+            raise StoreError(f"{self.path}-wal could not be emptied ({error}); mend the disk") from error
+        finally:
+            connection.close()
 
     def _take(self) -> sqlite3.Connection:
         with self._pool_lock:

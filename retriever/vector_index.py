@@ -20,12 +20,13 @@ from retriever.document import digest
 from retriever.embedder import Vectors
 from retriever.index_spec import IndexSpec, load_faiss, one_thread, to_cpu, to_gpu, with_ids
 
-__all__ = ["Ids", "VectorIndex"]
+__all__ = ["Ids", "VectorIndex", "overwrite"]
 
 Ids = NDArray[np.int64]
 
 MAGIC = b"PREADIDX"
 GPU_MAX_K = 2048
+ZEROS_AT_ONCE = 2**20
 
 
 class _ReadWriteLock:
@@ -225,6 +226,21 @@ class VectorIndex:
         self._on_gpu = on_gpu is not None
         if on_gpu is not None:
             self._index = with_ids(on_gpu, self._index)
+
+
+def overwrite(path: Path) -> None:
+    """Write zeros over an index file, if there is one; whoever loads it makes the index anew.
+
+    Raises:
+        OSError: the disk fails.
+    """
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        for offset in range(0, path.stat().st_size, ZEROS_AT_ONCE):
+            file.write(bytes(min(ZEROS_AT_ONCE, path.stat().st_size - offset)))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

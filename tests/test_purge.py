@@ -222,3 +222,15 @@ def test_a_run_stops_where_the_disk_takes_nothing(service: Service, monkeypatch,
     assert last.passages < 62
     assert "takes no KV" in caplog.text
     assert service.components.store().info().declined > 0
+
+
+def test_no_file_of_the_data_directory_has_the_text(service: Service, config: RagConfig) -> None:
+    def is_there() -> bool:
+        return any(b"Mara Venn" in path.read_bytes() for path in config.data_dir.rglob("*") if path.is_file())
+
+    *_, last = service.precompute("docs")
+    assert last.finished
+    ask(service)
+    assert is_there()
+    service.delete_document("docs", lighthouse(service), purge=True)
+    assert not is_there()
