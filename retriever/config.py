@@ -5,9 +5,11 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 from retriever.errors import SettingsError
+from retriever.extract.sandbox import ExtractLimits
 
 __all__ = ["CollectionSettings", "RetrieverConfig", "SplitSettings"]
 
+MIN_EXTRACT_BYTES = 2**24
 MIN_PASSAGE_TOKENS = 16  # below this a single character of an unusual script may not fit
 
 
@@ -75,7 +77,9 @@ class RetrieverConfig:
     Attributes:
         collection: settings of collections that are created without their own.
         batch_passages: about how many passages are embedded and committed together; no batch cuts a document.
-        max_document_bytes: larger files are skipped and reported.
+        max_document_bytes: larger files are skipped and reported; so are those with more text.
+        extract_seconds: what takes longer to read is skipped and reported.
+        extract_memory_bytes: the same for what takes more memory.
         index_device: "auto" (a CUDA device when `faiss-gpu` sees one), "cpu" or "gpu".
         rebuild_dead_fraction: share of deleted vectors at which the FAISS index is rebuilt.
     """
@@ -83,14 +87,25 @@ class RetrieverConfig:
     collection: CollectionSettings = field(default_factory=CollectionSettings)
     batch_passages: int = 128
     max_document_bytes: int = 64 * 2**20
+    extract_seconds: float = 60.0
+    extract_memory_bytes: int = 2**30
     index_device: str = "auto"
     rebuild_dead_fraction: float = 0.25
 
     def __post_init__(self) -> None:
-        for name in ("batch_passages", "max_document_bytes"):
+        for name in ("batch_passages", "max_document_bytes", "extract_seconds"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} is {getattr(self, name)}; set it to 1 or more")
+        if self.extract_memory_bytes < MIN_EXTRACT_BYTES:
+            raise SettingsError(
+                f"extract_memory_bytes is {self.extract_memory_bytes}; set it to {MIN_EXTRACT_BYTES} or more"
+            )
         if self.index_device not in ("auto", "cpu", "gpu"):
             raise SettingsError(f'index_device is {self.index_device!r}; choose "auto", "cpu" or "gpu"')
         if not 0 < self.rebuild_dead_fraction <= 1:
             raise SettingsError(f"rebuild_dead_fraction is {self.rebuild_dead_fraction}; set it above 0 and up to 1")
+
+    @property
+    def extract(self) -> ExtractLimits:
+        """What reading one document may take."""
+        return ExtractLimits(self.extract_seconds, self.extract_memory_bytes, self.max_document_bytes)

@@ -16,7 +16,8 @@ from retriever.document import PassageDraft, PassageEncoder, RawDocument, Source
 from retriever.drafts import Draft, Pending, drafts_of, encode, free_label, header_of, vector_id_of
 from retriever.embedder import TextEmbedder, Vectors
 from retriever.errors import EmbedderError, EmbedderMismatchError, SourceError
-from retriever.extract import EXTRACT_VERSION, extract
+from retriever.extract import EXTRACT_VERSION
+from retriever.extract.sandbox import Extractor
 from retriever.indexes import Indexes
 from retriever.metadata import check_metadata
 from retriever.records import Collection, Version
@@ -83,6 +84,7 @@ class Ingestion:
         indexes: Indexes,
         embedder: TextEmbedder,
         encoder: PassageEncoder,
+        extractor: Extractor,
         config: RetrieverConfig,
         progress: Callable[[IngestEvent], None],
     ) -> None:
@@ -90,6 +92,7 @@ class Ingestion:
         self._indexes = indexes
         self._embedder = embedder
         self._encoder = encoder
+        self._extractor = extractor
         self._config = config
         self._progress = progress
         self._finished = 0
@@ -138,7 +141,7 @@ class Ingestion:
                 self._note_stored(source.uri, identity, stored, version)
                 versions[identity] = version
                 return None
-            text = extract(raw)
+            text = self._extractor.extract(raw)
         except SourceError as error:
             self.report.skipped.append((source.uri, str(error)))
             self._finished += 1

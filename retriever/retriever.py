@@ -20,6 +20,7 @@ from retriever.errors import (
     UnknownCollectionError,
     UnknownPassageError,
 )
+from retriever.extract.sandbox import Extractor
 from retriever.index_spec import IndexSpec
 from retriever.indexes import Indexes
 from retriever.ingest import IngestEvent, Ingestion, IngestReport, check_embedder
@@ -58,6 +59,7 @@ class Library:
         self._indexes = indexes
         self._config = config
         self._embedder = embedder
+        self._extractor = Extractor(config.extract)
         self.derived = DerivedKeys(store)
         self.popularity = Popularity(store)
 
@@ -83,6 +85,7 @@ class Library:
 
     def close(self) -> None:
         """Save the indexes and close the database; the library cannot be used afterwards."""
+        self._extractor.close()
         self.popularity.flush()
         self._indexes.close()
         self.store.close()
@@ -212,7 +215,8 @@ class Library:
             PassageEncoderError: the encoder breaks its contract.
         """
         row = self.collection(collection)
-        run = Ingestion(self.store, self._indexes, self._require_embedder(), encoder, self._config, progress)
+        embedder = self._require_embedder()
+        run = Ingestion(self.store, self._indexes, embedder, encoder, self._extractor, self._config, progress)
         report = run.run(row, sources, ("",) if prune and scope is None else scope if prune else None)
         if report.added or report.updated or report.removed:
             notice = self._maintain(collection)

@@ -10,7 +10,17 @@ from pathlib import PurePath
 from retriever.document import BlockKind, ExtractedText, RawDocument
 from retriever.errors import ExtractError
 
-__all__ = ["EXTRACT_VERSION", "extract", "is_told_by_name", "media_type_of"]
+__all__ = [
+    "CODE",
+    "EXTRACTORS",
+    "EXTRACT_VERSION",
+    "MARKDOWN",
+    "PLAIN",
+    "RST",
+    "extract",
+    "is_told_by_name",
+    "media_type_of",
+]
 
 EXTRACT_VERSION = b"2"  # part of a document's content hash: raise it when extraction changes, and all is read anew
 MAX_TITLE = 200
@@ -59,6 +69,8 @@ def extract(raw: RawDocument) -> ExtractedText:
         text: ExtractedText = extractor.extract(raw.data, kind)
     except ExtractError as error:
         raise ExtractError(f"{raw.uri}: {error}") from error
+    except MemoryError:
+        raise
     except Exception as error:  # third-party parsers raise whatever they like on broken input
         raise ExtractError(
             f"{raw.uri} is broken or not really {kind}: {type(error).__name__}: {error}; repair or convert it"
