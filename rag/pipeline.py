@@ -16,6 +16,7 @@ from engine.errors import OutdatedPromptError
 from engine.output import Generation
 from engine.prompt import Reuse
 from rag.answer import AnswerAssembler, source_of
+from rag.answering import answering_of, filled_in
 from rag.caller import NOBODY, Caller
 from rag.components import Components
 from rag.dialogue import Dialogues, search_query
@@ -39,6 +40,8 @@ from retriever.ingest import check_embedder
 from retriever.search import ignore_candidates
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from engine.config import SamplingParams
     from engine.output import Event
     from engine.prompt import Prompt
@@ -73,6 +76,7 @@ class Prepared:
     """A question that is ready for the engine.
 
     Attributes:
+        request: what was asked, with what the collection's settings say where it says nothing.
         started: when the question arrived, in seconds of `time.perf_counter`.
         prompt: template, passages, tail.
         sampling: how the engine chooses tokens.
@@ -87,6 +91,7 @@ class Prepared:
         search_ms: time spent on the search.
     """
 
+    request: AnswerRequest
     started: float
     prompt: "Prompt"
     sampling: "SamplingParams"
@@ -110,7 +115,6 @@ class Prepared:
             "groups": self.groups,
             "principal": self.caller.principal,
             "conversation": self.caller.conversation,
-            "deadline": self.caller.deadline,
             "deadline": self.caller.deadline,
         }
 
@@ -139,7 +143,7 @@ class Pipeline:
         self._components.library().collection(request.collection)  # a wrong name is told before the embedder loads
         _ = self._components.embedder().dimension  # loads it; no timing counts that
         started = perf_counter()
-        found = self.retrieve(request.query, request.collection, request.k)
+        found = self.retrieve(request.query, request.collection, request.k, where=request.where)
         timings = SearchTimings(embed=found.embed_ms, search=found.search_ms, total=_since(started))
         return SearchResult(
             query=request.query,
@@ -172,7 +176,7 @@ class Pipeline:
                 handle = worker.submit_sync(prepared.prompt, prepared.sampling, **prepared.how)
         answering.retrieved(prepared.started, prepared.embed_ms, prepared.search_ms)
         answering.submitted(handle.request)
-        assembler = self._assembler(request, prepared)
+        assembler = self._assembler(prepared)
         events = worker.stream_sync(handle)
         try:
             yield RetrievalEvent(sources=list(prepared.sources), warnings=list(prepared.warnings))
@@ -207,7 +211,7 @@ class Pipeline:
                 handle = await worker.submit(prepared.prompt, prepared.sampling, **prepared.how)
         answering.retrieved(prepared.started, prepared.embed_ms, prepared.search_ms)
         answering.submitted(handle.request)
-        assembler = self._assembler(request, prepared)
+        assembler = self._assembler(prepared)
         try:
             yield RetrievalEvent(sources=list(prepared.sources), warnings=list(prepared.warnings))
             async for event in worker.stream(handle):
@@ -222,8 +226,18 @@ class Pipeline:
         finally:
             worker.cancel(handle)
 
-    def retrieve(self, query: str, collection: str, k: int | None, overlap: Overlap | None = None) -> Retrieved:
-        """Embed a question and find the k closest passages, near ties in a fixed order; tell `overlap` candidates."""
+    def retrieve(
+        self,
+        query: str,
+        collection: str,
+        k: int | None,
+        overlap: Overlap | None = None,
+        where: "Mapping[str, Any] | None" = None,
+    ) -> Retrieved:
+        """Embed a question and find the k closest passages, near ties in a fixed order; tell `overlap` candidates.
+
+        With `where`, they are the k closest of those whose documents fit that condition.
+        """
         library = self._components.library()
         row = library.collection(collection)
         check_embedder(row, self._components.embedder())
@@ -231,23 +245,22 @@ class Pipeline:
         vector = library.embed_query(query)
         embedded = perf_counter()
         begin = partial(overlap.begin, row) if overlap else ignore_candidates
-        hits = library.search(collection, vector, k or self._config.top_k, on_candidates=begin)
+        k = k or answering_of(row).k or self._config.top_k
+        hits = library.search(collection, vector, k, where=where, on_candidates=begin)
         groups = tied_groups(hits, self._config.answer.order_epsilon)
         return Retrieved(groups, row, 1e3 * (embedded - started), _since(embedded))
 
     def prepare(self, request: AnswerRequest, caller: Caller = NOBODY) -> Prepared:
         """Retrieve passages and lay the prompt out, best passages first while they fit."""
         started = perf_counter()
+        request = filled_in(request, self._components.library().collection(request.collection))
         overlap = Overlap(self._components, self._config.answer, self._reuse(request))
-        found = self.retrieve(search_query(request), request.collection, request.k, overlap)
+        found = self.retrieve(search_query(request), request.collection, request.k, overlap, request.where)
         if not found.hits:
-            raise NoPassagesError(
-                f"collection {request.collection!r} has no passages to answer from; "
-                f"add documents with `rag ingest PATH --collection {request.collection}`"
-            )
+            raise _no_passages(request)
         max_tokens = request.max_tokens or self._config.answer.max_tokens
         limit = self._limit(len(found.hits))
-        laid_out = self._components.layout().lay_out(
+        laid_out = self._components.layout_of(found.collection).lay_out(
             request.question,
             [hit.passage for hit in found.hits],
             max_tokens=limit - min(max_tokens, limit // 4),
@@ -268,6 +281,7 @@ class Pipeline:
             )
             logger.info(warnings[-1])
         return Prepared(
+            request=request,
             started=started,
             prompt=laid_out.prompt,
             sampling=sampling_params(request, min(max_tokens, limit - laid_out.prompt.num_tokens)),
@@ -326,8 +340,8 @@ class Pipeline:
         blocks = engine.cache.pool.num_blocks - segments
         return min(engine.max_model_len, blocks * engine.config.block_size)
 
-    def _assembler(self, request: AnswerRequest, prepared: Prepared) -> AnswerAssembler:
-        settings, changed = self._config.answer, {}
+    def _assembler(self, prepared: Prepared) -> AnswerAssembler:
+        request, settings, changed = prepared.request, self._config.answer, {}
         if request.extractive is not None:
             changed["extractive"] = request.extractive
         if request.is_structured:  # neither a quotation after it nor an early end would leave it JSON
@@ -341,6 +355,18 @@ class Pipeline:
             settings=settings.model_copy(update=changed),
             logprob_texts=LogprobTexts(self._components.tokenizer()),
         )
+
+
+def _no_passages(request: AnswerRequest) -> NoPassagesError:
+    if request.where:
+        return NoPassagesError(
+            f"no document of collection {request.collection!r} fits the condition {request.where}; "
+            "look at its documents' metadata, and ask with another `where`"
+        )
+    return NoPassagesError(
+        f"collection {request.collection!r} has no passages to answer from; "
+        f"add documents with `rag ingest PATH --collection {request.collection}`"
+    )
 
 
 def tied_groups(hits: "Sequence[Hit]", epsilon: float) -> "tuple[tuple[Hit, ...], ...]":

@@ -40,7 +40,7 @@ def after_candidates(service: Service, monkeypatch: pytest.MonkeyPatch, change: 
     library = service.components.library()
     search = library.search
 
-    def slow_search(collection: str, query: object, k: int, *, on_candidates):
+    def slow_search(collection: str, query: object, k: int, *, where, on_candidates):
         def begin(passages: list[Passage]) -> None:
             on_candidates(passages[::-1] if change else passages)
             engine = service.components.worker().engine
@@ -103,7 +103,7 @@ def test_a_wrong_guess_that_runs_is_dropped(tmp_path: Path, model: Path, monkeyp
             cancelled.append(handle.request.background)
             cancel(handle)
 
-        def swapped(*arguments: object, on_candidates):
+        def swapped(*arguments: object, where, on_candidates):
             return search(*arguments, on_candidates=lambda passages: on_candidates(passages[::-1]))
 
         monkeypatch.setattr(worker, "cancel", note_and_cancel)
