@@ -51,6 +51,10 @@ class Tokenizer:
         self.fingerprint = blake3(raw).hexdigest()[:16]
         self.eos_token_ids = self._eos_token_ids(folder)
 
+    def to_json(self) -> str:
+        """Return it in the form of `tokenizer.json`."""
+        return str(self._with_special.to_str())
+
     def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
         """Turn text into token ids; nothing is added before or after.
 
@@ -61,6 +65,10 @@ class Tokenizer:
         """
         tokenizer = self._with_special if special_tokens else self._plain
         return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Turn a whole prompt into token ids: control tokens are read, and what the model expects to begin is added."""
+        return list(self._with_special.encode(text).ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Turn many texts that are not our own into token ids."""

@@ -72,7 +72,7 @@ class BareModel:
         tokenizer, whose = self._components.tokenizer(), (caller.principal,)
         spoken = self._transcripts.spoken(whose, turns, tokenizer)
         tokens = await asyncio.to_thread(ChatFormat(tokenizer).encode, spoken)
-        async with aclosing(self._run(tokens, sampling, max_tokens, caller)) as events:
+        async with aclosing(self._run("chat", tokens, sampling, max_tokens, caller)) as events:
             async for event, generation in events:
                 if generation is not None and isinstance(event, DoneEvent):
                     written = written_tokens(generation, tokenizer)
@@ -91,30 +91,30 @@ class BareModel:
             PromptTooLongError: the prompt does not fit the model's context.
         """
         await asyncio.to_thread(self._components.load)
-        async with aclosing(self._run(tokens, sampling, max_tokens, caller)) as events:
+        async with aclosing(self._run("completion", tokens, sampling, max_tokens, caller)) as events:
             async for event, _ in events:
                 yield event
 
     async def _run(
-        self, tokens: Sequence[int], sampling: Sampling, max_tokens: int | None, caller: Caller
+        self, pipeline: str, tokens: Sequence[int], sampling: Sampling, max_tokens: int | None, caller: Caller
     ) -> AsyncGenerator[tuple[AnswerEvent, Generation | None], None]:
         """Yield what readers get, each with the engine's generation where it comes from that."""
         if not tokens:
             raise InvalidRequestError("the prompt has no tokens; send some text")
-        started = perf_counter()
         params = sampling_params(sampling, DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens)
-        config = self._components.config
+        components = self._components
         assembler = PlainAssembler(
             "",
             (),
-            config.model,
-            started=started,
+            components.config.model,
+            started=perf_counter(),
             retrieval_ms=(0.0, 0.0),
-            settings=config.answer,
-            logprob_texts=LogprobTexts(self._components.tokenizer()),
+            settings=components.config.answer,
+            logprob_texts=LogprobTexts(components.tokenizer()),
         )
-        worker: EngineWorker = self._components.worker()
-        with self._components.activity.busy():
+        worker: EngineWorker = components.worker()
+        followed = components.telemetry().answering(caller, pipeline=pipeline, model=components.config.model)
+        with components.activity.busy(), followed as answering:
             handle = await worker.submit(
                 Prompt.from_tokens(tokens),
                 params,
@@ -123,8 +123,10 @@ class BareModel:
                 conversation=OWN,
                 deadline=caller.deadline,
             )
+            answering.submitted(handle.request)
             try:
                 async for event in worker.stream(handle):
+                    answering.take(event)
                     for out in assembler.take(event):
                         yield out, event if isinstance(event, Generation) else None
             finally:

@@ -1,6 +1,7 @@
 """What OpenAI's answers have in common."""
 
 import time
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -48,7 +49,7 @@ class Usage(Result):
     prompt_tokens_details: PromptTokensDetails
 
     @classmethod
-    def of(cls, answers: "list[Answer]") -> "Usage":
+    def of(cls, answers: Sequence[Answer]) -> "Usage":
         """Add up what answers to one prompt took; the prompt counts once."""
         first = answers[0].usage
         written = sum(answer.usage.completion_tokens for answer in answers)
@@ -57,6 +58,19 @@ class Usage(Result):
             completion_tokens=written,
             total_tokens=first.prompt_tokens + written,
             prompt_tokens_details=PromptTokensDetails(cached_tokens=first.cached_tokens),
+        )
+
+    @classmethod
+    def total(cls, usages: "Iterable[Usage]") -> "Usage":
+        """Add up what several prompts took."""
+        every = list(usages)
+        return cls(
+            prompt_tokens=sum(usage.prompt_tokens for usage in every),
+            completion_tokens=sum(usage.completion_tokens for usage in every),
+            total_tokens=sum(usage.total_tokens for usage in every),
+            prompt_tokens_details=PromptTokensDetails(
+                cached_tokens=sum(usage.prompt_tokens_details.cached_tokens for usage in every)
+            ),
         )
 
 

@@ -2,8 +2,8 @@
 
 from fastapi import APIRouter
 
-from rag.openai import chat, models
+from rag.openai import chat, completions, models
 
 __all__ = ["ROUTERS"]
 
-ROUTERS: tuple[APIRouter, ...] = (models.router, chat.router)
+ROUTERS: tuple[APIRouter, ...] = (models.router, chat.router, completions.router)
