@@ -8,6 +8,7 @@ owns the data directory is the only one that changes them.
 
 import hashlib
 import hmac
+import logging
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,9 +18,12 @@ from threading import Lock
 from typing import Literal, get_args
 
 from rag.errors import InvalidKeyError, UnknownKeyError
+from retriever.errors import StoreError
 from retriever.store import Store
 
 __all__ = ["EVERY", "Grants", "Key", "KeyStore", "Scope", "parse_scopes"]
+
+logger = logging.getLogger(__name__)
 
 Scope = Literal["read", "write", "admin"]
 EVERY = "*"  # collections, those to come included
@@ -244,7 +248,10 @@ class KeyStore:
             self._keys = {key.id: _granted(key, collection, scopes.get(key.id)) for key in self._keys.values()}
 
     def flush(self) -> None:
-        """Write down when the keys were last used; presenting one only notes it, so that nobody waits for the disk."""
+        """Write down when the keys were last used; presenting one only notes it, so that nobody waits for the disk.
+
+        What the disk does not take is noted again.
+        """
         used: dict[str, datetime] = {}
         while self._used:
             key_id, moment = self._used.popitem()  # others note uses meanwhile
@@ -252,9 +259,14 @@ class KeyStore:
         if not used:
             return
         with self._lock:
-            with self._store.write() as writer:
-                rows = [(_text(moment), key_id) for key_id, moment in used.items()]
-                writer.connection.executemany("UPDATE api_keys SET last_used_at = ? WHERE id = ?", rows)
+            try:
+                with self._store.write() as writer:
+                    rows = [(_text(moment), key_id) for key_id, moment in used.items()]
+                    writer.connection.executemany("UPDATE api_keys SET last_used_at = ? WHERE id = ?", rows)
+            except StoreError as error:
+                logger.warning("when keys were used is not written down yet, and it is tried again: %s", error)
+                self._used = {**used, **self._used}
+                return
             changed = {key_id: replace(self._keys[key_id], last_used_at=moment) for key_id, moment in used.items()}
             self._keys = {**self._keys, **changed}
 

@@ -30,6 +30,8 @@ class Access:
         name: of the key.
         caller: goes with a question to the engine.
         grants: what the key may do.
+        questions_per_minute: of the key; None is the server's own limit.
+        tokens_per_day: the same.
         is_proven: whether a key, or the data directory's own token, was presented.
     """
 
@@ -37,6 +39,8 @@ class Access:
     name: str = ""
     caller: Caller
     grants: Grants
+    questions_per_minute: int | None = None
+    tokens_per_day: int | None = None
     is_proven: bool = False
 
     def may(self, scope: Scope, collection: str | None = None) -> bool:

@@ -7,7 +7,7 @@
 | `feed`, `sse` | an answer that is sent while it is made, to a client that may leave |
 | `problems`, `middleware` | errors as problem documents, request ids, the limit of a body |
 | `hosts` | which hosts and web pages are refused |
-| `authentication`, `access` | whose key a request has, and what it may do |
+| `authentication`, `access`, `limits` | whose key a request has, what it may do, and how much |
 | `deadlines` | how long an answer is waited for |
 | `metrics`, `request_log` | what an operator sees |
 | `page` | the web page at `/` |
@@ -28,6 +28,7 @@ from rag.server import answers, documents, health, keys, metrics
 from rag.server.authentication import Authentication
 from rag.server.deadlines import Deadlines
 from rag.server.hosts import HostGuard, allowed_hosts, is_loopback
+from rag.server.limits import Limits
 from rag.server.middleware import BodyLimit, RequestIds
 from rag.server.page import web_page
 from rag.server.problems import Problem, add_handlers
@@ -79,6 +80,7 @@ def create_app(service: Service, settings: ServerSettings | None = None) -> Fast
     add_handlers(app, [route for router in routers for route in router.routes])
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(Deadlines, max_seconds=settings.answer_seconds)
+    app.add_middleware(Limits, state=app.state.preread)
     app.add_middleware(Authentication, state=app.state.preread)
     app.add_middleware(HostGuard, hosts=allowed_hosts(service.config.host, settings))
     app.add_middleware(RequestLog, state=app.state.preread)

@@ -7,12 +7,13 @@ the data directory, which the `rag` command of the same user reads.
 
 import asyncio
 import hmac
+from time import monotonic
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rag.caller import Caller
-from rag.keys import Grants
+from rag.keys import Grants, KeyStore
 from rag.server.access import EVERYTHING, Access, key_required
 from rag.server.problems import ProblemError, describe, problem_response
 from rag.server.state import ServerState
@@ -21,6 +22,7 @@ __all__ = ["Authentication"]
 
 OPEN_PATHS = frozenset({"/", "/livez", "/healthz", "/readyz"})
 METRICS = "/metrics"
+USES_SECONDS = 60.0
 HOW = "send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`; an administrator makes one with `rag keys create`"
 
 
@@ -35,6 +37,8 @@ class Authentication:
     def __init__(self, app: ASGIApp, state: ServerState) -> None:
         self._app = app
         self._state = state
+        self._written = monotonic()
+        self._writing: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
@@ -67,14 +71,29 @@ class Authentication:
             return Access(caller=Caller(request_id=request_id), grants=EVERYTHING)
         key = keys.authenticate(token) if token else None
         if key is not None:
-            caller = Caller(principal=key.id, request_id=request_id)
-            return Access(key_id=key.id, name=key.name, caller=caller, grants=key.grants, is_proven=True)
+            self._write_down(keys)
+            return Access(
+                key_id=key.id,
+                name=key.name,
+                caller=Caller(principal=key.id, request_id=request_id),
+                grants=key.grants,
+                questions_per_minute=key.questions_per_minute,
+                tokens_per_day=key.tokens_per_day,
+                is_proven=True,
+            )
         if path in OPEN_PATHS or (path == METRICS and self._state.settings.open_metrics):
             return Access(caller=Caller(request_id=request_id), grants=Grants())
         if token:
             detail = f"the key is wrong, has expired or was revoked; {HOW}"
             raise key_required(detail, error="invalid_token")
         raise key_required(f"this server needs a key; {HOW}")
+
+    def _write_down(self, keys: KeyStore) -> None:
+        """Have the times of the last uses written now and then, by a thread that may wait for the disk."""
+        now = monotonic()
+        if now - self._written >= USES_SECONDS and (self._writing is None or self._writing.done()):
+            self._written = now
+            self._writing = asyncio.create_task(asyncio.to_thread(keys.flush))
 
 
 def _token(headers: Headers) -> str:
