@@ -16,11 +16,13 @@ from engine.backends import load_backend
 from engine.batch import build_batch
 from engine.calibration import calibrate
 from engine.config import EngineConfig, SamplingParams
+from engine.constraint import Grammars
 from engine.cuda_graphs import CudaGraphs
 from engine.drafts import Drafts
 from engine.errors import (
     DeadlineExceededError,
     EngineError,
+    GrammarError,
     ModelFileError,
     OutdatedPromptError,
     QueueFullError,
@@ -100,6 +102,7 @@ class Engine:
             max_share_waiting=config.max_share_waiting,
         )
         self.totals = Totals()
+        self.grammars = Grammars(tokenizer, runner.model.config.vocab_size)
         self._intake = Intake(self.cache, self.tier, config, runner.model.config, self._identity, certificates)
         self.max_model_len = self._intake.max_model_len
         self._streams: dict[Request, OutputStream] = {}
@@ -185,6 +188,7 @@ class Engine:
         Raises:
             PromptTooLongError: prompt and answer exceed the model's context or the block pool.
             ConfigError: a token id that the model does not have, or arguments that contradict each other.
+            GrammarError: a grammar that cannot be compiled.
             OutdatedPromptError: `outdate` has ended the state that it was made of.
             ReuseNotCertifiedError: `Reuse.CHUNK` without a certificate that covers the prompt.
             QueueFullError: too many requests wait.
@@ -383,7 +387,8 @@ class Engine:
 
     def _make_sampler(self, params: SamplingParams, prompt: Prompt) -> Sampler:
         ends = sorted(stop_tokens(params, self.tokenizer))
-        return Sampler(params, adjustments(params, prompt.tokens, ends, self.runner.model.config.vocab_size))
+        wanted = adjustments(params, prompt.tokens, ends, self.runner.model.config.vocab_size)
+        return Sampler(params, wanted, None if params.grammar is None else self.grammars.constraint(params.grammar))
 
     def _enqueue(self, request: Request, before: Sequence[Request]) -> None:
         try:
@@ -400,7 +405,9 @@ class Engine:
 
     def _give_up(self, request: Request, error: Exception) -> None:
         """End a request that fails alone in a step."""
-        self.end(request, StepFailedError(f"the engine failed while computing this answer ({error}); ask again"))
+        if not isinstance(error, GrammarError):  # which says itself what to do
+            error = StepFailedError(f"the engine failed while computing this answer ({error}); ask again")
+        self.end(request, error)
 
     def _cancel_unawaited(self, requests: Sequence[Request]) -> None:
         """Cancel what was to be computed for a request that has ended, unless others wait for it too."""
@@ -439,6 +446,8 @@ class Engine:
         """Sample from an item's own rows; what goes wrong concerns no other."""
         try:
             return sample_rows(logits, [self._samplers[item.request]], [item.draft])[0]
+        except GrammarError as error:
+            return error
         except Exception as error:
             logger.exception("request %d: its next token cannot be chosen", item.request.id)
             return error
@@ -477,7 +486,7 @@ class Engine:
 
     def _append(self, request: Request, tokens: Sequence[int]) -> FinishReason | None:
         """Take sampled tokens until the answer ends; return why it does, if so."""
-        logprobs = self._samplers[request].logprobs
+        sampler = self._samplers[request]
         for i, token in enumerate(tokens):
             if i:  # the token before was in the draft, so its KV is there
                 request.held.num_computed_tokens += 1
@@ -486,8 +495,10 @@ class Engine:
             request.held.grow()
             self.totals.output_tokens += 1
             count = len(request.output_tokens)
-            own = tuple(logprobs[count - 1 : count])  # a draft may have been sampled beyond the answer's end
-            reason = self._streams[request].push(token, at_limit=count >= request.max_tokens, logprobs=own)
+            ending = FinishReason.LENGTH if count >= request.max_tokens else None
+            if i == len(tokens) - 1 and sampler.is_complete:
+                ending = FinishReason.STOP
+            reason = self._streams[request].push(token, ending, tuple(sampler.logprobs[count - 1 : count]))
             if reason is not None:
                 return reason
         return None

@@ -7,6 +7,7 @@ EngineError
 ├── PromptError                a prompt that cannot be laid out
 │   └── PromptTooLongError     a prompt that exceeds the model or the pool
 ├── OutdatedPromptError        a prompt made before something that it may hold was deleted
+├── GrammarError               a schema, expression or grammar that no answer can be held to
 ├── ReuseNotCertifiedError     chunk reuse asked for without a certificate
 ├── QueueFullError             too many requests are waiting; try again later
 │   └── ShareFullError         too many of them are the same principal's
@@ -20,6 +21,7 @@ __all__ = [
     "DeadlineExceededError",
     "EngineError",
     "EngineStoppedError",
+    "GrammarError",
     "ModelFileError",
     "OutdatedPromptError",
     "PromptError",
@@ -58,6 +60,10 @@ class PromptTooLongError(PromptError):
 
 class OutdatedPromptError(EngineError):
     """Report a prompt that was made before something that it may hold was deleted."""
+
+
+class GrammarError(EngineError):
+    """Report a schema, regular expression or grammar that an answer cannot be held to."""
 
 
 class ReuseNotCertifiedError(EngineError):

@@ -93,12 +93,14 @@ class OutputStream:
         self._text: list[str] = []
         self._logprobs: list[TokenLogprob] = []
 
-    def push(self, token: int, *, at_limit: bool, logprobs: tuple[TokenLogprob, ...] = ()) -> FinishReason | None:
+    def push(
+        self, token: int, ending: FinishReason | None = None, logprobs: tuple[TokenLogprob, ...] = ()
+    ) -> FinishReason | None:
         """Take the token that the request just sampled; return why the answer ends with it, if it does.
 
         Args:
             token: already in the request's `output_tokens`.
-            at_limit: the model or `max_tokens` allows no further token.
+            ending: why no further token may follow, if so.
             logprobs: the token's, if they were asked for.
         """
         self.timings.first_token = self.timings.first_token or perf_counter()
@@ -112,7 +114,7 @@ class OutputStream:
         if stopped:
             self._detokenizer.flush()
             return FinishReason.STOP
-        return FinishReason.LENGTH if at_limit else None
+        return ending
 
     def finish(self, reason: FinishReason, forced_logprobs: "Tensor | None" = None) -> Generation:
         """Emit what was held back, then the generation."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from engine.config import SamplingParams
+from engine.constraint import Constraint
 from engine.logprobs import TokenLogprob
 from engine.penalties import Adjustment
 
@@ -22,15 +23,27 @@ class Sampler:
     Args:
         params: how tokens are chosen.
         adjustments: change the scores before anything is cut off, one after the other.
+        constraint: what the answer has to be; comes before the adjustments.
 
     Attributes:
         logprobs: of each token so far, if the parameters ask for them.
     """
 
-    def __init__(self, params: SamplingParams, adjustments: Sequence[Adjustment] = ()) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        adjustments: Sequence[Adjustment] = (),
+        constraint: Constraint | None = None,
+    ) -> None:
         self.logprobs: list[TokenLogprob] = []
         self._params = params
-        self._adjustments = adjustments
+        self._adjustments = adjustments if constraint is None else (constraint, *adjustments)
+        self._constraint = constraint
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether what the answer has to be allows no further token."""
+        return self._constraint is not None and self._constraint.is_complete
 
     @cached_property
     def _generator(self) -> torch.Generator:
@@ -43,7 +56,11 @@ class Sampler:
         return generator
 
     def sample(self, logits: Tensor) -> int:
-        """Choose a token from logits [vocab] float32, which are left as they are."""
+        """Choose a token from logits [vocab] float32, which are left as they are.
+
+        Raises:
+            GrammarError: the answer cannot be held to its grammar any further.
+        """
         if not self._adjustments:
             token = self._choose(logits)
         else:
@@ -125,7 +142,7 @@ def sample_rows(logits: Tensor, samplers: Sequence[Sampler], drafts: Sequence[Se
         own = [next(rows) for _ in range(1 + len(draft))]
         tokens = [sampler.sample(own[0])]
         for guess, row in zip(draft, own[1:], strict=True):
-            if tokens[-1] != guess:
+            if tokens[-1] != guess or sampler.is_complete:
                 break
             tokens.append(sampler.sample(row))
         chosen.append(tokens)
