@@ -20,6 +20,8 @@ RetrieverError
     └── StoreVersionError          the database was written by a newer version
 """
 
+from collections.abc import Sequence
+
 __all__ = [
     "CollectionError",
     "CollectionExistsError",
@@ -59,7 +61,20 @@ class CollectionError(RetrieverError):
 
 
 class UnknownCollectionError(CollectionError):
-    """Report that no collection has this name."""
+    """Report that no collection has this name.
+
+    Args:
+        name: the one that was asked for.
+        known: names of those that there are.
+        is_gone: it was there when the work began.
+    """
+
+    def __init__(self, name: str, known: Sequence[str] = (), *, is_gone: bool = False) -> None:
+        what_to_do = f"choose one of: {', '.join(known)}" if known else "ingest documents into it first"
+        gone = f"collection {name!r} was deleted meanwhile; ingest documents again"
+        super().__init__(gone if is_gone else f"there is no collection {name!r}; {what_to_do}")
+        self.name = name
+        self.known = tuple(known)
 
 
 class CollectionExistsError(CollectionError):

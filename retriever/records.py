@@ -90,13 +90,8 @@ class Reader:
         """
         row = self._connection.execute(COLLECTIONS + "WHERE c.name = ?", (name,)).fetchone()
         if row is None:
-            known = ", ".join(
-                name for (name,) in self._connection.execute("SELECT name FROM collections ORDER BY name")
-            )
-            raise UnknownCollectionError(
-                f"there is no collection {name!r}; "
-                + (f"choose one of: {known}" if known else "ingest documents first")
-            )
+            known = self._connection.execute("SELECT name FROM collections ORDER BY name")
+            raise UnknownCollectionError(name, [other for (other,) in known])
         return _collection(row)
 
     def refresh(self, collection: Collection) -> Collection:
@@ -107,9 +102,7 @@ class Reader:
         """
         row = self._connection.execute(COLLECTIONS + "WHERE c.id = ?", (collection.id,)).fetchone()
         if row is None:
-            raise UnknownCollectionError(
-                f"collection {collection.name!r} was deleted meanwhile; ingest documents again"
-            )
+            raise UnknownCollectionError(collection.name, is_gone=True)
         return _collection(row)
 
     def versions(self, collection: Collection) -> dict[str, Version]:
