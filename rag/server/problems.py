@@ -122,6 +122,7 @@ RULES: dict[type[Exception], Rule] = {
     engine_errors.ConfigError: Rule(422, "invalid-request"),
     engine_errors.PromptTooLongError: Rule(422, "question-too-long"),
     engine_errors.ReuseNotCertifiedError: Rule(422, "reuse-not-certified"),
+    engine_errors.GrammarError: Rule(422, "unusable-grammar"),
     engine_errors.QueueFullError: Rule(503, "queue-full", retry_after=5),
     engine_errors.ShareFullError: Rule(429, "queue-full", retry_after=5),
     engine_errors.DeadlineExceededError: Rule(504, "deadline-exceeded"),
@@ -185,8 +186,6 @@ def _rule_of(error: Exception) -> Rule | None:
 
 
 async def _expected(request: Request, error: Exception) -> Response:
-    if isinstance(error, retriever_errors.UnknownCollectionError) and error.known:  # which others there are is not for everyone
-        error = retriever_errors.UnknownCollectionError(error.name, request.state.access.visible(error.known))
     problem = describe(error, request.state.request_id)
     headers = dict(error.headers or {}) if isinstance(error, ProblemError) else {}
     rule = _rule_of(error)
