@@ -98,6 +98,10 @@ class LateEmbedder:
         """Return the float32 unit vector [dimension] of a question."""
         return self._embedder().embed_query(text)
 
+    def num_tokens(self, texts: "Sequence[str]") -> int:
+        """Count the tokens of texts as the embedder cuts them."""
+        return self._embedder().num_tokens(texts)
+
 
 class Components:
     """Model hub, tokenizer, layout, embedder, library and engine of one configuration.

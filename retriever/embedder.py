@@ -57,6 +57,9 @@ class TextEmbedder(Protocol):
     def embed_query(self, text: str) -> Vectors:
         """Return the float32 unit vector [dimension] of a question."""
 
+    def num_tokens(self, texts: Sequence[str]) -> int:
+        """Count the tokens of texts as the embedder cuts them."""
+
 
 class Embedder:
     """A sentence-transformers model from a local folder or the Hugging Face hub, loaded when first needed.
@@ -172,6 +175,12 @@ class Embedder:
         """Return the unit vector [dimension] of a question; what exceeds the model's window is cut off."""
         vector: Vectors = self._embed([self._prompt("query") + text], quiet=True)[0]
         return vector
+
+    def num_tokens(self, texts: Sequence[str]) -> int:
+        """Count the tokens of texts, without those that frame each."""
+        options = {"add_special_tokens": False, "truncation": False, "padding": False, "verbose": False}
+        with self._tokenizing:
+            return sum(map(len, self._model.tokenizer(list(texts), **options)["input_ids"]))
 
     def _prompt(self, role: str) -> str:
         return self._model.prompts.get(role) or ""

@@ -48,6 +48,10 @@ class HashEmbedder:
         """Return the unit vector [dimension] of a question."""
         return self._vector(_words(text))
 
+    def num_tokens(self, texts: Sequence[str]) -> int:
+        """Count the words of texts."""
+        return sum(len(_words(text)) for text in texts)
+
     def _windows(self, text: str) -> list[list[str]]:
         words = _words(text)
         return [words[start : start + self.window_words] for start in range(0, max(1, len(words)), self.window_words)]

@@ -12,7 +12,7 @@ from server_helpers import DOCUMENTS, Running, make_config, running
 from rag.service import Service
 from retriever.hash_embedder import HashEmbedder
 
-BARE, DOCS = "tiny", "rag/docs"
+BARE, DOCS, EMBEDDER = "tiny", "rag/docs", "embedder"
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Api:
 def openai_api(folder: Path, **engine: object) -> Iterator[Api]:
     """Serve two documents as the collection `docs`."""
     model = make_chat_model(folder / BARE)
-    config = make_config(folder / "data", model, **engine)
+    (folder / EMBEDDER).symlink_to(model)  # a folder that is there; what embeds is another
+    config = make_config(folder / "data", model, **engine).model_copy(update={"embedder": str(folder / EMBEDDER)})
     with Service(config, embedder=HashEmbedder()) as service, running(service) as api, connect(api) as client:
         assert api.add(*DOCUMENTS).status_code == 200
         yield Api(api, client)

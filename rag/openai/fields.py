@@ -6,7 +6,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from rag.schemas.sampling import MAX_BIASES, MAX_STOPS, Bias, ResponseFormat, Sampling, Stop, TokenId
 
-__all__ = ["Common", "Ignored", "ModelName", "OpenAIRequest", "Refused", "SamplingFields", "StreamOptions"]
+__all__ = ["Common", "Ignored", "ModelName", "OpenAIRequest", "Refused", "SamplingFields", "StreamOptions", "as_list"]
 
 NOTHING: tuple[Any, ...] = (None, False, "", "none", "auto", "disabled", [], {})
 SEEDS = 2**63
@@ -18,7 +18,8 @@ def _refuse(value: Any, info: ValidationInfo) -> None:
         raise ValueError(f"this server has no {info.field_name}; leave it out")
 
 
-def _as_list(value: Any) -> Any:
+def as_list(value: Any) -> Any:
+    """Take a text for a list of one."""
     return [value] if isinstance(value, str) else value
 
 
@@ -72,7 +73,7 @@ class SamplingFields(Common):
     top_k: int | None = Field(default=None, ge=-1)
     min_p: float | None = Field(default=None, ge=0, le=1)
     seed: int | None = None
-    stop: Annotated[list[Stop], BeforeValidator(_as_list), Field(max_length=MAX_STOPS)] | None = None
+    stop: Annotated[list[Stop], BeforeValidator(as_list), Field(max_length=MAX_STOPS)] | None = None
     repetition_penalty: float | None = Field(default=None, gt=0, le=100)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)

@@ -2,8 +2,8 @@
 
 from fastapi import APIRouter
 
-from rag.openai import chat, completions, models
+from rag.openai import chat, completions, embeddings, models, rerank
 
 __all__ = ["ROUTERS"]
 
-ROUTERS: tuple[APIRouter, ...] = (models.router, chat.router, completions.router)
+ROUTERS: tuple[APIRouter, ...] = (models.router, chat.router, completions.router, embeddings.router, rerank.router)

@@ -85,6 +85,7 @@ class ServerState:
         self.settings = settings
         self.owner_token = ""
         self.ingestions = Ingestions()
+        self.embedding = CapacityLimiter(1)  # of what clients want embedded; it uses every core anyway
         self._stopping = False
 
     @property
