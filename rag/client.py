@@ -32,6 +32,7 @@ from rag.schemas import (
     SearchResult,
     SkippedDocument,
 )
+from rag.usage_operations import RemoteUsage
 from retriever.document import RawDocument, Source
 from retriever.errors import SourceError
 from retriever.ingest import IngestEvent, Stage
@@ -76,6 +77,7 @@ class Client:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.Client(base_url=url, timeout=timeout, headers=headers, transport=transport, trust_env=False)
         self.keys = RemoteKeys(self._call)
+        self.usage = RemoteUsage(self._call)
 
     def close(self) -> None:
         """Close the connections."""

@@ -20,6 +20,7 @@ from rag.schemas import (
     SearchRequest,
     SearchResult,
 )
+from rag.usage_operations import UsageOperations
 from retriever.document import Source
 from retriever.ingest import IngestEvent
 
@@ -62,6 +63,10 @@ class Operations(Protocol):
     @property
     def keys(self) -> KeyOperations:
         """Makes, shows and revokes API keys."""
+
+    @property
+    def usage(self) -> UsageOperations:
+        """Tells what was used."""
 
     def answer(self, request: AnswerRequest) -> Iterator[AnswerEvent]:
         """Answer a question; yields retrieval, deltas, citations, done."""

@@ -299,7 +299,13 @@ class Pipeline:
     def _answering(self, request: AnswerRequest, caller: Caller) -> "Answering":
         """Follow an answer to its end, for who watches the server."""
         telemetry = self._components.telemetry()
-        return telemetry.answering(caller, pipeline="rag", model=self._config.model, collection=request.collection)
+        return telemetry.answering(
+            caller,
+            pipeline="rag",
+            model=self._config.model,
+            collection=request.collection,
+            question=request.question,
+        )
 
     def _reuse(self, request: AnswerRequest) -> Reuse:
         """Return which cached KV may serve; no more than is exact once answers were found to drift."""

@@ -39,6 +39,7 @@ from rag.schemas import (
     SearchResult,
     SkippedDocument,
 )
+from rag.usage_operations import StoredUsage
 from retriever.document import BytesSource, Document, Source, TextSource
 from retriever.ingest import IngestEvent, Stage
 
@@ -112,6 +113,11 @@ class Service:
     def keys(self) -> StoredKeys:
         """Makes, shows and revokes API keys."""
         return StoredKeys(self.components.keys())
+
+    @property
+    def usage(self) -> StoredUsage:
+        """Tells what was used."""
+        return StoredUsage(self.components)
 
     def work_while_idle(self) -> None:
         """From now on, while nobody waits, look at answers again and read passages ahead, as the settings say."""

@@ -9,7 +9,7 @@
 | `hosts` | which hosts and web pages are refused |
 | `authentication`, `access`, `limits` | whose key a request has, what it may do, and how much |
 | `deadlines` | how long an answer is waited for |
-| `metrics`, `request_log` | what an operator sees |
+| `metrics`, `request_log`, `usage` | what an operator sees |
 | `page` | the web page at `/` |
 | `state` | what the routes share: service, settings, ingestions |
 | `running`, `watchdog` | the process: address, signals, start and end; an engine that hangs |
@@ -24,7 +24,7 @@ from fastapi import FastAPI
 from rag.config import RagConfig, ServerSettings
 from rag.data_dir import open_owned
 from rag.openai.routes import ROUTERS as openai_routers
-from rag.server import answers, documents, health, keys, metrics
+from rag.server import answers, documents, health, keys, metrics, usage
 from rag.server.authentication import Authentication
 from rag.server.deadlines import Deadlines
 from rag.server.hosts import HostGuard, allowed_hosts, is_loopback
@@ -74,6 +74,7 @@ def create_app(service: Service, settings: ServerSettings | None = None) -> Fast
         keys.router,
         health.router,
         metrics.router,
+        usage.router,
         web_page.router,
         *openai_routers,
     )
