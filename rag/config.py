@@ -150,6 +150,10 @@ class ServerSettings(_Group):
         tracing: make OpenTelemetry spans of every answer; the variables `OTEL_*` say where they go.
         logged_retrievals: of so many answers the ids of the passages that were read are kept, for `rag usage patterns`.
         shadow_rate: share of the answers over reused KV that are looked at again in full while nobody waits; where they
+        allow_url_fetch: clients may name URLs of documents, which the server fetches: only from the internet, never
+            from its own network.
+        url_seconds: fetching one document may take so long.
+        max_jobs: so many jobs may wait and run at once.
             drift further than the certificate says, reuse falls back to exact.
     """
 
@@ -171,6 +175,9 @@ class ServerSettings(_Group):
     tracing: bool = False
     logged_retrievals: int = Field(default=100_000, ge=0)
     shadow_rate: float = Field(default=0.02, ge=0, le=1)
+    allow_url_fetch: bool = False
+    url_seconds: float = Field(default=30.0, gt=0)
+    max_jobs: int = Field(default=100, ge=1)
 
 
 class RagConfig(BaseSettings):

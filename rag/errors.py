@@ -12,6 +12,9 @@ RagError
 │   ├── NoKVStoreError         passages to be read ahead where no KV is stored
 │   ├── PrecomputeRunningError passages to be read ahead that are being read ahead already
 │   ├── QuestionTooLongError   a question that leaves no room in the model's context
+│   ├── UnknownJobError        no job of this id
+│   ├── KeyInUseError          an idempotency key whose first request is still worked on
+│   ├── KeyReusedError         an idempotency key that was used for another request
 │   └── NotReadyError          a server that loads its models, or stops
 ├── ApiKeyError                an API key that cannot be had
 │   ├── InvalidKeyError        one that cannot be made like this
@@ -35,6 +38,8 @@ __all__ = [
     "DownloadError",
     "InvalidKeyError",
     "InvalidRequestError",
+    "KeyInUseError",
+    "KeyReusedError",
     "ModelFolderError",
     "ModelHubError",
     "NoKVStoreError",
@@ -47,6 +52,7 @@ __all__ = [
     "RequestError",
     "ServerError",
     "TemplateError",
+    "UnknownJobError",
     "UnknownKeyError",
     "UnknownModelError",
 ]
@@ -114,6 +120,18 @@ class InvalidKeyError(ApiKeyError):
 
 class UnknownKeyError(ApiKeyError):
     """Report that there is no key of this id or name."""
+
+
+class UnknownJobError(RequestError):
+    """Report that there is no job of this id."""
+
+
+class KeyInUseError(RequestError):
+    """Report an idempotency key whose first request is still worked on."""
+
+
+class KeyReusedError(RequestError):
+    """Report an idempotency key that was used for another request."""
 
 
 class ConfigurationError(RagError):

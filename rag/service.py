@@ -12,6 +12,7 @@ from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from rag.answering import answering_json, answering_of, patched, settings_of, template_of
 from rag.bare_model import BareModel
 from rag.caller import NOBODY, Caller
 from rag.cleaning import clean, drop_namespace, outdate
@@ -25,13 +26,17 @@ from rag.pipeline import Pipeline
 from rag.precompute import Precompute
 from rag.schemas import (
     AnswerEvent,
+    Answering,
     AnswerRequest,
     CollectionInfo,
+    CollectionPatch,
     DeletedDocument,
     DocumentInfo,
     DocumentInput,
+    DocumentPatch,
     DocumentWithPassages,
     IngestReport,
+    NewCollection,
     PassageInfo,
     PrecomputePlan,
     PrecomputeProgress,
@@ -56,10 +61,10 @@ MAX_RUNS = 2  # over passages, of as many collections, that advance at once besi
 def source_from_input(document: DocumentInput) -> Source:
     """Make a source of a document that came with a request."""
     if document.text is not None:
-        return TextSource(document.uri, document.text, document.title, document.media_type)
+        return TextSource(document.uri, document.text, document.title, document.media_type, document.metadata)
     assert document.data is not None, "a document has text or data"
     name = document.name or document.uri.rsplit("/", 1)[-1]
-    return BytesSource(name, document.data, document.uri, document.title, document.media_type)
+    return BytesSource(name, document.data, document.uri, document.title, document.media_type, document.metadata)
 
 
 class Service:
@@ -220,6 +225,34 @@ class Service:
         """
         return _collection_info(self.components.library().collection(name))
 
+    def create_collection(self, wanted: NewCollection) -> CollectionInfo:
+        """Make an empty collection with settings of its own.
+
+        Raises:
+            CollectionExistsError: there is one of this name.
+            SettingsError: the name or a setting cannot work.
+            TemplateError: the words around the passages do not go with the model.
+        """
+        self._check_template(wanted.answering)
+        settings = settings_of(wanted.settings, self.config.retriever)
+        answering = answering_json(wanted.answering)
+        return _collection_info(self.components.library().create_collection(wanted.name, settings, answering=answering))
+
+    def update_collection(self, name: str, patch: CollectionPatch) -> CollectionInfo:
+        """Change how questions over a collection are answered. Errors are those of `create_collection`.
+
+        Raises:
+            UnknownCollectionError: there is none of this name.
+        """
+        library = self.components.library()
+        answering = patched(answering_of(library.collection(name)), patch.answering)
+        self._check_template(answering)
+        return _collection_info(library.set_answering(name, answering_json(answering)))
+
+    def _check_template(self, answering: Answering) -> None:
+        if answering.prompt is not None:
+            _ = self.components.layout_with(template_of(answering, self.config.prompt)).head
+
     def delete_collection(self, name: str) -> None:
         """Delete a collection with everything in it, its cached KV included.
 
@@ -261,6 +294,14 @@ class Service:
         ]
         return DocumentWithPassages(**info.model_dump(), passage_list=passages)
 
+    def update_document(self, collection: str, document_id: str, patch: DocumentPatch) -> DocumentInfo:
+        """Replace a document's metadata, and return the document.
+
+        Raises:
+            UnknownDocumentError: the collection has none of this id.
+        """
+        return _document_info(self.components.library().set_metadata(collection, document_id, patch.metadata))
+
     def delete_document(self, collection: str, document_id: str, *, purge: bool = False) -> DeletedDocument:
         """Delete a document with its passages, and return it; with `purge` no copy of their KV is left.
 
@@ -287,6 +328,8 @@ def _collection_info(row: "Collection") -> CollectionInfo:
         passage_tokens=row.settings.split.passage_tokens,
         overlap_tokens=row.settings.split.overlap_tokens,
         index_factory=row.settings.index_factory,
+        index_parameters=row.settings.index_parameters,
+        answering=answering_of(row),
         created_at=row.created_at,
     )
 
@@ -301,4 +344,5 @@ def _document_info(row: Document) -> DocumentInfo:
         characters=row.num_characters,
         tokens=row.num_tokens,
         ingested_at=row.ingested_at,
+        metadata=dict(row.metadata),
     )
