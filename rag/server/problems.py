@@ -190,6 +190,8 @@ def _rule_of(error: Exception) -> Rule | None:
 
 
 async def _expected(request: Request, error: Exception) -> Response:
+    if isinstance(error, retriever_errors.UnknownCollectionError) and error.known:  # some of which he may not see
+        error = retriever_errors.UnknownCollectionError(error.name, request.state.access.visible(error.known))
     problem = describe(error, request.state.request_id)
     headers = dict(error.headers or {}) if isinstance(error, ProblemError) else {}
     rule = _rule_of(error)
