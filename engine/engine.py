@@ -290,6 +290,10 @@ class Engine:
         """
         return self._intake.missing(template, passages, namespace)
 
+    def allows_chunk(self, prompt: Prompt) -> bool:
+        """Tell whether chunk reuse is certified for a prompt; any thread may ask."""
+        return self._intake.allows_chunk(prompt)
+
     def drop_namespace(self, namespace: str) -> int:
         """Forget everything that the device has of a namespace and return the blocks freed."""
         return self.cache.drop_namespace(namespace, self._streams)

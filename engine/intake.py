@@ -82,6 +82,12 @@ class Intake:
             return sorted(i for tokens, i in first.items() if not tier.has(namespace, template.tokens, tokens))
         return sorted(i for i in first.values() if not self._cache.is_cached(namespace, [template, passages[i]]))
 
+    def allows_chunk(self, prompt: Prompt) -> bool:
+        """Tell whether chunk reuse is certified for a prompt; any thread may ask."""
+        passages = [segment for segment in prompt.segments if segment.kind is SegmentKind.PASSAGE]
+        refusal, _ = self._certified_repair(prompt, passages) if len(passages) > 1 else ("nothing to shift", 0)
+        return not refusal
+
     def forget(self, request: Request) -> None:
         """Tell that a request has ended."""
         name = _name(request)
@@ -106,7 +112,7 @@ class Intake:
             return Reuse.CHUNK, uncertified_repair
         if template.kind is not SegmentKind.TEMPLATE or len(passages) < 2:
             return Reuse.EXACT, 0  # nothing to shift
-        refusal, repair = self._certified_repair(request, passages)
+        refusal, repair = self._certified_repair(request.prompt, passages)
         if not refusal:
             chunk = replace(request, reuse=Reuse.CHUNK, repair=repair)
             fits = self._blocks_needed(chunk, request.max_tokens) <= self._cache.pool.num_blocks
@@ -118,12 +124,12 @@ class Intake:
         logger.log(level, "reuse 'auto' runs as 'exact': %s", refusal)
         return Reuse.EXACT, 0
 
-    def _certified_repair(self, request: Request, passages: Sequence[Segment]) -> tuple[str, int]:
+    def _certified_repair(self, prompt: Prompt, passages: Sequence[Segment]) -> tuple[str, int]:
         """Return why chunk reuse is refused, or nothing and the repair with which it is allowed."""
         window = self._shortest_window
-        if window is not None and window < request.prompt.num_tokens:
+        if window is not None and window < prompt.num_tokens:
             return f"chunk reuse cannot work under the model's sliding window of {window} tokens; use reuse 'exact'", 0
-        template = request.prompt.segments[0].tokens
+        template = prompt.segments[0].tokens
         certificate = self._certificates.find(self._identity(), template) if self._certificates is not None else None
         if certificate is None:
             return (

@@ -29,6 +29,7 @@ EXTENT_BYTES = 64 * MIB
 MAX_EXTENTS = 256  # of those that are full
 RETRY_SECONDS = 30.0  # how long puts are declined after the disk has refused one
 MAX_SPARSE = 8  # sparse extents are files held open; more of them are compacted
+MAX_PREFETCHING = 64  # records that wait to be read ahead
 EVICTED_SHARE = 32  # at least one part in so many is evicted at once, so that records are seldom sorted
 
 
@@ -116,6 +117,7 @@ class ExtentStore:
         self._state = threading.Lock()  # guards index and stats
         self._disk = threading.RLock()  # held while extents change; taken before `_state`
         self._prefetching = ThreadPoolExecutor(1, "kv-prefetch")
+        self._num_prefetching = 0
         self._retry_at = 0.0
         self._closed = False
         try:
@@ -152,9 +154,10 @@ class ExtentStore:
                     return False
                 self._index.add(record)
                 self._stats.written += 1
-            if len(self._folder.sparse()) > MAX_SPARSE:
-                self.compact()
-            return True
+            is_scattered = len(self._folder.sparse()) > MAX_SPARSE
+        if is_scattered:
+            self.compact()
+        return True
 
     def delete(self, *keys: bytes) -> int:
         """See `KVStore.delete`."""
@@ -182,7 +185,9 @@ class ExtentStore:
             records = [record for key in keys if (record := self._index.get(key)) is not None]
             for record in records:  # they count as used, since what is still on the device will not be loaded
                 self._index.note_use(record.header.key)
-                self._prefetching.submit(record.extent.prefetch, record)  # takes milliseconds of a cold record
+                if self._num_prefetching < MAX_PREFETCHING:  # a disk that falls behind would read what nobody waits for
+                    self._num_prefetching += 1
+                    self._prefetching.submit(self._prefetch, record)  # takes milliseconds of a cold record
 
     def keys(self) -> list[bytes]:
         """See `KVStore.keys`."""
@@ -196,10 +201,9 @@ class ExtentStore:
 
     def compact(self) -> int:
         """See `KVStore.compact`."""
-        moved = 0
-        with self._disk:
-            while (sparse := self._folder.sparse()) and (step := self._move_records(sparse[0])):
-                moved += step
+        moved, tried = 0, set[Extent]()
+        while (step := self._compact_next(tried)) is not None:
+            moved += step
         return moved
 
     def stats(self) -> StoreStats:
@@ -218,6 +222,13 @@ class ExtentStore:
                 self._folder.sync()
             except OSError as error:
                 logger.warning("the latest KV may not be on the disk: %s", error)
+
+    def _prefetch(self, record: StoredRecord) -> None:
+        try:
+            record.extent.prefetch(record)
+        finally:
+            with self._state:
+                self._num_prefetching -= 1
 
     def _recover(self) -> None:
         """Index what the folder holds; of what a compaction was about to move, keep the copy."""
@@ -302,9 +313,19 @@ class ExtentStore:
             if not victims:
                 return False
             self._folder.discard(victims)
-            if self._folder.nbytes + nbytes > capacity:  # erased bytes go on taking space here until they are compacted
-                self.compact()
+            tried = set[Extent]()  # erased bytes may go on taking space until they are compacted
+            while self._folder.nbytes + nbytes > capacity and self._compact_next(tried) is not None:
+                pass
         return True
+
+    def _compact_next(self, tried: set[Extent]) -> int | None:
+        """Move the records of a sparse extent not tried yet, None when there is none; others may come in between."""
+        with self._disk:
+            extent = next((extent for extent in self._folder.sparse() if extent not in tried), None)
+            if extent is None:
+                return None
+            tried.add(extent)
+            return self._move_records(extent)
 
     def _move_records(self, extent: Extent) -> int:
         """Copy an extent's records to the youngest one, and erase them here when the copies are on the disk."""

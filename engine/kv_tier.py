@@ -94,6 +94,10 @@ class DiskTier:
                 return self._start_writing(key)
         return True
 
+    def keeps(self, namespace: str, template: Tokens, passage: Tokens) -> bool:
+        """See `Tier.keeps`."""
+        return self._identity.key(namespace, template, passage) in self._store
+
     def prefetch(self, namespace: str, template: Tokens, passages: Sequence[Tokens]) -> None:
         """See `Tier.prefetch`."""
         self._store.prefetch([self._identity.key(namespace, template, passage) for passage in passages])

@@ -90,6 +90,7 @@ class PrefixCache:
         """
         assert request not in self._live, f"request {request.id} is admitted already"
         segments = request.segments
+        self._note_written()
         started = perf_counter()
         loaded = self._load(request, segments)
         request.load_seconds += perf_counter() - started
@@ -175,6 +176,7 @@ class PrefixCache:
             admission.published_to = end
             if self._promotion is not None and (adopted or request.max_tokens == 0):  # 0: to have it kept
                 self._promotion.save(request, tree, adopted)
+                self._note_written()
             self._touch(nodes)
         elif request.owner is not None and request.reuse is Reuse.CHUNK:
             adopted, nodes = self._tails.publish(request, admission)
@@ -279,6 +281,11 @@ class PrefixCache:
             return place(segments, tree, reuse=Reuse.EXACT, owner=request.owner)
         tails = self._tails.tree(request, segments)
         return place(segments, tree, reuse=Reuse.CHUNK, owner=request.owner, repair=request.repair, private_tails=tails)
+
+    def _note_written(self) -> None:
+        """Give nodes that are on disk by now the priority of such."""
+        if self._promotion is not None:
+            self._eviction.touch(self._promotion.note_written(self._trees))
 
     def _load(self, request: Request, segments: Sequence[Segment]) -> "_Loaded":
         """Bring into the tree what the request can use of the tier."""

@@ -3,7 +3,7 @@
 Knows token ids, block ids and tree nodes; room in the pool and reference counts are the prefix cache's business.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from engine.ladder import is_known
 from engine.prompt import Reuse, Segment, SegmentKind, block_keys
@@ -26,6 +26,7 @@ class Promotion:
     def __init__(self, tier: Tier) -> None:
         self.tier = tier
         self._retrievals = RetrievalCounts(REMEMBERED_RETRIEVALS)
+        self._unwritten: list[tuple[str, list[Segment]]] = []  # namespace and path of what was saved
 
     def wanted(self, request: Request, segments: Sequence[Segment], tree: RadixTree) -> list[int]:
         """Choose the segments whose canonical KV the request can use, the tree lacks and the tier probably has.
@@ -81,15 +82,25 @@ class Promotion:
         if rest and rest[0].kind is SegmentKind.PASSAGE:
             paths.append([template, rest[0]])
         for path in paths:
-            keys = [key for segment in path for key in block_keys(segment.tokens, tree.block_size, sealed=True)]
-            match = tree.match(keys)
-            if len(match.blocks) < len(keys):
+            own, _ = _last_run(tree, path)
+            if not own:
                 return
-            own = match.blocks[-len(block_keys(path[-1].tokens, tree.block_size, sealed=True)) :]
             offered = request.max_tokens == 0 or not new.isdisjoint(own)
             if offered and self.tier.save(request.namespace, *_names(path), own):
-                for node in match.nodes:
-                    node.on_disk = node.on_disk or not set(own).isdisjoint(node.blocks)
+                self._unwritten.append((request.namespace, path))
+
+    def note_written(self, trees: Mapping[str, RadixTree]) -> list[Node]:
+        """Mark what has been written since it was saved as being on disk, and return its nodes."""
+        waiting, self._unwritten = self._unwritten, []
+        written: list[Node] = []
+        for namespace, path in waiting:
+            if self.tier.keeps(namespace, *_names(path)):
+                written += _last_run(trees[namespace], path)[1] if namespace in trees else []
+            elif self.tier.has(namespace, *_names(path)):
+                self._unwritten.append((namespace, path))
+        for node in written:
+            node.on_disk = True
+        return written
 
 
 def usable_passages(request: Request, segments: Sequence[Segment]) -> list[int]:
@@ -98,6 +109,16 @@ def usable_passages(request: Request, segments: Sequence[Segment]) -> list[int]:
     if request.reuse is not Reuse.CHUNK:
         return [i for i in passages if i == 1]
     return [i for i in passages if i == 1 or len(segments[i].tokens) > request.repair]
+
+
+def _last_run(tree: RadixTree, path: Sequence[Segment]) -> tuple[list[int], list[Node]]:
+    """Return the blocks that a tree has of a path's last segment, and their nodes; none where it lacks some."""
+    runs = [block_keys(segment.tokens, tree.block_size, sealed=True) for segment in path]
+    match = tree.match([key for run in runs for key in run])
+    if len(match.blocks) < sum(map(len, runs)):
+        return [], []
+    own = match.blocks[-len(runs[-1]) :]
+    return own, [node for node in match.nodes if not set(own).isdisjoint(node.blocks)]
 
 
 def _names(path: Sequence[Segment]) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -23,6 +23,9 @@ class Tier(Protocol):
     def save(self, namespace: str, template: Tokens, passage: Tokens, blocks: Sequence[int]) -> bool:
         """Take a copy of these blocks now, durable some time later; False when it declines."""
 
+    def keeps(self, namespace: str, template: Tokens, passage: Tokens) -> bool:
+        """Tell whether what was saved has been written; False while it waits, and where it was declined after all."""
+
     def prefetch(self, namespace: str, template: Tokens, passages: Sequence[Tokens]) -> None:
         """Begin to read ahead what is likely to be loaded soon."""
 

@@ -48,7 +48,8 @@ class Overlap:
         segments = [layout.passage(passage) for passage in passages]
         namespace = namespace_of(collection.id)
         if settings.prefetch and engine.tier is not None:
-            usable = segments[:1] if self.reuse is Reuse.EXACT else segments
+            is_chunk = self.reuse is not Reuse.EXACT and engine.allows_chunk(Prompt([layout.head, *segments]))
+            usable = segments if is_chunk else segments[:1]
             engine.tier.prefetch(namespace, layout.head.tokens, [segment.tokens for segment in usable])
         if settings.speculate and not engine.scheduler.has_work:
             self._speculation = self._speculate(collection, Prompt([layout.head, *segments]))

@@ -6,6 +6,7 @@ from threading import Lock
 
 import numpy as np
 
+from retriever.errors import StoreError
 from retriever.store import Store
 
 __all__ = ["Popularity"]
@@ -25,12 +26,22 @@ class Popularity:
             self._counts.update(passage_ids)
 
     def flush(self) -> None:
-        """Write the counts down."""
+        """Write the counts down.
+
+        Raises:
+            StoreError: the disk is full or the database is damaged; the counts are kept for the next time.
+        """
         with self._lock:
             counts, self._counts = self._counts, Counter()
-        if counts:
+        if not counts:
+            return
+        try:
             with self._store.write() as writer:
                 writer.count_retrievals(counts)
+        except StoreError:
+            with self._lock:
+                self._counts.update(counts)
+            raise
 
     def ranking(self, collection: str) -> list[int]:
         """Return the ids of a collection's passages: by falling number of retrievals, then by centrality.

@@ -1,5 +1,6 @@
 """The library: collections of documents that can be ingested and searched. The package's front door."""
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ from retriever.store import Store
 from retriever.upkeep import check_collection
 
 __all__ = ["Library"]
+
+logger = logging.getLogger(__name__)
 
 COLLECTION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 TRIAL_DIMENSION = 768  # to refuse a bad factory string before the embedder is loaded; divisible by what PQ asks for
@@ -86,9 +89,14 @@ class Library:
     def close(self) -> None:
         """Save the indexes and close the database; the library cannot be used afterwards."""
         self._extractor.close()
-        self.popularity.flush()
-        self._indexes.close()
-        self.store.close()
+        try:
+            self.popularity.flush()
+        except StoreError as error:
+            logger.warning("how often passages were found is not written down: %s", error)
+        try:
+            self._indexes.close()
+        finally:
+            self.store.close()
 
     def __enter__(self) -> Self:
         return self

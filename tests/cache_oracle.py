@@ -78,6 +78,9 @@ class OracleTier:
         self.kept[namespace, template, passage] = content
         return True
 
+    def keeps(self, namespace: str, template: tuple[int, ...], passage: tuple[int, ...]) -> bool:
+        return self.has(namespace, template, passage)
+
     def prefetch(self, namespace: str, template: tuple[int, ...], passages: Any) -> None:
         """Nothing is read ahead."""
 

@@ -1,12 +1,14 @@
 """An engine over a KV store: what was read once is not computed again after a restart, or after an eviction."""
 
 import random
+import threading
 
 import pytest
 from engine_helpers import BLOCK, ask, check_settled, passage, random_tokens, tail, template, tiny_engine
 
 from engine import Engine, Generation, Prompt, Reuse, SamplingParams
 from engine.kv_store import ExtentStore
+from engine.prompt import block_keys
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -146,3 +148,36 @@ def test_what_the_tree_has_and_the_store_has_lost_is_stored_again_when_asked_for
     assert engine.missing(TEMPLATE, PASSAGES[:2]) == [0], "a question does not write what it has only read"
     assert engine.precompute(TEMPLATE, PASSAGES[:2]) == 1
     assert engine.missing(TEMPLATE, PASSAGES[:2]) == []
+
+
+def test_nodes_are_on_disk_once_they_are_written(tiny_folder, tmp_path):
+    """What waits to be written, or is declined after all, would still cost a computation."""
+
+    class Reluctant(ExtentStore):
+        takes, go_on = True, threading.Event()
+
+        def put(self, *arguments):
+            assert self.go_on.wait(30)
+            return self.takes and super().put(*arguments)
+
+    store = Reluctant(tmp_path / "slow", capacity_bytes=2**22)
+    engine = tiny_engine(tiny_folder, store=store)
+
+    def is_on_disk(number: int) -> bool:
+        ask(engine, [1, 2, 3], SamplingParams(max_tokens=1))  # what was written is noted when a request is admitted
+        keys = [key for part in (TEMPLATE, PASSAGES[number]) for key in block_keys(part.tokens, BLOCK, sealed=True)]
+        match = engine.cache.tree("").match(keys)
+        assert len(match.blocks) == len(keys)
+        return match.nodes[-1].on_disk
+
+    assert engine.precompute(TEMPLATE, PASSAGES[:1]) == 1
+    assert not is_on_disk(0)
+    Reluctant.go_on.set()
+    engine.tier.flush()
+    assert is_on_disk(0)
+    store.takes = False
+    assert engine.precompute(TEMPLATE, PASSAGES[1:2]) == 1
+    engine.tier.flush()
+    assert not is_on_disk(1)
+    engine.close()
+    store.close()

@@ -309,6 +309,40 @@ def test_prefetch_of_known_and_unknown_keys(store):
     assert holds(store, 1)
 
 
+def test_what_waits_to_be_read_ahead_is_limited(store, monkeypatch):
+    for n in range(kv_store.MAX_PREFETCHING + 20):
+        put(store, n)
+    go_on, begun = threading.Event(), []
+    monkeypatch.setattr(kv_extent.Extent, "prefetch", lambda _, record: begun.append(record) or go_on.wait(30))
+    keys = store.keys()
+    assert len(keys) > kv_store.MAX_PREFETCHING
+    store.prefetch(keys)
+    store.prefetch(keys)
+    go_on.set()
+    store._prefetching.shutdown()
+    assert len(begun) == kv_store.MAX_PREFETCHING
+    assert store._num_prefetching == 0
+
+
+def test_an_extent_that_cannot_be_erased_does_not_keep_others_from_being_compacted(store, monkeypatch):
+    for n in range(60):
+        put(store, n)
+    store.delete(*(key_of(n) for n in range(60) if n % 4))
+    first, *others = store._folder.sparse()
+    assert len(others) > 1
+    erase = kv_extent.Extent.erase
+
+    def failing(extent, record):
+        if extent is first:
+            raise OSError("a bad sector")
+        erase(extent, record)
+
+    monkeypatch.setattr(kv_extent.Extent, "erase", failing)
+    assert store.compact() > 0
+    assert store._folder.sparse() == [first]
+    assert all(holds(store, n) == (n % 4 == 0) for n in range(60))
+
+
 @pytest.mark.parametrize("capacity", [0, -1])
 def test_capacity_must_be_positive(tmp_path, capacity):
     with pytest.raises(ConfigError, match="holds nothing"):

@@ -273,3 +273,28 @@ def test_loads_through_a_copy_where_blocks_are_not_in_memory(store):
     assert torch.equal(cache.read_blocks([0, 1, 3], len(PASSAGE)), cache.read_blocks([5, 2, 9], len(PASSAGE)))
     assert not tier.load("c", TEMPLATE, PASSAGE[1:], [0, 1, 3])
     tier.close()
+
+
+def test_what_is_saved_is_kept_once_it_is_written(tier, store):
+    tier._store = slow = SlowStore(store)
+    assert tier.save("c", TEMPLATE, PASSAGE, [5, 2, 9])
+    assert tier.has("c", TEMPLATE, PASSAGE)
+    assert not tier.keeps("c", TEMPLATE, PASSAGE)
+    slow.go_on.set()
+    tier.flush()
+    assert tier.keeps("c", TEMPLATE, PASSAGE)
+
+
+def test_without_a_thread_to_write_saves_are_declined_until_there_is_one(tier, monkeypatch, caplog):
+    def no_thread(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    assert not tier.save("c", TEMPLATE, PASSAGE, [5, 2, 9])
+    assert tier.num_declined == 1
+    assert "new thread" in caplog.text
+    monkeypatch.undo()
+    tier.flush()
+    assert tier.save("c", TEMPLATE, PASSAGE, [5, 2, 9])
+    tier.flush()
+    assert tier.keeps("c", TEMPLATE, PASSAGE)

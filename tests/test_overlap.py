@@ -8,6 +8,7 @@ from rag_helpers import make_chat_model
 from server_helpers import eventually
 from test_precompute import TEXTS, ask, make_config, read_ahead
 
+from engine.prompt import Prompt
 from engine.worker import Handle
 from rag.config import AnswerSettings, RagConfig
 from rag.schemas import AnswerRequest
@@ -58,15 +59,21 @@ def test_candidates_are_read_ahead_from_disk(tmp_path: Path, model: Path, monkey
         store = service.components.store()
         prefetch = store.prefetch
         monkeypatch.setattr(store, "prefetch", lambda keys: wanted.append(keys) or prefetch(keys))
+        engine = service.components.worker().engine
+        monkeypatch.setattr(engine, "allows_chunk", lambda prompt: len(prompt.segments) == 3)
         answer = ask(service, k=2)
         assert answer.answer == expected
         head, library = service.components.layout().head, service.components.library()
-        tokens = [library.passage("docs", source.passage_id).token_ids for source in answer.sources]
-        identity = service.components.worker().engine.identity
-        keys = [identity.key("1", head.tokens, own) for own in tokens]
+        passages = [library.passage("docs", source.passage_id) for source in answer.sources]
+        keys = [engine.identity.key("1", head.tokens, passage.token_ids) for passage in passages]
         assert wanted == [keys]
         ask(service, k=2, reuse="exact")
         assert wanted[1:] == [keys[:1]], "exact reuse takes only what stands first"
+        monkeypatch.undo()
+        assert not engine.allows_chunk(Prompt([head, *map(service.components.layout().passage, passages)]))
+        monkeypatch.setattr(store, "prefetch", lambda keys: wanted.append(keys) or prefetch(keys))
+        ask(service, k=2)
+        assert wanted[2:] == [keys[:1]], "and so does what would be chunk reuse, had it a certificate"
 
 
 def test_a_right_guess_leaves_only_the_question_to_compute(

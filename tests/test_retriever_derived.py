@@ -213,3 +213,28 @@ def delete_and_fail(store: Store, error: BaseException) -> None:
         writer.delete_collection(writer.collection("c"))
         assert writer.dead_keys() == [(b"key", False)]
         raise error
+
+
+def test_a_full_disk_keeps_the_library_from_nothing_but_the_counts(tmp_path, monkeypatch, caplog):
+    library = Library.open(tmp_path / "full", embedder=CountingEmbedder())
+    library.ensure_collection("c")
+    passage = put(library, "u:1", TEXT)
+    library.popularity.note([passage.id])
+    monkeypatch.setattr("retriever.changes.Writer.count_retrievals", full_disk)
+    with pytest.raises(StoreError, match="full"):
+        library.popularity.flush()
+    monkeypatch.undo()
+    library.popularity.flush()
+    with library.store.read() as reader:
+        assert reader.retrievals(reader.collection("c")) == {passage.id: 1}, "what could not be written is not lost"
+    library.popularity.note([passage.id])
+    monkeypatch.setattr("retriever.changes.Writer.count_retrievals", full_disk)
+    library.close()
+    assert "not written down" in caplog.text
+    assert list((tmp_path / "full" / "indexes").glob("*.faiss"))
+    with pytest.raises(StoreError, match="closed"), library.store.read():
+        pass
+
+
+def full_disk(*_: object) -> None:
+    raise sqlite3.OperationalError("database or disk is full")
