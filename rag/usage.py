@@ -71,9 +71,7 @@ def usage_report(
         total += used
         group = _group(row, request.by)
         groups[group] = groups.get(group, _Sum()) + used
-    rows = [
-        UsageRow(**_names(group), key_name=key_names.get(group[1]), **used.fields) for group, used in groups.items()
-    ]
+    rows = [_row(group, used, key_names) for group, used in groups.items()]
     rows.sort(key=lambda row: (row.day or date.min, -row.prompt_tokens - row.output_tokens))
     return UsageReport(
         since=since,
@@ -87,9 +85,8 @@ def usage_report(
 def as_csv(report: UsageReport) -> str:
     """Write a report's rows as CSV, with a line of names first."""
     text = StringIO()
-    columns = list(UsageRow.model_fields)
-    writer = csv.DictWriter(text, [*(name for name in columns if name not in UsageTotal.model_fields),
-                                   *UsageTotal.model_fields])  # fmt: skip
+    names = [name for name in UsageRow.model_fields if name not in UsageTotal.model_fields]
+    writer = csv.DictWriter(text, [*names, *UsageTotal.model_fields])
     writer.writeheader()
     writer.writerows({name: _cell(value) for name, value in row.model_dump(mode="json").items()} for row in report.rows)
     return text.getvalue()
