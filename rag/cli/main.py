@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rag.cli import ask, bench, certify, collections, demo, doctor, documents, ingest, keys, model, search, serve
+from rag.cli import ask, bench, certify, collections, demo, doctor, documents, ingest, keys, model, search, serve, usage
 from rag.cli.failures import FAILED, USAGE, expected_errors
 from rag.cli.options import GLOBAL_OPTIONS, Options, hoist
 
@@ -36,6 +36,7 @@ app.add_typer(collections.app, name="collections")
 app.add_typer(documents.app, name="documents")
 app.add_typer(keys.app, name="keys")
 app.add_typer(model.app, name="model")
+app.add_typer(usage.app, name="usage")
 app.add_typer(bench.app, name="bench")
 
 
