@@ -19,7 +19,7 @@ from rag.answer import AnswerAssembler, source_of
 from rag.answering import answering_of, filled_in
 from rag.caller import NOBODY, Caller
 from rag.components import Components
-from rag.dialogue import Dialogues, search_query
+from rag.dialogue import Dialogues, said_before, search_query
 from rag.errors import NoPassagesError
 from rag.living_store import claims_of, namespace_of
 from rag.logprobs import LogprobTexts
@@ -255,7 +255,8 @@ class Pipeline:
         started = perf_counter()
         request = filled_in(request, self._components.library().collection(request.collection))
         overlap = Overlap(self._components, self._config.answer, self._reuse(request))
-        found = self.retrieve(search_query(request), request.collection, request.k, overlap, request.where)
+        query = search_query(request.question, said_before(request))
+        found = self.retrieve(query, request.collection, request.k, overlap, request.where)
         if not found.hits:
             raise _no_passages(request)
         max_tokens = request.max_tokens or self._config.answer.max_tokens

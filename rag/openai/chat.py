@@ -57,6 +57,7 @@ async def chat_completions(
             body.sampling(index, logprobs=body.num_logprobs, response_format=body.response_format),
             body.most_tokens,
             access.caller,
+            body.preread,
         )
         for index in range(body.num_answers)
     ]

@@ -7,6 +7,7 @@ from pydantic import Field
 from rag.openai.fields import Ignored, ModelName, Refused, SamplingFields
 from rag.openai.messages import Messages
 from rag.openai.results import Evidence, Logprobs, Result, Usage, sparse
+from rag.openai.retrieval_options import RetrievalOptions
 from rag.schemas import Answer, Source
 from rag.schemas.sampling import MAX_TOP_LOGPROBS, ResponseFormat
 
@@ -35,6 +36,7 @@ class ChatRequest(SamplingFields):
         logprobs: tell the tokens and their log-probabilities.
         top_logprobs: and so many of the likeliest tokens'.
         response_format: what the answer has to be: any text, a JSON object, or JSON by a schema.
+        preread: how the collection answers.
     """
 
     model: ModelName
@@ -44,6 +46,7 @@ class ChatRequest(SamplingFields):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
     response_format: ResponseFormat | None = None
+    preread: RetrievalOptions | None = None
     store: Ignored = None
     parallel_tool_calls: Ignored = None
     reasoning_effort: Ignored = None

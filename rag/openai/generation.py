@@ -9,6 +9,7 @@ from typing import TypeVar
 from rag.caller import Caller
 from rag.openai.messages import Conversation
 from rag.openai.results import Evidence
+from rag.openai.retrieval_options import RetrievalOptions
 from rag.openai.targets import Target
 from rag.schemas import (
     Answer,
@@ -38,6 +39,7 @@ def answering(
     sampling: Sampling,
     max_tokens: int | None,
     caller: Caller,
+    options: RetrievalOptions | None = None,
 ) -> AsyncGenerator[AnswerEvent, None]:
     """Answer a conversation's question."""
     if target.collection is None:
@@ -49,6 +51,7 @@ def answering(
         collection=target.collection,
         max_tokens=max_tokens,
         **dict(sampling),
+        **dict(options or ()),
     )
     return service.answer_async(request, replace(caller, conversation=CHAT))
 

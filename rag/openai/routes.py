@@ -2,8 +2,10 @@
 
 from fastapi import APIRouter
 
-from rag.openai import chat, completions, embeddings, models, rerank
+from rag.openai import chat, completions, embeddings, models, rerank, responses
 
 __all__ = ["ROUTERS"]
 
-ROUTERS: tuple[APIRouter, ...] = (models.router, chat.router, completions.router, embeddings.router, rerank.router)
+ROUTERS: tuple[APIRouter, ...] = tuple(
+    module.router for module in (models, chat, completions, responses, embeddings, rerank)
+)

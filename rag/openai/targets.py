@@ -11,7 +11,7 @@ from rag.server.access import Access
 from rag.server.problems import ProblemError
 from rag.service import Service
 
-__all__ = ["Target", "all_models", "bare_id", "embedder_id", "resolve", "unknown_model"]
+__all__ = ["PIPELINE", "Target", "all_models", "bare_id", "embedder_id", "resolve", "unknown_model"]
 
 PIPELINE = "rag/"
 
