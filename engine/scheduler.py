@@ -183,20 +183,20 @@ class Scheduler:
         return Counter(request.principal for request in self.running if not request.background)
 
     def _yield_to_others(self) -> None:
-        """Preempt the newest request of the principal with most of them for one that has fewer and found no place.
+        """Preempt the newest request of the principal with most of them for one that has none and found no place.
 
-        It loses little: the prompt's passages are published. Those who give way keep at least as many as those to whom
-        they do, so nobody is sent to and fro.
+        It loses little: the passages of its prompt are published. Nobody gives up the last one, so that nobody is sent
+        to and fro.
         """
         principal = self._whose_turn((), may_admit=True)
-        if principal is None or self._background_running():
+        running = self._num_running()
+        if principal is None or running[principal] or self._background_running():
             return
         request = self.waiting.next_of(principal)
         if request is None or not (len(self.running) >= self._max_num_seqs or self._is_refused(request)):
             return
-        running = self._num_running()
         (most, count), *_ = running.most_common(1) or [("", 0)]
-        if count > running[principal] + 1:
+        if count > 1:
             self._preempt(next(other for other in reversed(self.running) if other.principal == most))
 
     def _schedule_background(self, budget: int, work: list[ScheduledWork]) -> None:
