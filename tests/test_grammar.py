@@ -1,0 +1,310 @@
+"""Answers are what their grammar says, whatever the model would like to write: a tiny random one knows no JSON."""
+
+import json
+import random
+import re
+
+import jsonschema_rs
+import pytest
+from engine_helpers import check_settled, collect
+from rag_helpers import make_chat_model, make_tokenizer
+
+from engine import (
+    Engine,
+    EngineConfig,
+    FinishReason,
+    JsonObject,
+    JsonSchema,
+    Lark,
+    Prompt,
+    Regex,
+    SamplingParams,
+    Segment,
+    SegmentKind,
+)
+from engine.constraint import Grammars
+from engine.errors import ConfigError, GrammarError
+from engine.tokenizer import Tokenizer
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 8},
+        "age": {"type": "integer", "minimum": 0, "maximum": 130},
+        "tags": {"type": "array", "items": {"enum": ["a", 'b"', "ü"]}, "minItems": 1, "maxItems": 3},
+        "home": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/place"}]},
+    },
+    "required": ["name", "age", "tags", "home"],
+    "additionalProperties": False,
+    "$defs": {
+        "place": {
+            "type": "object",
+            "properties": {"at": {"type": "string", "pattern": "^[0-9]{2}-[A-Z]$"}, "flat": {"type": "boolean"}},
+            "required": ["at"],
+            "additionalProperties": False,
+        }
+    },
+}
+SCHEMAS = {
+    "person": PERSON,
+    "array": {"type": "array", "items": {"type": "integer", "minimum": -3, "maximum": 99}, "maxItems": 5},
+    "const": {"const": {"a": [1, None, "x"]}},
+    "either": {"anyOf": [{"type": "boolean"}, {"type": "string", "minLength": 2, "maxLength": 4}]},
+    "format": {"type": "string", "format": "date"},
+    "tree": {
+        "type": "object",
+        "properties": {"left": {"$ref": "#"}},
+        "additionalProperties": False,
+    },
+}
+BAD = [
+    (JsonSchema("{"), "JSON schema is not JSON"),
+    (JsonSchema('{"type": "strin"}'), "Invalid type: strin"),
+    (JsonSchema('{"type": "array", "uniqueItems": true}'), "uniqueItems"),
+    (JsonSchema('{"oneOf": [{"type": "object"}, {"type": "object", "properties": {"a": {}}}]}'), "oneOf"),
+    (JsonSchema('{"$ref": "https://example.org/schema.json"}'), "example.org"),
+    (JsonSchema('{"type": "string", "pattern": "(?=a)"}'), "look-ahead"),
+    (Regex("(a"), "unclosed group"),
+    (Lark('begin: "a"'), "no start rule"),
+    (Lark("start: unknown"), "unknown"),
+]
+
+
+def as_grammar(schema: object) -> JsonSchema:
+    return JsonSchema(json.dumps(schema))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_chat_model(tmp_path_factory.mktemp("bytes"))
+
+
+def make_engine(folder, **settings) -> Engine:
+    config = {"dtype": "float32", "backend": "reference", "kv_cache_bytes": 1 << 22, **settings}
+    return Engine.from_pretrained(folder, EngineConfig(**config))
+
+
+@pytest.fixture(scope="module")
+def engine(folder, one_thread):
+    return make_engine(folder)
+
+
+def tokens(engine: Engine, text: str) -> list[int]:
+    return engine.tokenizer.encode(text)
+
+
+def ask(engine: Engine, grammar, prompt: str = "Say:", **settings):
+    params = SamplingParams(**{"max_tokens": 150, "temperature": 1.0, "grammar": grammar, **settings})
+    return collect(engine.stream(engine.submit(tokens(engine, prompt), params)))
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_what_ends_by_itself_is_valid(name, engine):
+    validator = jsonschema_rs.validator_for(SCHEMAS[name], validate_formats=True)
+    grammar = as_grammar(SCHEMAS[name])
+    samplings = [SamplingParams(max_tokens=150, temperature=1.5, seed=seed, grammar=grammar) for seed in range(16)]
+    requests = [engine.submit([5, 6, 7], sampling) for sampling in samplings]
+    answers = [collect(engine.stream(request)) for request in requests]
+    whole = [answer for answer in answers if answer.finish_reason is FinishReason.STOP]
+    assert len(whole) >= 14, "too few answers came to their end to say anything"
+    for answer in whole:
+        validator.validate(json.loads(answer.text))
+    assert len({answer.text for answer in whole}) >= (1 if name == "const" else 4), "the model chooses what is open"
+    check_settled(engine)
+
+
+def test_whether_it_is_held_to_the_schema_makes_the_difference(engine):
+    texts = [ask(engine, None, seed=seed, max_tokens=20).text for seed in range(5)]
+    assert not any(text.startswith("{") and text.endswith("}") for text in texts)
+
+
+def test_any_object(engine):
+    """Made likely to end: a random model would go on and on."""
+    likely = dict.fromkeys(tokens(engine, '}]"'), 3.0)
+    texts = [ask(engine, JsonObject(), seed=seed, max_tokens=120, logit_bias=likely) for seed in range(12)]
+    whole = [json.loads(one.text) for one in texts if one.finish_reason is FinishReason.STOP]
+    assert len(whole) >= 6
+    assert all(isinstance(value, dict) for value in whole)
+    assert any(whole), "not all are empty"
+
+
+def test_white_space_between_the_parts_is_bounded(engine):
+    """However much a model likes line feeds."""
+    feed = tokens(engine, "\n")[0]
+    answer = ask(engine, as_grammar(PERSON), temperature=0.0, logit_bias={feed: 100, tokens(engine, " ")[0]: 100})
+    assert answer.finish_reason is FinishReason.STOP
+    assert "\n\n" in answer.text
+    assert "\n\n\n" not in answer.text
+    assert max(map(len, re.findall(" +", answer.text))) <= 20
+    jsonschema_rs.validate(PERSON, json.loads(answer.text))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_expressions_and_grammars(engine, temperature):
+    for seed in range(8):
+        answer = ask(engine, Regex(r"[A-F]{2,5}-\d{3}(é|ü)"), temperature=temperature, seed=seed)
+        assert re.fullmatch(r"[A-F]{2,5}-\d{3}(é|ü)", answer.text)
+        assert answer.finish_reason is FinishReason.STOP
+    sums = Lark('start: sum\nsum: NUMBER | sum "+" NUMBER\nNUMBER: /[1-9]/')
+    for seed in range(8):
+        answer = ask(engine, sums, temperature=temperature, seed=seed, max_tokens=40)
+        assert re.fullmatch(r"[1-9](\+[1-9])*\+?", answer.text)
+        if answer.finish_reason is FinishReason.STOP:
+            assert not answer.text.endswith("+")
+
+
+def test_an_answer_ends_when_nothing_can_be_added(engine):
+    """Without an end token, whatever is asked about ends; and where more may follow, only by one."""
+    for settings in ({}, {"ignore_eos": True}, {"min_tokens": 30}):
+        answer = ask(engine, Regex("abc"), **settings)
+        assert (answer.text, answer.finish_reason) == ("abc", FinishReason.STOP)
+        assert answer.token_ids == tuple(tokens(engine, "abc"))
+    assert ask(engine, Regex("abc"), max_tokens=3).finish_reason is FinishReason.STOP
+    assert ask(engine, Regex("abc"), max_tokens=2).finish_reason is FinishReason.LENGTH
+    (end,) = engine.tokenizer.eos_token_ids
+    open_ended = ask(engine, Regex("abc*"), logit_bias={end: 100})
+    assert open_ended.token_ids == (*tokens(engine, "ab"), end)
+    longer = ask(engine, Regex("abc*"), logit_bias={end: 100}, min_tokens=6)
+    assert longer.token_ids == (*tokens(engine, "abcccc"), end)
+    ignored = ask(engine, Regex("abc*"), logit_bias={end: 100}, ignore_eos=True)
+    assert (ignored.text, ignored.finish_reason) == ("ab", FinishReason.STOP)
+
+
+def test_stop_strings_and_tokens_still_end_it(engine):
+    assert ask(engine, Regex("a{9}bc"), stop=["ab"]).text == "a" * 8
+    assert ask(engine, Regex("a{9}bc"), stop_token_ids=tokens(engine, "b")).text == "a" * 9
+
+
+def test_logprobs_are_the_models_own_and_finite(engine):
+    answer = ask(engine, as_grammar(PERSON), seed=3, logprobs=5)
+    free = ask(engine, None, max_tokens=1, logprobs=5, seed=3)
+    assert [one.token_id for one in answer.logprobs] == list(answer.token_ids)
+    assert all(-60 < value < 0 for one in answer.logprobs for _, value in (*one.top, (0, one.logprob)))
+    assert answer.logprobs[0].top == free.logprobs[0].top
+
+
+@pytest.mark.parametrize(("grammar", "reason"), BAD, ids=lambda value: str(value)[:40])
+def test_what_cannot_be_followed_is_refused_with_the_reason(engine, grammar, reason):
+    with pytest.raises(GrammarError, match=reason) as caught:
+        engine.submit([1, 2, 3], SamplingParams(grammar=grammar))
+    assert "<" not in str(caught.value), "no inner state"
+    with pytest.raises(GrammarError, match=reason):
+        engine.grammars.prepare(grammar)
+    check_settled(engine)
+
+
+def test_something_else_than_a_grammar_is_refused():
+    with pytest.raises(ConfigError, match=r"grammar is .*JsonSchema"):
+        SamplingParams(grammar='{"type": "object"}')
+
+
+def test_a_model_without_an_end_cannot_be_held_to_a_grammar(tmp_path):
+    make_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    grammars = Grammars(Tokenizer(tmp_path), 258)
+    with pytest.raises(GrammarError, match="no token that ends an answer"):
+        grammars.constraint(Regex("a"))
+
+
+def test_what_becomes_too_complex_ends_alone(engine):
+    """A grammar that its library gives up on in the middle of an answer costs that answer, not those beside it."""
+    good = engine.submit(tokens(engine, "Say:"), SamplingParams(max_tokens=40, grammar=Regex("[ab]{30}")))
+    bad = engine.submit(tokens(engine, "Say:"), SamplingParams(max_tokens=40, grammar=Regex("[ab]{30}")))
+    for _ in range(4):
+        engine.step()
+    constraint = engine._samplers[bad]._constraint
+    constraint._matcher.consume_token(tokens(engine, "?")[0])  # what it refuses puts it out of order
+    with pytest.raises(GrammarError, match="cannot be held to its grammar any further"):
+        collect(engine.stream(bad))
+    assert collect(engine.stream(good)).finish_reason is FinishReason.STOP
+    check_settled(engine)
+
+
+def test_a_grammar_is_compiled_once(engine, monkeypatch):
+    seen = []
+    compile_one = Grammars._compile
+    monkeypatch.setattr(Grammars, "_compile", lambda self, one: seen.append(one) or compile_one(self, one))
+    grammars = Grammars(engine.tokenizer, 258)
+    first, second = (grammars.constraint(Regex("a[bc]")) for _ in range(2))
+    first.accept(tokens(engine, "a")[0])
+    first.accept(tokens(engine, "b")[0])
+    assert seen == [Regex("a[bc]")]
+    assert first.is_complete
+    assert not second.is_complete, "each answer has a way of its own"
+
+
+def songs(generator: random.Random) -> tuple[Prompt, SamplingParams]:
+    """A prompt that an answer may copy from, and any way to sample."""
+    text = json.dumps({"name": "Orrin", "age": 33, "tags": ["a", "ü"], "home": {"at": "12-B"}})
+    head = Segment(tuple(text.encode()), SegmentKind.TEMPLATE, "head")
+    end = Segment(tuple(generator.randrange(200) for _ in range(generator.randint(1, 30))), SegmentKind.TAIL)
+    chosen = {"temperature": generator.choice([0.0, 0.7, 1.3]), "seed": generator.randrange(99)}
+    wanted = {
+        "repetition_penalty": generator.choice([1.0, 1.2]),
+        "frequency_penalty": generator.choice([0.0, 0.1]),
+        "min_p": generator.choice([0.0, 0.01]),
+        "min_tokens": generator.choice([0, 20]),
+        "logprobs": generator.choice([None, 2]),
+        "logit_bias": generator.choice([{}, {34: 1.5}]),
+        "grammar": generator.choice([None, as_grammar(PERSON), Regex("(na|ma|ba){3,30}"), JsonObject()]),
+    }
+    return Prompt([head, end]), SamplingParams(max_tokens=generator.randint(20, 80), **chosen, **wanted)
+
+
+@pytest.fixture(scope="module")
+def alone(folder, one_thread):
+    """Requests and their answers one by one, without drafts."""
+    generator, engine = random.Random(11), make_engine(folder, max_draft_tokens=0)
+    pairs = [songs(generator) for _ in range(20)]
+    return [(*pair, collect(engine.stream(engine.submit(*pair)))) for pair in pairs]
+
+
+class Parrot:
+    """Drafts the known answer, with mistakes."""
+
+    def __init__(self) -> None:
+        self.answers = {}
+        self.random = random.Random(5)
+
+    def propose(self, request, limit, decode_rows):
+        at = len(request.output_tokens)
+        right = self.answers[request][at : at + self.random.randint(0, max(limit, 0))]
+        return tuple(token if self.random.random() < 0.85 else self.random.randrange(258) for token in right)
+
+    def forget(self, request):
+        self.answers.pop(request, None)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"max_num_batched_tokens": 40, "max_num_seqs": 5},
+        {"kv_cache_bytes": 1 << 17},
+        {"max_draft_tokens": 0, "kv_cache_bytes": 1 << 17},
+    ],
+    ids=["together", "in chunks", "preempted", "preempted without drafts"],
+)
+def test_answers_are_those_of_each_request_alone(settings, folder, alone):
+    """In batches, with drafts, prefilled in chunks, preempted: tokens, ends and log-probabilities stay the same."""
+    engine = make_engine(folder, **settings)
+    if settings.get("max_draft_tokens", 1):
+        engine.scheduler.drafts = Parrot()
+    requests = [engine.submit(prompt, params) for prompt, params, _ in alone]
+    for request, (_, _, expected) in zip(requests, alone, strict=True):
+        if settings.get("max_draft_tokens", 1):
+            engine.scheduler.drafts.answers[request] = expected.token_ids
+    while engine.scheduler.has_work:
+        engine.step()
+        engine.check_invariants()
+    for request, (_, params, expected) in zip(requests, alone, strict=True):
+        answer = collect(engine.stream(request))
+        assert answer.token_ids == expected.token_ids, params
+        assert (answer.text, answer.finish_reason) == (expected.text, expected.finish_reason)
+        assert [one.token_id for one in answer.logprobs] == [one.token_id for one in expected.logprobs]
+        for one, other in zip(answer.logprobs, expected.logprobs, strict=True):
+            assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+    totals = engine.stats()
+    assert bool(totals.totals.accepted_tokens) == bool(settings.get("max_draft_tokens", 1))
+    assert (totals.preemptions > 0) == ("kv_cache_bytes" in settings)
+    check_settled(engine)
