@@ -1,7 +1,7 @@
 """What the tests of metrics, traces, ledger and usage share: answers that nobody computed."""
 
 import asyncio
-from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from time import perf_counter
 from types import SimpleNamespace
@@ -57,6 +57,13 @@ def state_of(**parts: Any) -> Any:
     return SimpleNamespace(config=config, **made)
 
 
+def done(value: object) -> Future[object]:
+    """A future that has come."""
+    future: Future[object] = Future()
+    future.set_result(value)
+    return future
+
+
 class Watched:
     """A telemetry over a library of its own, with what it wrote."""
 
@@ -88,7 +95,3 @@ def total(samples: Samples, name: str, **labels: str) -> float:
     matching = [value for (known, found), value in samples.items() if known == name and labels.items() <= set(found)]
     assert matching, f"there is no {name} with {labels}"
     return sum(matching)
-
-
-def names(samples: Sequence[Any] | Samples) -> set[str]:
-    return {name for name, _ in samples}

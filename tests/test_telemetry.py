@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
-from telemetry_helpers import REPAIR, Watched, delta, generation, parsed, passage, report, state_of, total
+from telemetry_helpers import REPAIR, Watched, delta, done, generation, parsed, passage, report, state_of, total
 
 from engine.kv_report import StoreStats
 from engine.ladder import Outcome
@@ -176,14 +176,6 @@ def test_state_is_told_when_it_is_asked_for(tmp_path: Path) -> None:
     assert total(samples, "preread_certificate_drift_nats") == 0.25
     assert total(samples, "preread_certificate_checks_total", result="checked") == 5
     assert total(samples, "preread_build_info", model_name="small", embedder="tiny") == 1
-
-
-def done(value: object):
-    from concurrent.futures import Future
-
-    future: Future[object] = Future()
-    future.set_result(value)
-    return future
 
 
 def test_an_engine_in_a_long_step_does_not_hold_up_the_metrics(tmp_path: Path, monkeypatch) -> None:
