@@ -11,7 +11,6 @@ import ssl
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from time import monotonic
 from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
@@ -19,58 +18,20 @@ from urllib.parse import unquote, urljoin, urlsplit
 import httpcore
 import httpx
 
+from rag.web_address import check_url, is_public
 from retriever.document import RawDocument
 from retriever.errors import SourceError
 from retriever.metadata import Metadata
 
-__all__ = ["UrlSource", "check_url", "is_public"]
+__all__ = ["UrlSource"]
 
 MAX_REDIRECTS = 5
-MAX_URL = 2048
-PORTS = (80, 443, 8080, 8443)
-TRANSLATED = ip_network("64:ff9b::/96")  # NAT64: an IPv4 address is in its last four bytes
 USER_AGENT = "preread"
 REDIRECTS = (301, 302, 303, 307, 308)
 
 SocketOption = (
     tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
 )  # as httpcore has it
-
-
-def check_url(url: str) -> str:
-    """Return a URL that may be tried: of a kind, and with a port, that documents are found at.
-
-    Raises:
-        SourceError: it may not; the message says why.
-    """
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        raise SourceError(f"{url!r} is no URL ({error}); correct it") from error
-    if len(url) > MAX_URL or not url.isascii() or not url.isprintable() or " " in url:
-        raise SourceError(f"a URL has at most {MAX_URL} printable ASCII characters; encode the others with %")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise SourceError(f"{url!r} is not fetched; give a URL that begins with http:// or https:// and a host")
-    if parts.username is not None or parts.password is not None:
-        raise SourceError("a URL with a user's name or password is not fetched; download the document and upload it")
-    if port is not None and port not in PORTS:
-        raise SourceError(f"port {port} is not fetched from; documents are found at {', '.join(map(str, PORTS))}")
-    return url
-
-
-def is_public(address: str) -> bool:
-    """Return whether an IP address is one of the internet, whatever it may be wrapped in."""
-    ip = ip_address(address.partition("%")[0])
-    if isinstance(ip, IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
-        if ip in TRANSLATED:
-            inner = IPv4Address(int(ip) & 0xFFFFFFFF)
-        if inner is not None and not is_public(str(inner)):
-            return False
-        if ip.is_site_local:
-            return False
-    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified or ip.is_loopback)
 
 
 @dataclass(frozen=True, slots=True)

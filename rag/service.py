@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 
 from rag.answering import answering_json, answering_of, patched, settings_of, template_of
 from rag.bare_model import BareModel
+from rag.cache_control import CacheControl
 from rag.caller import NOBODY, Caller
 from rag.cleaning import clean, drop_namespace, outdate
 from rag.cleaning import purge as purge_kv
@@ -32,7 +33,6 @@ from rag.schemas import (
     CollectionPatch,
     DeletedDocument,
     DocumentInfo,
-    DocumentInput,
     DocumentPatch,
     DocumentWithPassages,
     IngestReport,
@@ -45,26 +45,17 @@ from rag.schemas import (
     SkippedDocument,
 )
 from rag.usage_operations import StoredUsage
-from retriever.document import BytesSource, Document, Source, TextSource
+from retriever.document import Document, Source
 from retriever.ingest import IngestEvent, Stage
 
 if TYPE_CHECKING:
     from retriever.embedder import TextEmbedder
     from retriever.records import Collection
 
-__all__ = ["Service", "source_from_input"]
+__all__ = ["Service"]
 
 WARM_UP = "A few words of no importance. " * 16
 MAX_RUNS = 2  # over passages, of as many collections, that advance at once beside each other
-
-
-def source_from_input(document: DocumentInput) -> Source:
-    """Make a source of a document that came with a request."""
-    if document.text is not None:
-        return TextSource(document.uri, document.text, document.title, document.media_type, document.metadata)
-    assert document.data is not None, "a document has text or data"
-    name = document.name or document.uri.rsplit("/", 1)[-1]
-    return BytesSource(name, document.data, document.uri, document.title, document.media_type, document.metadata)
 
 
 class Service:
@@ -80,6 +71,7 @@ class Service:
         self.components = Components(config, embedder=embedder)
         self.pipeline = Pipeline(self.components)
         self.bare_model = BareModel(self.components)
+        self.cache = CacheControl(self.components)
         self._precompute = Precompute(self.components)
         self._idle = IdlePrecompute(self.components, self._precompute)
         self._threads = ThreadPoolExecutor(MAX_RUNS, "precompute")

@@ -24,8 +24,8 @@ from rag.schemas import (
     SearchRequest,
     SearchResult,
 )
-from rag.server import documents
-from rag.server.state import MAX_LARGE_BODIES, SMALL_BODY_BYTES
+from rag.server import document_bodies
+from rag.server.ingestions import MAX_LARGE_BODIES, SMALL_BODY_BYTES
 from rag.service import Service
 from retriever.document import BytesSource, TextSource
 from retriever.hash_embedder import HashEmbedder
@@ -274,8 +274,8 @@ def test_few_large_bodies_are_in_memory_at_once(
     api: Running, embedder: GatedEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arrived: list[int] = []
-    parse = documents._parse
-    monkeypatch.setattr(documents, "_parse", lambda body: arrived.append(len(body)) or parse(body))
+    parse = document_bodies._parse
+    monkeypatch.setattr(document_bodies, "_parse", lambda body: arrived.append(len(body)) or parse(body))
     embedder.gate.clear()
 
     def send(number: int, padding: int) -> int:

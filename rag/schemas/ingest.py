@@ -3,13 +3,18 @@
 import base64
 from typing import Annotated, Literal
 
-from pydantic import EncodedBytes, EncoderProtocol, Field, StringConstraints
+from pydantic import AfterValidator, EncodedBytes, EncoderProtocol, Field, StringConstraints
 from pydantic import model_validator as check_model
 
 from rag.schemas.base import Request, Result
 from rag.schemas.metadata import DocumentMetadata
+from rag.web_address import check_url
+from retriever.errors import SourceError
 
 __all__ = ["DocumentInput", "IngestReport", "IngestRequest", "SkippedDocument"]
+
+
+MAX_URLS = 1000
 
 
 class _StrictBase64(EncoderProtocol):
@@ -29,6 +34,13 @@ class _StrictBase64(EncoderProtocol):
     @classmethod
     def get_json_format(cls) -> Literal["base64"]:
         return "base64"
+
+
+def _checked_url(url: str) -> str:
+    try:
+        return check_url(url)
+    except SourceError as error:
+        raise ValueError(str(error)) from error
 
 
 Base64 = Annotated[bytes, EncodedBytes(encoder=_StrictBase64)]
@@ -63,9 +75,23 @@ class DocumentInput(Request):
 
 
 class IngestRequest(Request):
-    """Documents to add or to replace in a collection."""
+    """Documents to add or to replace in a collection: such as come along, and such as the server is to fetch.
 
-    documents: Annotated[list[DocumentInput], Field(min_length=1)]
+    Attributes:
+        documents: with their text or data.
+        urls: of documents on the web, where the server allows it; a URL is its document's uri.
+        metadata: of those that have none of their own.
+    """
+
+    documents: list[DocumentInput] = Field(default_factory=list)
+    urls: list[Annotated[str, AfterValidator(_checked_url)]] = Field(default_factory=list, max_length=MAX_URLS)
+    metadata: DocumentMetadata | None = None
+
+    @check_model(mode="after")
+    def _some_documents(self) -> "IngestRequest":
+        if not (self.documents or self.urls):
+            raise ValueError("give at least one document, in documents or urls")
+        return self
 
 
 class SkippedDocument(Result):

@@ -3,7 +3,9 @@
 | part | knows |
 |---|---|
 | `rag.openai` | OpenAI's routes |
-| `documents`, `answers`, `keys`, `health` | routes |
+| `collections`, `documents`, `answers`, `jobs`, `cache`, `keys`, `health` | routes |
+| `document_bodies`, `idempotent` | what documents come in; requests that may be sent twice |
+| `ingestions`, `job_runner` | work that takes long |
 | `feed`, `sse` | an answer that is sent while it is made, to a client that may leave |
 | `problems`, `middleware` | errors as problem documents, request ids, the limit of a body |
 | `hosts` | which hosts and web pages are refused |
@@ -24,7 +26,7 @@ from fastapi import FastAPI
 from rag.config import RagConfig, ServerSettings
 from rag.data_dir import open_owned
 from rag.openai.routes import ROUTERS as openai_routers
-from rag.server import answers, documents, health, keys, metrics, usage
+from rag.server import answers, cache, collections, documents, health, jobs, keys, metrics, usage
 from rag.server.authentication import Authentication
 from rag.server.deadlines import Deadlines
 from rag.server.hosts import HostGuard, allowed_hosts, is_loopback
@@ -70,7 +72,10 @@ def create_app(service: Service, settings: ServerSettings | None = None) -> Fast
     app.state.preread = ServerState(service, settings)
     routers = (
         answers.router,
+        collections.router,
         documents.router,
+        jobs.router,
+        cache.router,
         keys.router,
         health.router,
         metrics.router,

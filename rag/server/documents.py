@@ -1,97 +1,129 @@
-"""Collections and documents."""
+"""Documents: added, listed, changed, deleted, and their passages read ahead."""
 
-from collections.abc import Sequence
+import json
 from typing import Annotated, Any
 
 from anyio import to_thread
-from fastapi import APIRouter, Path, Query, Request
-from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
-from starlette.datastructures import UploadFile
+from fastapi import APIRouter, Depends, Path, Query, Request
+from pydantic import BaseModel
 from starlette.responses import Response
 
+from rag.idempotency import fingerprint_of
 from rag.schemas import (
-    CollectionInfo,
-    CollectionList,
     DeletedDocument,
+    DocumentInfo,
     DocumentList,
+    DocumentPatch,
     DocumentWithPassages,
     IngestReport,
     IngestRequest,
     PrecomputePlan,
 )
+from rag.schemas.jobs import Job
 from rag.server.access import AccessDep
+from rag.server.answers import require_json
+from rag.server.collections import CollectionPath
+from rag.server.document_bodies import FILES, FORM, JSON, METADATA, URLS, read_documents
 from rag.server.feed import EventFeed
+from rag.server.idempotent import IdempotencyKey, once
 from rag.server.problems import ProblemError, problem_responses
 from rag.server.sse import EventStream, NamedFrames
-from rag.server.state import ReadyState, SharedState
-from rag.service import source_from_input
-from retriever.document import BytesSource, Source
-from retriever.extract import is_told_by_name
+from rag.server.state import ReadyState, ServerState, SharedState
+from rag.sources import sources_of
 
 __all__ = ["router"]
 
 router = APIRouter(prefix="/v1/collections", tags=["documents"])
 
-Name = Annotated[str, Path(description="The collection's name.")]
 DocumentId = Annotated[str, Path(description="The document's id, as the listing has it.")]
+Wait = Annotated[bool, Query(description="Answer when it is done; otherwise at once, with a job.")]
 Purged = Annotated[bool, Query(description="Leave no copy of its KV, not even in free space.")]
 
-PROGRESS: dict[int | str, dict[str, Any]] = {
+Responses = dict[int | str, dict[str, Any]]
+
+JOB: Responses = {202: {"description": "A job that does it.", "model": Job}}
+ACCEPTED: Responses = {200: {"description": "What was done."}, **JOB}
+PROGRESS: Responses = {
     200: {
         "description": "Events `progress`, or `error`, whose data is a problem document.",
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
-    }
+    },
+    **JOB,
 }
 
-JSON, FORM = "application/json", "multipart/form-data"
-FILES = "files"
 MAX_REASONS = 5
-UNTYPED = "application/octet-stream"
 
 
 def _ingest_body() -> dict[str, Any]:
     """Return the OpenAPI description of both kinds of body."""
     schema = IngestRequest.model_json_schema()
     schema["properties"]["documents"]["items"] = schema.pop("$defs")["DocumentInput"]
-    upload = {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}
-    form = {"type": "object", "properties": {FILES: upload}, "required": [FILES], "additionalProperties": False}
+    upload = {"type": "array", "items": {"type": "string", "format": "binary"}}
+    urls = {"type": "string", "description": "URLs, one a line; or a file of them."}
+    metadata = {"type": "string", "contentMediaType": "application/json", "description": "Of all of them, as JSON."}
+    form = {
+        "type": "object",
+        "properties": {FILES: upload, URLS: urls, METADATA: metadata},
+        "additionalProperties": False,
+    }
     return {"requestBody": {"required": True, "content": {JSON: {"schema": schema}, FORM: {"schema": form}}}}
 
 
-@router.get("", responses=problem_responses())
-def list_collections(state: SharedState, access: AccessDep) -> CollectionList:
-    """Return every collection that the key may read, by name."""
-    found = state.service.collections()
-    return CollectionList(collections=[item for item in found if access.may("read", item.name)])
-
-
-@router.get("/{collection}", responses=problem_responses(404))
-def get_collection(collection: Name, state: SharedState, access: AccessDep) -> CollectionInfo:
-    """Return a collection."""
-    access.require("read", collection)
-    return state.service.collection(collection)
-
-
-@router.delete("/{collection}", status_code=204, responses=problem_responses(404))
-def delete_collection(collection: Name, state: SharedState, access: AccessDep) -> None:
-    """Delete a collection with everything in it."""
-    access.require("admin", collection)
-    state.service.delete_collection(collection)
-
-
-@router.post("/{collection}/documents", responses=problem_responses(400, 404, 409, 415), openapi_extra=_ingest_body())
-async def add_documents(collection: Name, request: Request, state: ReadyState, access: AccessDep) -> IngestReport:
+@router.post(
+    "/{collection}/documents",
+    response_model=IngestReport,
+    responses=ACCEPTED | problem_responses(400, 404, 409, 415),
+    openapi_extra=_ingest_body(),
+)
+async def add_documents(
+    collection: CollectionPath,
+    request: Request,
+    state: ReadyState,
+    access: AccessDep,
+    *,
+    wait: Wait = True,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
     """Add or replace documents; the collection is made if it is missing. Answers when they can be searched.
 
-    Takes JSON, or files as `multipart/form-data` in parts named `files`; a file's name is its uri. Documents that
-    cannot be used are listed in `skipped` with the reason, and the others are stored; where none can be used the answer
-    is a 422 problem with the same list.
+    Takes JSON, or a form: files in parts named `files`, whose names are their uris; URLs, one a line, in `urls`; and
+    `metadata` of all of them. Documents that cannot be used are listed in `skipped` with the reason, and the others are
+    stored; where none can be used the answer is a 422 problem with the same list.
+
+    With `wait=false` the answer comes as soon as the documents are received and cannot be lost any more: a job, which
+    can be watched and cancelled.
     """
     access.require("write", collection)
     async with state.ingestions.room_for(request.headers.get("content-length", "")):
-        sources = await _sources(request)
-        report = await state.ingestions.run(state.service, collection, sources)
+        wanted = await read_documents(request)
+        if wanted.urls and not state.settings.allow_url_fetch:
+            raise ProblemError(
+                403,
+                "no-url-fetch",
+                "this server fetches nothing from the web; send the documents themselves, or have its operator set "
+                "PREREAD_SERVER__ALLOW_URL_FETCH",
+            )
+
+        async def ingest() -> tuple[int, BaseModel]:
+            if wait:
+                return 200, await _ingest_now(collection, wanted, state)
+            content = await to_thread.run_sync(lambda: wanted.model_dump_json(exclude_none=True).encode())
+            return 202, await state.jobs.submit("ingest", collection, access.caller.principal, content)
+
+        def fingerprint() -> bytes:
+            return fingerprint_of("documents", collection, str(wait), wanted.model_dump_json())
+
+        response = await once(state, access, idempotency_key, fingerprint, ingest)
+    if response.status_code == 202:
+        response.headers["Location"] = f"/v1/jobs/{json.loads(bytes(response.body))['id']}"
+    return response
+
+
+async def _ingest_now(collection: str, wanted: IngestRequest, state: ServerState) -> IngestReport:
+    sources = sources_of(wanted, state.settings.url_seconds)
+    report = await state.ingestions.run(
+        collection, lambda progress: state.service.ingest(collection, sources, progress=progress)
+    )
     if len(report.skipped) == len(sources):
         reasons = "; ".join(item.reason for item in report.skipped[:MAX_REASONS])
         more = f"; and {len(sources) - MAX_REASONS} more" if len(sources) > MAX_REASONS else ""
@@ -100,26 +132,34 @@ async def add_documents(collection: Name, request: Request, state: ReadyState, a
 
 
 @router.get("/{collection}/precompute", responses=problem_responses(404, 409))
-def plan_precompute(collection: Name, state: ReadyState, access: AccessDep) -> PrecomputePlan:
+def plan_precompute(collection: CollectionPath, state: ReadyState, access: AccessDep) -> PrecomputePlan:
     """Tell what it takes to store the KV of the collection's passages."""
     access.require("read", collection)
     return state.service.precompute_plan(collection)
 
 
 @router.post("/{collection}/precompute", response_model=None, responses=PROGRESS | problem_responses(404, 409))
-async def precompute(collection: Name, request: Request, state: ReadyState, access: AccessDep) -> Response:
+async def precompute(
+    collection: CollectionPath, request: Request, state: ReadyState, access: AccessDep, *, wait: Wait = True
+) -> Response:
     """Compute and store the KV of the collection's passages, best ones first, as far as the budget goes.
 
     Sends an event `progress` after each passage; the last one has `finished`. Questions go first. What is stored is
-    skipped, and stays when the connection is closed, which ends the work.
+    skipped, and stays when the connection is closed, which ends the work. With `wait=false` it is a job, which does not
+    need a connection.
     """
     access.require("write", collection)
+    if not wait:
+        await to_thread.run_sync(state.service.precompute_plan, collection)
+        job = await state.jobs.submit("precompute", collection, access.caller.principal)
+        headers = {"Location": f"/v1/jobs/{job.id}"}
+        return Response(job.model_dump_json(), 202, headers, media_type=JSON)
     feed = EventFeed(state.service.precompute_async(collection))
     return await EventStream.begin(feed, request, NamedFrames(), ping_seconds=state.settings.ping_seconds)
 
 
 @router.get("/{collection}/documents", responses=problem_responses(404))
-def list_documents(collection: Name, state: SharedState, access: AccessDep) -> DocumentList:
+def list_documents(collection: CollectionPath, state: SharedState, access: AccessDep) -> DocumentList:
     """Return every document of a collection, by uri."""
     access.require("read", collection)
     return DocumentList(documents=state.service.documents(collection))
@@ -127,16 +167,29 @@ def list_documents(collection: Name, state: SharedState, access: AccessDep) -> D
 
 @router.get("/{collection}/documents/{document_id}", responses=problem_responses(404))
 def get_document(
-    collection: Name, document_id: DocumentId, state: SharedState, access: AccessDep
+    collection: CollectionPath, document_id: DocumentId, state: SharedState, access: AccessDep
 ) -> DocumentWithPassages:
     """Return a document with its passages."""
     access.require("read", collection)
     return state.service.document(collection, document_id)
 
 
+@router.patch(
+    "/{collection}/documents/{document_id}",
+    dependencies=[Depends(require_json)],
+    responses=problem_responses(400, 404, 415),
+)
+def update_document(
+    collection: CollectionPath, document_id: DocumentId, body: DocumentPatch, state: SharedState, access: AccessDep
+) -> DocumentInfo:
+    """Replace a document's metadata, and return the document; its passages stay as they are."""
+    access.require("write", collection)
+    return state.service.update_document(collection, document_id, body)
+
+
 @router.delete("/{collection}/documents/{document_id}", responses=problem_responses(404))
 def delete_document(
-    collection: Name, document_id: DocumentId, state: SharedState, access: AccessDep, *, purge: Purged = False
+    collection: CollectionPath, document_id: DocumentId, state: SharedState, access: AccessDep, *, purge: Purged = False
 ) -> DeletedDocument:
     """Delete a document with its passages, and return it.
 
@@ -144,43 +197,3 @@ def delete_document(
     """
     access.require("write", collection)
     return state.service.delete_document(collection, document_id, purge=purge)
-
-
-async def _sources(request: Request) -> Sequence[Source]:
-    """Return the documents of a body of either kind."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type == FORM:
-        return await _uploads(request)
-    if media_type != JSON:
-        raise ProblemError(
-            415,
-            "unsupported-media-type",
-            f"the body's Content-Type is {media_type!r}; send documents as {JSON}, or files as {FORM}",
-            headers={"Accept-Post": f"{JSON}, {FORM}"},
-        )
-    return await to_thread.run_sync(_parse, await request.body())
-
-
-def _parse(body: bytes) -> Sequence[Source]:
-    try:
-        documents = IngestRequest.model_validate_json(body).documents
-    except ValidationError as error:
-        found = error.errors(include_url=False, include_input=False)
-        raise RequestValidationError([{**item, "loc": ("body", *item["loc"])} for item in found]) from error
-    return [source_from_input(document) for document in documents]
-
-
-async def _uploads(request: Request) -> Sequence[Source]:
-    sources = []
-    async with request.form() as form:
-        for name, part in form.multi_items():
-            if name != FILES or not isinstance(part, UploadFile) or not part.filename:
-                raise ProblemError(
-                    422, "invalid-request", f"the part {name!r} is not a file named {FILES!r}; send files in such parts"
-                )
-            is_guess = part.content_type == UNTYPED or is_told_by_name(part.filename)  # clients guess by the name too
-            media_type = None if is_guess else part.content_type
-            sources.append(BytesSource(part.filename, await part.read(), media_type=media_type))
-    if not sources:
-        raise ProblemError(422, "invalid-request", f"the form has no files; send them in parts named {FILES!r}")
-    return sources

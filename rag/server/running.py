@@ -97,6 +97,7 @@ class Server(uvicorn.Server):
         self._state.stop()
         ending = asyncio.create_task(self._end_answers())
         await super().shutdown(sockets)
+        await self._state.jobs.stop()
         ending.cancel()
         self._watching.cancel()
 
@@ -108,6 +109,7 @@ class Server(uvicorn.Server):
             self.should_exit = True
             return
         if not self.should_exit:
+            await self._state.jobs.resume()
             self._owned.announce(self.url)
             sys.stderr.write(_welcome(self.url, self._state.service))
             sys.stderr.flush()

@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope, Send
 
 from rag.schemas import AnswerEvent, PrecomputeProgress
+from rag.schemas.jobs import JobEvent
 from rag.server.feed import EventFeed, SilenceError, until_gone
 from rag.server.problems import Problem, describe
 
@@ -18,7 +19,7 @@ __all__ = ["EventStream", "Framing", "NamedFrames", "StreamEvent"]
 
 logger = logging.getLogger(__name__)
 
-StreamEvent = AnswerEvent | PrecomputeProgress
+StreamEvent = AnswerEvent | PrecomputeProgress | JobEvent
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
 

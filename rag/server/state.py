@@ -1,72 +1,20 @@
-"""What routes share: the service, the server's settings, and the ingestions that run."""
+"""What routes share: the service, the server's settings, and the work that goes on."""
 
-import logging
-from collections.abc import Sequence
-from contextlib import nullcontext
-from functools import partial
-from threading import Event
 from typing import Annotated
-from weakref import WeakValueDictionary
 
-import anyio.to_thread
-from anyio import CapacityLimiter, Lock, Semaphore
+from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
+from rag.components import Once
 from rag.config import ServerSettings
 from rag.errors import NotReadyError
-from rag.schemas import IngestReport
-from rag.server.problems import ProblemError
+from rag.idempotency import IdempotentRequests
+from rag.openai.stored import ResponseStore
+from rag.server.ingestions import Ingestions
+from rag.server.job_runner import JobRunner
 from rag.service import Service
-from retriever.document import Source
-from retriever.ingest import IngestEvent, Stage
 
-__all__ = ["Ingestions", "ReadyState", "ServerState", "SharedState"]
-
-logger = logging.getLogger(__name__)
-
-MAX_INGESTIONS = 2  # at once, each into its own collection; embedding uses every core anyway
-MAX_LARGE_BODIES = 2 * MAX_INGESTIONS  # in memory at once: some are worked on while others arrive
-SMALL_BODY_BYTES = 2**20
-
-
-class Ingestions:
-    """Runs ingestions in threads of their own, one at a time for each collection."""
-
-    def __init__(self) -> None:
-        self._locks: WeakValueDictionary[str, Lock] = WeakValueDictionary()
-        self._slots = CapacityLimiter(MAX_INGESTIONS)
-        self._bodies = Semaphore(MAX_LARGE_BODIES)
-        self._stopping = Event()
-
-    def room_for(self, length: str) -> Semaphore | nullcontext[None]:
-        """Wait until a body of this Content-Length may be in memory, and hold its place; a small one does not wait.
-
-        Who sends slowly holds a place for bodies, not one for ingestions.
-        """
-        is_small = length.isdecimal() and int(length) <= SMALL_BODY_BYTES
-        return nullcontext() if is_small else self._bodies
-
-    async def run(self, service: Service, collection: str, sources: Sequence[Source]) -> IngestReport:
-        """Ingest; errors are those of `Service.ingest`, and a `ProblemError` once the server stops."""
-        lock = self._locks.setdefault(collection, Lock())
-        async with lock:
-            work = partial(service.ingest, collection, sources, progress=self._check)
-            return await anyio.to_thread.run_sync(work, limiter=self._slots)
-
-    def stop(self) -> None:
-        """End what runs after its current batch; what is committed stays."""
-        self._stopping.set()
-
-    def _check(self, event: IngestEvent) -> None:
-        if event.stage is Stage.NOTICE:
-            logger.warning("%s", event.message)
-        if self._stopping.is_set():
-            raise ProblemError(
-                503,
-                "stopping",
-                "the server is stopping; documents that are stored already stay, send the others again when it is back",
-                headers={"Retry-After": "10"},
-            )
+__all__ = ["ReadyState", "ServerState", "SharedState"]
 
 
 class ServerState:
@@ -85,6 +33,9 @@ class ServerState:
         self.settings = settings
         self.owner_token = ""
         self.ingestions = Ingestions()
+        self.jobs = JobRunner(service, self.ingestions, settings.max_jobs)
+        self.idempotent_requests = Once(lambda: IdempotentRequests(service.components.library().store))
+        self.responses = ResponseStore()
         self.embedding = CapacityLimiter(1)  # of what clients want embedded; it uses every core anyway
         self._stopping = False
 

@@ -1,0 +1,224 @@
+"""Runs jobs on the server's event loop: in their order, a few at once, until they end or are cancelled."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from threading import Event
+
+from rag.components import Once
+from rag.jobs import JobStore
+from rag.schemas import IngestReport, IngestRequest
+from rag.schemas.cache import CacheSelection
+from rag.schemas.jobs import Job, JobEvent, JobKind, JobProgress, JobState, is_over
+from rag.server.ingestions import Ingestions
+from rag.server.problems import ProblemError, describe
+from rag.service import Service
+from rag.sources import sources_of
+from retriever.ingest import IngestEvent
+
+__all__ = ["JobRunner"]
+
+logger = logging.getLogger(__name__)
+
+JOBS_NAME = "jobs"  # folder in the data directory
+WATCH_SECONDS = 0.1  # between two events of one job at least
+STOP_SECONDS = 10.0
+MAX_REASONS = 5
+
+
+class _CancelledError(Exception):
+    """Ends a job in the thread that runs it."""
+
+
+@dataclass(eq=False, slots=True)
+class _Run:
+    """A job that waits or runs. What it is now is read and replaced on the event loop alone."""
+
+    job: Job
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    cancelled: Event = field(default_factory=Event)
+    in_thread: bool = False
+    task: "asyncio.Task[None] | None" = None
+
+
+class JobRunner:
+    """The jobs of one server; its methods are called on the event loop.
+
+    Args:
+        service: does the work.
+        ingestions: the slots that jobs share with requests that wait.
+        max_jobs: so many may wait and run at once.
+    """
+
+    def __init__(self, service: Service, ingestions: Ingestions, max_jobs: int) -> None:
+        self._service = service
+        self._ingestions = ingestions
+        self._max_jobs = max_jobs
+        self._store = Once(lambda: JobStore(service.components.library().store, service.config.data_dir / JOBS_NAME))
+        self._runs: dict[str, _Run] = {}
+        self._stopping = False
+
+    async def submit(self, kind: JobKind, collection: str, owner: str, content: bytes = b"") -> Job:
+        """Accept a job and let it begin when it is its turn; once this returns, a crash does not lose it.
+
+        Raises:
+            ProblemError: as many wait as may.
+        """
+        if len(self._runs) >= self._max_jobs:
+            raise ProblemError(
+                503,
+                "queue-full",
+                f"{len(self._runs)} jobs wait or run already; send this one again when some of them have ended",
+                headers={"Retry-After": "30"},
+            )
+        job = await asyncio.to_thread(lambda: self._store().add(kind, collection, owner, content))
+        self._start(job)
+        return job
+
+    async def resume(self) -> None:
+        """Begin, or begin again, what the last stop or crash has left."""
+        for job in await asyncio.to_thread(lambda: self._store().unfinished()):
+            logger.info("job %s (%s %s) goes on", job.id, job.kind, job.collection)
+            self._start(job)
+
+    async def get(self, job_id: str) -> Job:
+        """Return a job as it is now.
+
+        Raises:
+            UnknownJobError: there is none of this id.
+        """
+        if run := self._runs.get(job_id):
+            return run.job
+        return await asyncio.to_thread(lambda: self._store().get(job_id))
+
+    async def latest(self) -> list[Job]:
+        """Return jobs, the latest first."""
+        stored = await asyncio.to_thread(lambda: self._store().latest())
+        return [run.job if (run := self._runs.get(job.id)) else job for job in stored]
+
+    async def cancel(self, job_id: str) -> Job:
+        """End a job soon, or leave it as it has ended; what it has stored stays. Return it as it is now."""
+        run = self._runs.get(job_id)
+        if run is None:
+            return await self.get(job_id)
+        run.cancelled.set()
+        if not run.in_thread and run.task is not None:
+            run.task.cancel()
+        await asyncio.wait({run.task} if run.task else set(), timeout=WATCH_SECONDS)
+        return run.job
+
+    async def watch(self, job_id: str) -> AsyncGenerator[JobEvent, None]:
+        """Yield a job as it is now, as it moves on, and as it has ended."""
+        run = self._runs.get(job_id)
+        if run is None:
+            run = _Run(await self.get(job_id))
+        while True:
+            job, changed = run.job, run.changed
+            yield JobEvent(type="done" if is_over(job) else "progress", job=job)
+            if is_over(job):
+                return
+            await changed.wait()
+            await asyncio.sleep(0 if is_over(run.job) else WATCH_SECONDS)
+
+    async def stop(self) -> None:
+        """End what runs; it goes on with the next start."""
+        self._stopping = True
+        tasks = [run.task for run in self._runs.values() if run.task]
+        for run in self._runs.values():
+            if not run.in_thread and run.task is not None:
+                run.task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=STOP_SECONDS)
+
+    def _start(self, job: Job) -> None:
+        run = self._runs[job.id] = _Run(job)
+        run.task = asyncio.create_task(self._run(run))
+
+    async def _run(self, run: _Run) -> None:
+        kinds: dict[JobKind, Callable[[_Run], Awaitable[IngestReport | None]]] = {
+            "ingest": self._ingest,
+            "precompute": self._precompute,
+            "warm": self._warm,
+        }
+        try:
+            report = await kinds[run.job.kind](run)
+        except (_CancelledError, asyncio.CancelledError):
+            await self._end(run, "cancelled")
+        except Exception as error:  # noqa: BLE001 - it is told with the job
+            problem = describe(error, run.job.id)
+            await self._end(run, "failed", error=problem.detail)
+        else:
+            unusable = report is not None and report.skipped and not report.added + report.updated + report.unchanged
+            reasons = "; ".join(item.reason for item in report.skipped[:MAX_REASONS]) if report and unusable else ""
+            await self._end(run, "failed" if unusable else "succeeded", report, reasons)
+        finally:
+            del self._runs[run.job.id]
+
+    async def _end(self, run: _Run, state: JobState, report: IngestReport | None = None, error: str = "") -> None:
+        """Write down how a job has ended; while the server stops, that it has not."""
+        store, job = self._store(), run.job
+        cut_short = self._stopping and state != "succeeded" and not run.cancelled.is_set()
+
+        def write() -> Job:
+            if cut_short:
+                return store.put_back(job.id) if job.state == "running" else job
+            result = report.model_dump_json() if report is not None else ""
+            return store.end(job.id, state, job.progress, result=result, error=error)
+
+        try:
+            self._show(run, await asyncio.shield(asyncio.to_thread(write)))
+        except Exception:
+            logger.exception("how job %s has ended could not be written down; it is begun again", job.id)
+
+    def _show(self, run: _Run, job: Job) -> None:
+        run.job = job
+        run.changed.set()
+        run.changed = asyncio.Event()
+
+    async def _ingest(self, run: _Run) -> IngestReport:
+        """Ingest documents in a thread, where it looks for the wish to end it after every step."""
+        loop, store = asyncio.get_running_loop(), self._store()
+
+        def note(event: IngestEvent) -> None:
+            progress = JobProgress(
+                done=event.documents, total=event.total, passages=event.passages, message=event.message
+            )
+            loop.call_soon_threadsafe(lambda: self._show(run, run.job.model_copy(update={"progress": progress})))
+            if run.cancelled.is_set():
+                raise _CancelledError
+
+        def work(check: Callable[[IngestEvent], None]) -> IngestReport:
+            run.in_thread = True
+            if run.cancelled.is_set():
+                raise _CancelledError
+            begun = store.begin(run.job.id)
+            loop.call_soon_threadsafe(lambda: self._show(run, begun))
+            request = IngestRequest.model_validate_json(store.content(begun.id))
+            sources = sources_of(request, self._service.config.server.url_seconds)
+
+            def progress(event: IngestEvent) -> None:
+                check(event)
+                note(event)
+
+            return self._service.ingest(begun.collection, sources, progress=progress)
+
+        return await self._ingestions.run(run.job.collection, work)
+
+    async def _precompute(self, run: _Run) -> None:
+        """Store the KV of a collection's passages."""
+        self._show(run, await asyncio.to_thread(self._store().begin, run.job.id))
+        async with aclosing(self._service.precompute_async(run.job.collection)) as events:
+            async for event in events:
+                progress = JobProgress(done=event.passages, total=event.total, passages=event.passages)
+                self._show(run, run.job.model_copy(update={"progress": progress}))
+
+    async def _warm(self, run: _Run) -> None:
+        """Bring a collection's KV into memory."""
+        self._show(run, await asyncio.to_thread(self._store().begin, run.job.id))
+        selection = CacheSelection.model_validate_json(await asyncio.to_thread(self._store().content, run.job.id))
+        async with aclosing(self._service.cache.warm(selection.collection, selection.document_id)) as events:
+            async for event in events:
+                progress = JobProgress(done=event.passages, total=event.total, passages=event.passages)
+                self._show(run, run.job.model_copy(update={"progress": progress}))
