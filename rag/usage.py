@@ -63,7 +63,7 @@ def usage_report(
     if until < since:
         raise InvalidRequestError(f"`until` ({until}) is before `since` ({since}); give the first day as `since`")
     groups: dict[Group, _Sum] = {}
-    total = _Sum()
+    total = _Sum(cost=Cost() if prices else None)
     for row in ledger.rows(_midnight(since), _midnight(until + timedelta(days=1))):
         if request.key not in (None, row.account.key_id) or request.collection not in (None, row.account.collection):
             continue

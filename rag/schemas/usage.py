@@ -53,8 +53,8 @@ class UsageTotal(Result):
         prompt_tokens: of their prompts.
         cached_tokens: those of the prompt tokens whose KV was not computed.
         output_tokens: generated.
-        cost: in the price book's currency; null where no model has a price.
-        saved: what the same would have cost more without the cache; null where no model has a price.
+        cost: in the price book's currency; null where there is no price.
+        saved: what the same would have cost more without the cache; null where there is no price.
         unpriced_tokens: prompt and output tokens of models without a price, which are in neither.
     """
 
