@@ -29,7 +29,7 @@ LIGHT_BYTES = {PLAIN: 2**18, RST: 2**18, CODE: 2**18, MARKDOWN: 2**14}  # read h
 CONTAINERS = (b"PK\x03\x04", b"%PDF-")
 MAX_STRUCTURE_BYTES = 2**26
 START_SECONDS = 120.0  # of a busy machine
-END_SECONDS = 1.0
+END_SECONDS = 0.5
 KEPT_VARIABLES = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "TMPDIR")
 START = """
 import sys
@@ -159,7 +159,7 @@ class _Child:
             raise ExtractError(f"{raw.uri}: {self._death()}; it is broken or made to do harm, convert it") from error
         try:
             return _understood(json.loads(structure), text)
-        except (LookupError, TypeError, ValueError, RecursionError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
             raise ExtractError(
                 f"{raw.uri} was read to nonsense ({error}); it is made to do harm, convert it"
             ) from error

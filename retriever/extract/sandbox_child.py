@@ -98,5 +98,5 @@ def _confine(memory_bytes: int) -> None:
 def _allow_seconds(seconds: float) -> None:
     """End this process when it computes for longer from now on, even if its parent has gone."""
     used = resource.getrusage(resource.RUSAGE_SELF)
-    soft, hard = ceil(used.ru_utime + used.ru_stime + seconds) + 1, resource.getrlimit(resource.RLIMIT_CPU)[1]
+    soft, hard = ceil(used.ru_utime + used.ru_stime + seconds), resource.getrlimit(resource.RLIMIT_CPU)[1]
     resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
