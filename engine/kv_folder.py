@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from engine.kv_extent import Damage, Extent, StoredRecord
-from engine.kv_record import HEADER_BYTES, BadRecordError, RecordHeader
+from engine.kv_record import HEADER_BYTES, OTHER_VERSION, BadRecordError, RecordHeader
 
 __all__ = ["ExtentFolder"]
 
@@ -56,6 +56,7 @@ class ExtentFolder:
     def open(self) -> list[StoredRecord]:
         """Open every extent and return the records, the oldest first."""
         records: list[StoredRecord] = []
+        num_foreign = 0
         for path in sorted(self._folder.iterdir()):
             name = _NAME.fullmatch(path.name)
             if name is None:
@@ -63,19 +64,31 @@ class ExtentFolder:
                 continue
             self._next_number = int(name[1]) + 1
             try:
-                extent = Extent(path)
-                found, damages = extent.recover()
+                found, is_foreign = self._open_extent(path)
             except OSError as error:
                 logger.warning("%s cannot be used (%s); its KV is computed again", path, error)
                 self.unreadable.append(path)
-                continue
-            for damage in damages:
-                logger.warning("%s: bytes %d to %d are removed: %s", path, damage.start, damage.end, damage.reason)
-            self.damages += damages
-            records += found
-            self._extents.append(extent)
-            self._remove_if_empty(extent)
+            else:
+                records += found
+                num_foreign += is_foreign
+        if num_foreign:
+            logger.warning(
+                "%d extents in %s are of another version of the program: their KV is removed and computed again",
+                num_foreign, self._folder,
+            )  # fmt: skip
         return records
+
+    def _open_extent(self, path: Path) -> tuple[list[StoredRecord], bool]:
+        """Open an extent and return its records; and whether it is all of another version, of which one line tells."""
+        extent = Extent(path)
+        records, damages = extent.recover()
+        is_foreign = not records and any(damage.reason == OTHER_VERSION for damage in damages)
+        for damage in [] if is_foreign else damages:
+            logger.warning("%s: bytes %d to %d are removed: %s", path, damage.start, damage.end, damage.reason)
+        self.damages += damages
+        self._extents.append(extent)
+        self._remove_if_empty(extent)
+        return records, is_foreign
 
     def append(self, header: RecordHeader, tokens: bytes, payload: memoryview) -> StoredRecord:
         """Write a record; durable after `sync`.

@@ -24,7 +24,7 @@ __all__ = ["FORMAT_VERSION", "LAYOUT_VERSION", "KVIdentity", "pack_tokens"]
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1  # of the records and extents of the KV store
+FORMAT_VERSION = 2  # of the records and extents of the KV store
 LAYOUT_VERSION = 1  # rises with the order of bytes in a block: [layer, K and V, head, slot, dimension]
 NUMERICS_REVISION = 1  # rises with a change of kernels or models that alters the KV they compute
 

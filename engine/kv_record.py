@@ -10,14 +10,16 @@ from xxhash import xxh3_64_intdigest
 
 from engine.kv_identity import FORMAT_VERSION, LAYOUT_VERSION
 
-__all__ = ["ALIGNMENT", "HEADER_BYTES", "BadRecordError", "RecordHeader"]
+__all__ = ["ALIGNMENT", "HEADER_BYTES", "OTHER_VERSION", "BadRecordError", "RecordHeader"]
 
 ALIGNMENT = 4096  # records begin at multiples of it: found again behind damage, and erased by the page
 MAGIC = b"preadKV\n"
+OTHER_VERSION = "it is of another version of the program"
 
-# magic, format version, layout version, num_tokens, payload bytes, key, checksum of the payload
-_FIELDS = struct.Struct("<8sHHIQ32sQ")
+# magic, format version, layout version, num_tokens, payload bytes, element type, key, checksum of the payload
+_FIELDS = struct.Struct("<8sHHIQ8s32sQ")
 _CHECKSUM = struct.Struct("<Q")  # of the fields
+DTYPE_BYTES = 8
 HEADER_BYTES = _FIELDS.size + _CHECKSUM.size
 
 
@@ -33,18 +35,21 @@ class RecordHeader:
         key: 32 bytes, which stand for tokens, model and element type too, see `KVIdentity.key`.
         num_tokens: tokens of the passage.
         payload_bytes: bytes of its KV, in the pool's layout.
+        dtype: element type of its KV, for instance "float16"; at most 8 letters.
         checksum: xxh3 of the KV.
     """
 
     key: bytes
     num_tokens: int
     payload_bytes: int
+    dtype: str
     checksum: int
 
     @classmethod
-    def describe(cls, key: bytes, tokens: bytes, payload: memoryview) -> "RecordHeader":
+    def describe(cls, key: bytes, tokens: bytes, payload: memoryview, dtype: str) -> "RecordHeader":
         """Make the header for packed tokens and KV bytes."""
-        return cls(key, len(tokens) // 4, payload.nbytes, xxh3_64_intdigest(payload))
+        assert len(dtype) <= DTYPE_BYTES, f"{dtype!r} has no room in a header"
+        return cls(key, len(tokens) // 4, payload.nbytes, dtype, xxh3_64_intdigest(payload))
 
     @property
     def payload_offset(self) -> int:
@@ -63,8 +68,8 @@ class RecordHeader:
 
     def pack(self) -> bytes:
         """Return the header's own bytes."""
-        counts = self.num_tokens, self.payload_bytes
-        fields = _FIELDS.pack(MAGIC, FORMAT_VERSION, LAYOUT_VERSION, *counts, self.key, self.checksum)
+        of_payload = self.num_tokens, self.payload_bytes, self.dtype.encode("ascii")
+        fields = _FIELDS.pack(MAGIC, FORMAT_VERSION, LAYOUT_VERSION, *of_payload, self.key, self.checksum)
         return fields + _CHECKSUM.pack(xxh3_64_intdigest(fields))
 
     @classmethod
@@ -76,9 +81,9 @@ class RecordHeader:
         """
         if len(content) < HEADER_BYTES or not content.startswith(MAGIC):
             raise BadRecordError("no record begins here")
-        _, version, layout, num_tokens, payload_bytes, key, checksum = _FIELDS.unpack_from(content)
+        _, version, layout, num_tokens, payload_bytes, dtype, key, checksum = _FIELDS.unpack_from(content)
         if (version, layout) != (FORMAT_VERSION, LAYOUT_VERSION):
-            raise BadRecordError(f"format {version}, layout {layout} are another version's")
+            raise BadRecordError(OTHER_VERSION)
         if _CHECKSUM.unpack_from(content, _FIELDS.size) != (xxh3_64_intdigest(content[: _FIELDS.size]),):
             raise BadRecordError("the header is damaged")
-        return cls(key, num_tokens, payload_bytes, checksum)
+        return cls(key, num_tokens, payload_bytes, dtype.rstrip(b"\0").decode("ascii"), checksum)

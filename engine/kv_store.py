@@ -50,13 +50,14 @@ class KVStore(Protocol):
             into: writable bytes, together as many as were put.
         """
 
-    def put(self, key: bytes, tokens: Sequence[int], payload: memoryview) -> bool:
+    def put(self, key: bytes, tokens: Sequence[int], payload: memoryview, dtype: str) -> bool:
         """Write KV, durable after `flush`; False when it is declined: no room, or the disk refuses.
 
         Args:
             key: see `KVIdentity.key`; what is there already stays.
             tokens: of which the KV is.
             payload: contiguous bytes.
+            dtype: of the numbers in it, at most 8 letters.
         """
 
     def delete(self, *keys: bytes) -> int:
@@ -140,10 +141,10 @@ class ExtentStore:
                 self._drop_bad(record, error)  # unless it has just been moved or deleted: then it is looked up again
         return self._count_load(key, hit=False)
 
-    def put(self, key: bytes, tokens: Sequence[int], payload: memoryview) -> bool:
+    def put(self, key: bytes, tokens: Sequence[int], payload: memoryview, dtype: str) -> bool:
         """See `KVStore.put`."""
         packed, payload = pack_tokens(tokens), payload.cast("B")
-        header = RecordHeader.describe(key, packed, payload)
+        header = RecordHeader.describe(key, packed, payload, dtype)
         with self._disk:
             if key in self._index:
                 return True

@@ -139,7 +139,8 @@ class DiskTier:
                     return
                 key, pending = next(iter(self._pending.items()))
             try:
-                self._store.put(key, pending.tokens, pending.content.view(-1).numpy().data)
+                payload = pending.content.view(-1).numpy().data
+                self._store.put(key, pending.tokens, payload, self._identity.kv_dtype)
             except Exception:  # whatever a store raises, the engine computes on
                 logger.exception("KV cannot be stored")
             with self._changed:

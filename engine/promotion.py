@@ -111,7 +111,7 @@ def usable_passages(request: Request, segments: Sequence[Segment]) -> list[int]:
     return [i for i in passages if i == 1 or len(segments[i].tokens) > request.repair]
 
 
-def _last_run(tree: RadixTree, path: Sequence[Segment]) -> tuple[list[int], list[Node]]:
+def _last_run(tree: RadixTree, path: Sequence[Segment]) -> tuple[Sequence[int], list[Node]]:
     """Return the blocks that a tree has of a path's last segment, and their nodes; none where it lacks some."""
     runs = [block_keys(segment.tokens, tree.block_size, sealed=True) for segment in path]
     match = tree.match([key for run in runs for key in run])

@@ -84,11 +84,11 @@ class LivingStore:
         """See `KVStore.get`."""
         return self._store.get(key, tokens, into)
 
-    def put(self, key: bytes, tokens: Sequence[int], payload: memoryview) -> bool:
+    def put(self, key: bytes, tokens: Sequence[int], payload: memoryview, dtype: str) -> bool:
         """See `KVStore.put`; what nothing that lives needs is declined."""
         with self._changing:
             try:
-                return self._is_needed(key) and self._store.put(key, tokens, payload)
+                return self._is_needed(key) and self._store.put(key, tokens, payload, dtype)
             except StoreError as error:
                 logger.warning("KV is not stored, since it could not be written down whose it is: %s", error)
                 return False

@@ -29,7 +29,7 @@ def payload_of(number: int) -> bytes:
 
 
 def put(store: ExtentStore, number: int) -> bool:
-    return store.put(key_of(number), tokens_of(number), memoryview(payload_of(number)))
+    return store.put(key_of(number), tokens_of(number), memoryview(payload_of(number)), "float16")
 
 
 def get(store: ExtentStore, number: int) -> bytes | None:

@@ -10,6 +10,7 @@ from kv_helpers import MIB, extents, get, holds, key_of, payload_of, put, raw_by
 
 from engine import kv_extent, kv_store
 from engine.errors import ConfigError
+from engine.kv_record import RecordHeader
 from engine.kv_store import ExtentStore
 
 
@@ -129,7 +130,7 @@ def test_former_popularity_fades(store):
         while key_of(uses) in store:
             n += 1
             assert n < 1000, "once popular, for ever kept"
-            store.put(key_of(1000 * (uses + 1) + n), range(9), memoryview(payload))
+            store.put(key_of(1000 * (uses + 1) + n), range(9), memoryview(payload), "float16")
         lasted.append(n)
     assert lasted[1] > 3 * lasted[0], "popularity was worth nothing"
 
@@ -147,7 +148,7 @@ def test_a_smaller_budget_holds_from_the_start(tmp_path):
 
 def test_what_never_fits_displaces_nothing(store):
     put(store, 1)
-    assert not store.put(key_of(2), (1, 2), memoryview(bytes(MIB)))
+    assert not store.put(key_of(2), (1, 2), memoryview(bytes(MIB)), "float16")
     assert holds(store, 1)
     assert (store.stats().evicted, store.stats().declined) == (0, 1)
 
@@ -361,7 +362,18 @@ def test_others_cannot_read_it(store, tmp_path):
 
 
 def test_tokens_are_part_of_a_record(store):
-    assert store.put(key_of(1), (1, 2, 3), memoryview(b"kv"))
+    assert store.put(key_of(1), (1, 2, 3), memoryview(b"kv"), "int8")
     assert not store.get(key_of(1), (1, 2, 4), [memoryview(bytearray(2))])
     assert store.stats().bad_records == 1
     assert tokens_of(1) != tokens_of(2)
+
+
+def test_a_record_says_what_numbers_it_holds(store, tmp_path):
+    """Whoever finds an extent can tell what is in it, without the model that computed it."""
+    assert store.put(key_of(1), (1, 2, 3), memoryview(b"kv"), "bfloat16")
+    store.flush()
+    (extent,) = extents(tmp_path)
+    header = RecordHeader.parse(extent.read_bytes())
+    assert (header.dtype, header.num_tokens, header.payload_bytes, header.key) == ("bfloat16", 3, 2, key_of(1))
+    with pytest.raises(AssertionError, match="no room"):
+        store.put(key_of(2), (1,), memoryview(b"kv"), "float8_e4m3fn")

@@ -53,7 +53,7 @@ def claim(library: Library, uri: str, name: str) -> Claim:
 
 
 def put(store: LivingStore, name: str) -> bool:
-    return store.put(key_of(name), TOKENS, memoryview(PAYLOAD))
+    return store.put(key_of(name), TOKENS, memoryview(PAYLOAD), "float16")
 
 
 def test_what_a_passage_is_expected_to_need_is_kept_and_claimed(library: Library, store: LivingStore) -> None:
@@ -148,7 +148,7 @@ def test_what_the_disk_does_not_let_go_is_tried_again(library: Library, tmp_path
 def test_records_that_no_row_names_are_swept(library: Library, records: ExtentStore, store: LivingStore) -> None:
     library.derived.claim([claim(library, "u:1", "a")])
     for name in ("a", "orphan 1", "orphan 2"):
-        assert records.put(key_of(name), TOKENS, memoryview(PAYLOAD))
+        assert records.put(key_of(name), TOKENS, memoryview(PAYLOAD), "float16")
     store.sweep()
     assert store.keys() == [key_of("a")]
 
