@@ -91,9 +91,7 @@ class PrefixCache:
         assert request not in self._live, f"request {request.id} is admitted already"
         segments = request.segments
         self._note_written()
-        started = perf_counter()
         loaded = self._load(request, segments)
-        request.load_seconds += perf_counter() - started
         placed = self._place(request, segments)
         pinned = [block for placement in placed.placements for block in placement.blocks]
         self.pool.hold(pinned)
@@ -316,7 +314,9 @@ class PrefixCache:
         if not self._make_room(self._num_blocks(path[-1:])):
             return []
         blocks = self.pool.allocate(self._num_blocks(path[-1:]))
+        started = perf_counter()
         found = self._promotion.load(request, path, tree, blocks)
+        request.load_seconds += perf_counter() - started
         if found is None:
             self.pool.drop(blocks)
             return []

@@ -98,9 +98,11 @@ def test_answers_are_the_same_and_come_from_disk_after_a_restart(config: RagConf
         assert found.answer == expected.answer
         assert [(p.outcome, p.tier) for p in found.cache.passages] == [("canonical", "disk")]
         assert found.cache.hit_tokens.disk == found.usage.cached_tokens > 0
+        assert found.timings_ms.load > 0
         again = ask(service, k=1)
         assert [(p.outcome, p.tier) for p in again.cache.passages] == [("canonical", "device")]
         assert again.cache.hit_tokens.disk == 0
+        assert again.timings_ms.load == 0, "nothing was read from the disk"
 
 
 def test_what_answers_computed_is_kept_too(config: RagConfig) -> None:
