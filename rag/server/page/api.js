@@ -119,8 +119,9 @@ function clear(place) {
   place.replaceChildren();
 }
 
+/** Make a sentence of an error's words; what is no plain word, such as a file's name, stays as it is. */
 function sentence(text) {
-  const begun = text.charAt(0).toUpperCase() + text.slice(1);
+  const begun = /^[a-z]+[ ,]/.test(text) ? text.charAt(0).toUpperCase() + text.slice(1) : text;
   return /[.!?]$/.test(begun) ? begun : `${begun}.`;
 }
 

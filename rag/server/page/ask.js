@@ -34,7 +34,8 @@ function startAsk() {
     if (event.key === "Escape") session.abort?.abort();
     if (event.key === "/" && !event.ctrlKey && !event.metaKey && !event.altKey && !event.target.closest("input, textarea, select")) {
       event.preventDefault();
-      location.hash = "ask";
+      history.pushState(null, "", "#ask");
+      route();
       $("question").focus();
     }
   });
@@ -44,13 +45,13 @@ function startAsk() {
 function offerCollections(collections) {
   const chosen = $("ask-collection").value || collections.find((one) => one.documents)?.name;
   session.collections = collections;
-  $("ask-collection").replaceChildren(...collections.map((one) => el("option", { value: one.name, selected: one.name === chosen }, `${one.name} (${count(one.documents, "document")})`)));
+  $("ask-collection").replaceChildren(...collections.map((one) => el("option", { value: one.name, selected: one.name === chosen }, `${one.name} · ${number(one.documents)}`)));
   const welcome = $("ask-welcome");
   show(welcome, !session.runs.length);
   if (collections.some((one) => one.documents)) {
-    const questions = collections.some((one) => one.name === SAMPLE.collection) && $("ask-collection").value === SAMPLE.collection ? SAMPLE.questions : [];
-    welcome.replaceChildren(el("p", {}, el("b", {}, "Ask, then ask again. "), "The first question makes the model read the passages that it finds. Any later one that finds them takes them from the cache, and this page shows you which part of the prompt came from where."),
-      questions.length > 0 && choices(questions));
+    const questions = $("ask-collection").value === SAMPLE.collection ? SAMPLE.questions : [];
+    welcome.replaceChildren(el("p", {}, el("b", {}, "Ask, then ask again. "), "Each passage is read once: while nobody asks, or for the first question that finds it. Later questions take it from the cache, and this page shows which part of the prompt came from where, and how much sooner the answer began."),
+      ...(questions.length ? [choices(questions)] : []));
     return;
   }
   welcome.replaceChildren(el("p", {}, el("b", {}, "Nothing to ask about yet. "), "Add documents in the ", el("a", { href: "#library" }, "library"), ", or begin with five short texts about how this server works."),

@@ -25,24 +25,31 @@ function reasonsFor(run, other) {
     reasons.push(`${count(shifted.length, "passage stands", "passages stand")} elsewhere than where ${shifted.length === 1 ? "it was" : "they were"} read: reused there, with ${count(repaired, "token")} computed again.`);
   }
   if (now.cache.hit_tokens.disk) reasons.push(`${count(now.cache.hit_tokens.disk, "token")} came from disk, which took ${ms(now.timings_ms.load ?? 0)}.`);
-  const [name, gain] = biggestChange(now, then);
-  if (Math.abs(gain) >= 1) reasons.push(`Most of the difference is ${name} (${STAGES[name]}): ${ms(stagesOf(then.timings_ms)[name])} then, ${ms(stagesOf(now.timings_ms)[name])} now.`);
+  if (isNoticeable(now, then)) {
+    const name = biggestChange(now, then);
+    reasons.push(`Most of the difference is ${name} (${STAGES[name]}): ${ms(stagesOf(then.timings_ms)[name])} then, ${ms(stagesOf(now.timings_ms)[name])} now.`);
+  }
   return reasons;
 }
 
+function isNoticeable(now, then) {
+  const [a, b] = [now.timings_ms.ttft, then.timings_ms.ttft];
+  return Math.max(a, b) >= NOTICEABLE * Math.min(a, b);
+}
+
+/** Name the stage that changed most in the direction in which the whole did. */
 function biggestChange(now, then) {
   const [a, b] = [stagesOf(now.timings_ms), stagesOf(then.timings_ms)];
-  const sign = Math.sign(then.timings_ms.ttft - now.timings_ms.ttft) || 1;
-  const gains = BEFORE_FIRST.map((name) => [name, sign * (b[name] - a[name])]);
-  return gains.reduce((best, one) => (one[1] > best[1] ? one : best));
+  const sign = Math.sign(then.timings_ms.ttft - now.timings_ms.ttft);
+  return BEFORE_FIRST.reduce((best, name) => (sign * (b[name] - a[name]) > sign * (b[best] - a[best]) ? name : best));
 }
 
 function headline(run, other) {
   const [now, then] = [run.answer.timings_ms.ttft, other.answer.timings_ms.ttft];
   const figures = `${ms(now)} instead of ${ms(then)}.`;
-  if (then / now >= NOTICEABLE) return el("p", { class: "why-line sooner" }, "The first token came ", el("b", {}, `${times(then / now)} times sooner`), `: ${figures}`);
-  if (now / then >= NOTICEABLE) return el("p", { class: "why-line" }, `The first token came ${times(now / then)} times later: ${figures}`);
-  return el("p", { class: "why-line" }, `The first token came about as soon: ${ms(now)}, and ${ms(then)} then.`);
+  if (!isNoticeable(run.answer, other.answer)) return el("p", { class: "why-line" }, `The first token came about as soon: ${ms(now)}, and ${ms(then)} then.`);
+  if (then > now) return el("p", { class: "why-line sooner" }, "The first token came ", el("b", {}, `${times(then / now)} times sooner`), `: ${figures}`);
+  return el("p", { class: "why-line" }, `The first token took ${times(now / then)} times as long: ${figures}`);
 }
 
 /** One bar beside the longest: as wide as its share of it. */
@@ -58,8 +65,14 @@ function drawPair(pair) {
   const time = pair.map((one) => [label(one), scaled(stageBar(stagesOf(one.answer.timings_ms), BEFORE_FIRST), one.answer.timings_ms.ttft, longest), el("b", {}, ms(one.answer.timings_ms.ttft))]);
   const prompt = pair.map((one) => [label(one), scaled(miniPrompt(one.answer), one.answer.usage.prompt_tokens, most), el("b", {}, percent(one.answer.usage.cached_tokens, one.answer.usage.prompt_tokens))]);
   return el("div", { class: "pair" },
-    el("span", { class: "caption" }, "Time to the first token, by stage"), ...time.flat(),
-    el("span", { class: "caption" }, "Prompt, by outcome, and the share that came from the cache"), ...prompt.flat());
+    el("span", { class: "caption" }, "Time to the first token"), ...time.flat(), stageLegend(pair),
+    el("span", { class: "caption" }, "Prompt, and how much of it came from the cache"), ...prompt.flat());
+}
+
+/** Name the stages that can be seen in these runs' bars. */
+function stageLegend(pair) {
+  const visible = BEFORE_FIRST.filter((name) => pair.some((one) => stagesOf(one.answer.timings_ms)[name] >= one.answer.timings_ms.ttft / 100));
+  return el("ul", { class: "legend pair-legend" }, visible.map((name) => el("li", {}, el("span", { class: `swatch ${name}` }), name)));
 }
 
 /** Compare a run with another one, the one before it at first. */

@@ -1,7 +1,9 @@
-// Live figures of the server, from /metrics, and costs, from /v1/usage; what a server does not tell is left out.
+// Live figures of the server, from /metrics; what it does not tell is left out.
 
 const EVERY_MS = 2000;
 const KEPT_POINTS = 90;
+const FEWEST_POINTS = 15; // a curve of fewer does not fill its tile
+const OLD_SECONDS = 5;
 const ANSWER_KINDS = { hit: "all passages read before", partial: "some of them", miss: "none of them" };
 
 /** Parse Prometheus' text format into name -> [{labels, value}]. */
@@ -75,21 +77,15 @@ const dashboard = {
 
   async refresh() {
     try {
-      const [reading, usage] = await Promise.all([optional(async () => new Reading(await (await send("/metrics")).text())), this.usage()]);
+      const [reading] = await Promise.all([permitted(async () => new Reading(await (await send("/metrics")).text())), usage.refresh()]);
       if (reading) this.note(reading);
-      draw(reading, this.points, usage);
+      draw(reading, this.points);
       clear($("dashboard-error"));
       $("dashboard-when").textContent = `as of ${new Date().toLocaleTimeString()}, every ${EVERY_MS / 1000} seconds`;
     } catch (failure) {
       clearInterval(this.timer);
       showFailure($("dashboard-error"), failure, () => this.run(true));
     }
-  },
-
-  /** Costs change with every answer, not with every look. */
-  async usage() {
-    if (!this.costs || performance.now() - this.costs.at > 5 * EVERY_MS) this.costs = { at: performance.now(), value: await optional(() => getJson("/v1/usage")) };
-    return this.costs.value;
   },
 
   /** Remember rates since the last reading, for the curves. */
@@ -109,20 +105,10 @@ const dashboard = {
   },
 };
 
-/** Return what a request gives, or null where this server has no such route. */
-async function optional(request) {
-  try {
-    return await request();
-  } catch (failure) {
-    if (failure.status === 404 || failure.status === 405) return null;
-    throw failure;
-  }
-}
-
-function draw(reading, points, usage) {
-  const parts = reading ? [tiles(reading, points), latencies(reading), cacheCard(reading), memoryCard(reading)] : [el("p", { class: "notice" }, "This server tells no metrics (/metrics is not there).")];
-  $("dashboard-body").replaceChildren(...[...parts, costs(usage)].filter(Boolean));
-  if (reading) drawRaw(reading);
+function draw(reading, points) {
+  if (!reading) return $("dashboard-body").replaceChildren(el("p", { class: "notice" }, "Live metrics are for an administrator's key; below is what yours has used."));
+  $("dashboard-body").replaceChildren(tiles(reading, points), latencies(reading), el("div", { class: "side-by-side" }, cacheCard(reading), memoryCard(reading)));
+  drawRaw(reading);
 }
 
 function tile(title, big, unit, hint, ...more) {
@@ -145,13 +131,14 @@ function spark(values, unit) {
   let last = 0;
   const filled = values.map((value) => (last = value ?? last));
   const top = Math.max(...filled, 0);
-  if (filled.length < 2) return el("p", { class: "hint" }, "the curve needs some seconds");
-  const step = 100 / (KEPT_POINTS - 1);
-  const from = 100 - step * (filled.length - 1);
-  const points = filled.map((value, index) => `${(from + index * step).toFixed(2)} ${(29 - 27 * (top ? value / top : 0)).toFixed(2)}`);
+  if (filled.length < 2) return null;
+  const step = 100 / (Math.max(filled.length, FEWEST_POINTS) - 1);
+  const end = step * (filled.length - 1);
+  const points = filled.map((value, index) => `${(index * step).toFixed(2)} ${(29 - 27 * (top ? value / top : 0)).toFixed(2)}`);
   const label = `Last ${count(Math.round((filled.length * EVERY_MS) / 1000), "second")}: now ${number(filled.at(-1))}, at most ${number(top)} ${unit}`;
-  return svg("svg", { class: "spark", viewBox: "0 0 100 30", preserveAspectRatio: "none", role: "img", "aria-label": label },
-    svg("title", {}, label), svg("path", { class: "area", d: `M${from} 30 L${points.join(" L")} L100 30 Z` }), svg("path", { d: `M${points.join(" L")}` }));
+  const curve = svg("svg", { class: "spark", viewBox: "0 0 100 30", preserveAspectRatio: "none", role: "img", "aria-label": label },
+    svg("title", {}, label), svg("path", { class: "area", d: `M0 30 L${points.join(" L")} L${end} 30 Z` }), svg("path", { d: `M${points.join(" L")}` }));
+  return el("div", { class: "curve" }, curve, el("p", { class: "hint" }, `${unit}, up to ${number(top)}`));
 }
 
 function shareBar(shares) {
@@ -177,7 +164,7 @@ function latencies(reading) {
       at("time_to_first_token", 0.5), at("time_to_first_token", 0.95), at("request_time_per_output_token", 0.5));
   });
   return el("section", { class: "card" }, el("h2", {}, "Answers by what the cache had"),
-    table(["Cache", "Answers", "First token p50", "p95", "Token p50"], ["", "n", "n", "n", "n"], rows));
+    table(["Cache", "Answers", "First token, median", "95 % within", "A token, median"], ["", "n", "n", "n", "n"], rows));
 }
 
 function cacheCard(reading) {
@@ -186,7 +173,7 @@ function cacheCard(reading) {
   if (!sources.some(([, value]) => value)) return null;
   const [device, disk, computed] = sources.map(([, value]) => value);
   return el("section", { class: "card" }, el("h2", {}, "Where KV came from"),
-    shared("Prompt tokens", [["memory", device, "tone-1"], ["disk", disk, "tone-6"], ["computed", computed, "tone-5"]]), el("br"),
+    shared("Prompt tokens", [["memory", device, "tone-1"], ["disk", disk, "tone-6"], ["computed", computed, "tone-5"]]),
     shared("Passages, by outcome", outcomes.map(([name, value]) => [name, value, name])));
 }
 
@@ -195,11 +182,13 @@ function memoryCard(reading) {
   const room = (tier) => Object.fromEntries(["cached", "private", "free"].map((state) => [state, reading.sum("kv_bytes", { tier, state })]));
   const [device, disk] = [room("device"), room("disk")];
   const drift = reading.has("certificate_drift_nats") && `Reuse in any order drifts by ${reading.sum("certificate_drift_nats").toFixed(3)} nats a token from computing everything; its certificate allows ${reading.sum("certificate_allowance_nats").toFixed(3)}.`;
+  const age = reading.sum("engine_stats_age_seconds");
   const fallen = reading.sum("certificate_fallen_back") > 0 && el("p", { class: "notice" }, "Reuse in any order is off: answers drifted further than the certificate allows. Run `rag certify`.");
   return el("section", { class: "card" }, el("h2", {}, "Room for KV"), fallen,
-    shared("Memory", [["shared", device.cached, "tone-1"], ["of running requests", device.private, "tone-3"], ["free", device.free, "tone-4"]], bytes), el("br"),
+    shared("Memory", [["shared", device.cached, "tone-1"], ["of running requests", device.private, "tone-3"], ["free", device.free, "tone-4"]], bytes),
     disk.cached + disk.free > 0 && shared(`Disk, ${count(reading.sum("kv_store_records"), "record")}`, [["stored", disk.cached, "tone-6"], ["free", disk.free, "tone-4"]], bytes),
-    drift && el("p", { class: "figures-line" }, drift));
+    drift && el("p", { class: "figures-line" }, drift),
+    age > OLD_SECONDS && el("p", { class: "hint" }, `The engine is busy: these are its figures of ${count(Math.round(age), "second")} ago.`));
 }
 
 /** Show every metric as it comes, with a filter; nothing is drawn while nobody looks. */
@@ -214,8 +203,4 @@ function drawRaw(reading) {
 
 function startDashboard() {
   for (const [id, event] of [["raw", "toggle"], ["raw-filter", "input"]]) $(id).addEventListener(event, () => dashboard.last && drawRaw(dashboard.last));
-}
-
-function costs() {
-  return null;
 }

@@ -141,6 +141,7 @@ async function uploadOne({ file, collection, item, what, bar }) {
     const report = await upload(documentsPath(collection), file, progress);
     what.textContent = report.unchanged ? "unchanged" : `${report.updated ? "replaced" : "added"}, ${count(report.passages, "passage")}`;
     item.classList.add("done");
+    openCollection = collection;
     announce(`${file.name}: ${what.textContent}.`);
   } catch (failure) {
     if (!(failure instanceof Failure)) throw failure;

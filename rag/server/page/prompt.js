@@ -14,7 +14,7 @@ const STAGES = {
   queue: "waiting for the engine",
   load: "reading KV from disk",
   prefill: "computing the prompt",
-  other: "the rest",
+  other: "between the stages",
   decode: "writing the answer",
 };
 

@@ -1,7 +1,7 @@
 // The answer's text with its citations, and passages shown where they stand in their documents.
 
 const NEIGHBOUR_CHARACTERS = 350;
-const QUOTED = /“([^”]+)”\s*$/;
+const QUOTED = /“([^\n]+)”\s*$/; // the quoted words may have quotation marks of their own
 
 /** Fill a place with text whose citations are buttons. Offsets count code points. */
 function drawAnswer(place, text, citations, sources, open) {

@@ -26,6 +26,7 @@ SCRIPTS = (
     "ask.js",
     "library.js",
     "dashboard.js",
+    "usage.js",
     "main.js",
 )
 STYLE_PLACE, SCRIPT_PLACE = "/* style */", "/* script */"
