@@ -39,7 +39,7 @@ class CacheStats(Result):
         evicted_blocks: that had to make room since the start.
         prompt_tokens: of all prompts since the start.
         cached_tokens: those of them whose KV was not computed.
-        collections: those that have something in memory and may be read, by name.
+        collections: those that have something in memory, by name.
         kv_store: what is on disk; null where no KV is stored.
     """
 
