@@ -107,8 +107,10 @@ class EngineWorker:
             self._commands.put(run)
         return future
 
-    async def submit(self, prompt: PromptLike, *args: Any, **kwargs: Any) -> Handle:
+    async def submit(self, prompt: PromptLike, sampling: SamplingParams | None = None, **kwargs: Any) -> Handle:
         """Queue a prompt; arguments and errors are those of `Engine.submit`."""
+        if sampling is not None and sampling.grammar is not None:  # steps go on while it is compiled
+            await asyncio.to_thread(self.engine.grammars.prepare, sampling.grammar)
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[Event | Exception] = asyncio.Queue()
 
@@ -116,7 +118,7 @@ class EngineWorker:
             with suppress(RuntimeError):  # the loop may close at any moment: then nobody waits for this
                 loop.call_soon_threadsafe(queue.put_nowait, event)
 
-        future = self.call(lambda engine: self._register(engine.submit(prompt, *args, **kwargs), deliver, queue))
+        future = self.call(lambda engine: self._register(engine.submit(prompt, sampling, **kwargs), deliver, queue))
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
@@ -137,10 +139,12 @@ class EngineWorker:
         finally:
             self.cancel(handle)
 
-    def submit_sync(self, prompt: PromptLike, *args: Any, **kwargs: Any) -> Handle:
+    def submit_sync(self, prompt: PromptLike, sampling: SamplingParams | None = None, **kwargs: Any) -> Handle:
         """Queue a prompt from a thread."""
+        if sampling is not None and sampling.grammar is not None:
+            self.engine.grammars.prepare(sampling.grammar)
         queue: SimpleQueue[Event | Exception] = SimpleQueue()
-        register = self.call(lambda engine: self._register(engine.submit(prompt, *args, **kwargs), queue.put, queue))
+        register = self.call(lambda engine: self._register(engine.submit(prompt, sampling, **kwargs), queue.put, queue))
         return register.result()
 
     def stream_sync(self, handle: Handle) -> Iterator[Event]:
