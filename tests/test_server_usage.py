@@ -2,10 +2,18 @@
 
 import json
 import logging
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
+import httpx
 import pytest
 from rag_helpers import make_chat_model, run_cli
 from server_helpers import DOCUMENTS, QUESTION, Running, eventually, make_config, problem_of, running
@@ -206,3 +214,36 @@ def test_lines_of_a_request_carry_its_id(api: Running, caplog: pytest.LogCapture
     assert lines["answered"]["request_id"] == response.headers["x-request-id"]
     assert lines["request"] | {"route": "/v1/answer", "method": "POST", "status": 200} == lines["request"]
     assert "lamp" not in caplog.text, "no text of a question"
+
+
+def test_a_killed_server_has_counted_all_but_its_last_moment(tmp_path: Path, model: Path) -> None:
+    child_file = Path(__file__).with_name("server_child.py")
+    path = os.pathsep.join([str(child_file.parent.parent), str(child_file.parent), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, child_file, tmp_path / "data", model, "0"]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path})
+    try:
+        assert child.stderr is not None
+        url = next(found[0] for line in child.stderr if (found := re.findall(r"http://127\.0\.0\.1:\d+", line)))
+        with httpx.Client(base_url=url, timeout=60, trust_env=False) as http:
+            assert http.post("/v1/collections/docs/documents", json={"documents": DOCUMENTS}).status_code == 200
+            given = [http.post("/v1/answer", json=QUESTION).json()["usage"] for _ in range(3)]
+            eventually(lambda: written(tmp_path)[0] == 3)  # nobody asks for it: it is written by itself
+            given += [http.post("/v1/answer", json=QUESTION).json()["usage"] for _ in range(2)]
+            child.send_signal(signal.SIGKILL)
+    finally:
+        child.kill()
+        child.communicate()
+    sums = [
+        (n, *(sum(one[key] for one in given[:n]) for key in ("prompt_tokens", "cached_tokens", "completion_tokens")))
+        for n in (3, 4, 5)
+    ]
+    assert written(tmp_path) in sums, "answers are counted whole"
+
+
+def written(folder: Path) -> tuple[int, ...]:
+    """What another process reads of the ledger: answers, prompt, cached and output tokens."""
+    columns = ", ".join(f"coalesce(sum({name}), 0)" for name in ("answers", "prompt_tokens", "cached_tokens",
+                                                                "output_tokens"))  # fmt: skip
+    with closing(sqlite3.connect(folder / "data" / "library" / "library.sqlite3", timeout=30)) as connection:
+        found: tuple[int, ...] = connection.execute(f"SELECT {columns} FROM ledger").fetchone()
+        return found
