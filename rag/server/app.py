@@ -26,6 +26,7 @@ from fastapi import FastAPI
 from rag.config import RagConfig, ServerSettings
 from rag.data_dir import open_owned
 from rag.openai.routes import ROUTERS as openai_routers
+from rag.prices import PriceBook
 from rag.server import answers, cache, collections, documents, health, jobs, keys, metrics, usage
 from rag.server.authentication import Authentication
 from rag.server.deadlines import Deadlines
@@ -102,10 +103,11 @@ def serve(config: RagConfig) -> None:
     Raises:
         DataDirError: another process owns the data directory, or it cannot be used.
         AddressError: the address cannot be listened on.
-        RagError: a model is missing or cannot be used.
+        RagError: a model is missing or cannot be used, or the price book.
     """
-    if config.server.log_format == "json":
-        configure_logs()
+    configure_logs(config.server.log_format)
+    if config.server.price_book:
+        PriceBook.load(config.server.price_book)  # one that cannot be used is told now
     with open_owned(config.data_dir) as owned, listen(config.host, config.port) as listener, Service(config) as service:
         sys.stderr.write(f"loading {config.model} and {config.embedder}\n")
         if not (is_loopback(config.host) or config.server.require_keys or service.components.keys().is_on):
