@@ -1,10 +1,15 @@
 """What is told of answers: outcomes, metrics by Prometheus' own parser, spans, log lines. Without a model."""
 
 import asyncio
+import gzip
+import io
 import json
 import logging
+import sys
 from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 
 import pytest
@@ -20,8 +25,9 @@ from engine.prompt import SegmentKind
 from engine.request import FinishReason
 from engine.stats import CacheReport, EngineStats, SegmentReport, Totals
 from rag.caller import NOBODY, Caller
+from rag.errors import ConfigurationError
 from rag.shadow import ShadowStats
-from rag.telemetry.logs import FIELDS, JsonFormatter, request_id
+from rag.telemetry.logs import FIELDS, JsonFormatter, TextFormatter, configure_logs, request_id
 from rag.telemetry.metrics import MAX_COLLECTIONS
 from rag.telemetry.served import cache_outcome
 from rag.telemetry.spans import Tracing
@@ -249,6 +255,41 @@ def test_an_error_is_a_span_that_failed(tmp_path: Path, spans: tuple[Tracing, In
     assert root.attributes["preread.question"] == "Why?"
 
 
+def test_spans_are_sent_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    received: list[tuple[str, bytes]] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            received.append((self.path, gzip.decompress(body) if self.headers["Content-Encoding"] == "gzip" else body))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Collector)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    watched = Watched(tmp_path, tracing=Tracing("tiny"))
+    answer(watched)
+    watched.close()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+    (path, body), *_ = received
+    assert path == "/v1/traces"
+    assert all(name in body for name in (b"chat small", b"prefill", b"gen_ai.usage.input_tokens", b"preread"))
+
+
+def test_tracing_without_opentelemetry_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    with pytest.raises(ConfigurationError, match=r"preread\[tracing\]"):
+        Tracing("tiny")
+
+
 @pytest.mark.parametrize("log_questions", [False, True])
 def test_an_answer_is_a_line_of_json(tmp_path: Path, caplog: pytest.LogCaptureFixture, log_questions: bool) -> None:
     watched = Watched(tmp_path, log_questions=log_questions)
@@ -279,6 +320,35 @@ def test_any_line_has_the_id_of_its_request() -> None:
     assert line(**{FIELDS: {"request_id": "r-6"}})["request_id"] == "r-6"
     request_id.reset(token)
     assert line()["message"] == "it is odd\nhere"
+
+
+def test_people_get_the_fields_after_the_message() -> None:
+    record = logging.LogRecord("rag", logging.INFO, "", 0, "answered", (), None)
+    record.__dict__[FIELDS] = {"cache": "hit", "ttft_ms": 12.5, "key_id": "", "question": "Why?\ncache=miss"}
+    assert TextFormatter().format(record) == 'INFO: answered cache=hit ttft_ms=12.5 question="Why?\\ncache=miss"'
+
+
+def test_logs_are_what_the_settings_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [logging.StreamHandler(stream)])
+    monkeypatch.setattr(root, "level", logging.WARNING)
+    monkeypatch.setattr(logging.getLogger("uvicorn.access"), "disabled", False)
+    configure_logs("text")
+    logging.getLogger("rag.telemetry.telemetry").info("not asked for")
+    configure_logs("json")
+    logging.getLogger("rag.telemetry.telemetry").info("answered", extra={FIELDS: {"cache": "hit"}})
+    try:
+        raise ValueError("odd")
+    except ValueError:
+        logging.getLogger("rag").exception("broken")
+    answered, broken = map(json.loads, stream.getvalue().splitlines())
+    assert (answered["message"], answered["cache"], answered["logger"]) == (
+        "answered",
+        "hit",
+        "rag.telemetry.telemetry",
+    )
+    assert "ValueError: odd" in broken["exception"]
 
 
 def test_the_passages_of_answers_are_logged_without_text(watched: Watched) -> None:

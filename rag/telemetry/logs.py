@@ -1,4 +1,4 @@
-"""Logs that a machine reads: one JSON object a line, with the id of the request that it is about.
+"""Log lines with fields: as JSON that a machine reads, one object a line, or after the message for people.
 
 What is told of an answer has no text of question or answer, unless the settings ask for the question.
 """
@@ -7,12 +7,12 @@ import json
 import logging
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rag.telemetry.served import Served
 
-__all__ = ["FIELDS", "JsonFormatter", "configure_logs", "fields_of", "request_id"]
+__all__ = ["FIELDS", "JsonFormatter", "TextFormatter", "configure_logs", "fields_of", "request_id"]
 
 FIELDS = "fields"  # `logger.info("...", extra={FIELDS: {...}})`
 
@@ -39,14 +39,28 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
-def configure_logs() -> None:
-    """Make every handler of the root logger write JSON, from level info on."""
+class TextFormatter(logging.Formatter):
+    """Writes a record as one line for people, its fields after the message."""
+
+    def __init__(self) -> None:
+        super().__init__("%(levelname)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """Return level, message, and the record's own fields that are not empty."""
+        fields = getattr(record, FIELDS, {})
+        told = [f"{name}={_plain(value)}" for name, value in fields.items() if value != ""]
+        return " ".join([super().formatMessage(record), *told])
+
+
+def configure_logs(log_format: Literal["text", "json"]) -> None:
+    """Make every handler of the root logger write lines with fields; as JSON, from level info on."""
     root = logging.getLogger()
     if not root.handlers:
         root.addHandler(logging.StreamHandler())
     for handler in root.handlers:
-        handler.setFormatter(JsonFormatter())
-    root.setLevel(min(root.level or logging.INFO, logging.INFO))
+        handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    if log_format == "json":
+        root.setLevel(min(root.level or logging.INFO, logging.INFO))
     logging.getLogger("uvicorn.access").disabled = True  # our own line of a request says more
 
 
@@ -75,3 +89,9 @@ def fields_of(served: "Served") -> dict[str, Any]:
     if served.question is not None:
         fields["question"] = served.question
     return fields
+
+
+def _plain(value: Any) -> str:
+    """Write a value so that it does not end the line or look like the next field."""
+    text = str(value)
+    return text if text.isprintable() and " " not in text else json.dumps(text)
