@@ -20,6 +20,7 @@ from rag.schemas import (
     Source,
     Timings,
     Usage,
+    UsageEvent,
 )
 
 if TYPE_CHECKING:
@@ -110,7 +111,9 @@ class AnswerAssembler:
         cancelled = generation.finish_reason is FinishReason.CANCELLED and not self.wants_end
         if self._settings.extractive and not self._citations and not cancelled:
             yield from self._quote()
-        yield DoneEvent(answer=self._answer(generation))
+        answer = self._answer(generation)
+        yield UsageEvent(usage=answer.usage)
+        yield DoneEvent(answer=answer)
 
     def _push(self, text: str) -> Iterator[AnswerEvent]:
         """Show text, but hold white space back until more follows: an answer does not end with it."""

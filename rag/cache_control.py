@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from engine.config import SamplingParams
 from engine.errors import OutdatedPromptError, QueueFullError
 from engine.prompt import Prompt
+from rag.cleaning import release_dead_pins
 from rag.living_store import claims_of, namespace_of
 from rag.schemas import PrecomputeProgress
 from rag.schemas.cache import CachedCollection, CacheStats, Flushed, Pinned
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from rag.components import Components
     from retriever.records import Collection
 
-__all__ = ["CacheControl", "release_dead_pins"]
+__all__ = ["CacheControl"]
 
 logger = logging.getLogger(__name__)
 
@@ -173,28 +174,8 @@ class CacheControl:
                 pass
 
 
-def release_dead_pins(components: "Components") -> None:
-    """Let go of pinned passages that have been deleted or changed."""
-    worker = components.worker.if_made
-    if worker is None or not worker.engine.cache.pins:
-        return
-    for row in components.library().collections():
-        namespace = namespace_of(row.id)
-        if pinned := worker.call(partial(_pinned, namespace)).result():
-            _, living = components.library().living(row, [int(name) for name in pinned])
-            worker.call(partial(_keep_pinned, namespace, {str(passage_id) for passage_id in living})).result()
-
-
 def _pin(namespace: str, head: "Segment", passage: "Segment", engine: "Engine") -> bool:
     return engine.cache.pin(namespace, head, passage)
-
-
-def _pinned(namespace: str, engine: "Engine") -> list[str]:
-    return [segment.name for segment in engine.cache.pins.passages(namespace)]
-
-
-def _keep_pinned(namespace: str, names: set[str], engine: "Engine") -> int:
-    return engine.cache.unpin(namespace, lambda passage: passage.name in names)
 
 
 def _stats(engine: "Engine", names: dict[str, str]) -> CacheStats:

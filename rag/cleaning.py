@@ -1,6 +1,7 @@
 """Removes the KV of passages that have gone; where that is asked for, so that no copy of it is left."""
 
 from contextlib import suppress
+from functools import partial
 from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
@@ -13,21 +14,44 @@ from retriever.errors import StoreError, UnknownCollectionError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from engine.engine import Engine
     from rag.components import Components
     from retriever.document import Document, Passage
     from retriever.records import Collection
     from retriever.retriever import Library
 
-__all__ = ["clean", "drop_namespace", "outdate", "purge"]
+__all__ = ["clean", "drop_namespace", "outdate", "purge", "release_dead_pins"]
 
 PATIENCE_SECONDS = 60.0  # for answers that run over a purged passage to end
 POLL_SECONDS = 0.05
 
 
 def clean(components: "Components") -> None:
-    """Remove the KV of passages that have gone, where KV is stored."""
+    """Remove the KV of passages that have gone, where KV is stored; none of them stays pinned in memory."""
+    release_dead_pins(components)
     if store := components.store():
         store.clean()
+
+
+def release_dead_pins(components: "Components") -> None:
+    """Let go of pinned passages that have been deleted or changed."""
+    worker = components.worker.if_made
+    if worker is None or not worker.engine.cache.pins:
+        return
+    for row in components.library().collections():
+        namespace = namespace_of(row.id)
+        with suppress(EngineStoppedError, UnknownCollectionError):  # with either of them its pins have gone
+            if pinned := worker.call(partial(_pinned, namespace)).result():
+                _, living = components.library().living(row, [int(name) for name in pinned])
+                worker.call(partial(_keep_pinned, namespace, {str(passage_id) for passage_id in living})).result()
+
+
+def _pinned(namespace: str, engine: "Engine") -> list[str]:
+    return [segment.name for segment in engine.cache.pins.passages(namespace)]
+
+
+def _keep_pinned(namespace: str, names: set[str], engine: "Engine") -> int:
+    return engine.cache.unpin(namespace, lambda passage: passage.name in names)
 
 
 def drop_namespace(components: "Components", collection: "Collection") -> None:

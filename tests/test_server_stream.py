@@ -53,10 +53,11 @@ def test_a_stream_tells_the_answer_as_it_is_written(api: Running) -> None:
         assert response.headers["cache-control"] == "no-store"
         events = [event for event in events_of(response) if event[0] != ":"]
     names = [name for name, _ in events]
-    assert (names[0], names[-1]) == ("retrieval", "done")
-    assert set(names[1:-1]) == {"delta", "citation"}
+    assert (names[0], names[-2], names[-1]) == ("retrieval", "usage", "done")
+    assert set(names[1:-2]) == {"delta", "citation"}
     assert all(data["type"] == name for name, data in events), "the data tells the event's name too"
     answer = Answer.model_validate(events[-1][1]["answer"])
+    assert events[-2][1]["usage"] == answer.usage.model_dump()
     assert "".join(data["text"] for name, data in events if name == "delta") == answer.answer
     assert [data["citation"] for name, data in events if name == "citation"] == [
         citation.model_dump() for citation in answer.citations

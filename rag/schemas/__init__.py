@@ -33,7 +33,15 @@ from rag.schemas.documents import (
     DocumentWithPassages,
     PassageInfo,
 )
-from rag.schemas.events import AnswerEvent, CitationEvent, DeltaEvent, DoneEvent, LogprobsEvent, RetrievalEvent
+from rag.schemas.events import (
+    AnswerEvent,
+    CitationEvent,
+    DeltaEvent,
+    DoneEvent,
+    LogprobsEvent,
+    RetrievalEvent,
+    UsageEvent,
+)
 from rag.schemas.ingest import DocumentInput, IngestReport, IngestRequest, SkippedDocument
 from rag.schemas.metadata import Condition, DocumentMetadata
 from rag.schemas.passage_kv import KeptPassage, KVStoreInfo, PrecomputePlan, PrecomputeProgress, Purge
@@ -90,4 +98,5 @@ __all__ = [
     "TopLogprob",
     "Turn",
     "Usage",
+    "UsageEvent",
 ]

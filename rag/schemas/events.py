@@ -4,12 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rag.schemas.answers import Answer, Citation
+from rag.schemas.answers import Answer, Citation, Usage
 from rag.schemas.base import Result
 from rag.schemas.sampling import TokenLogprob
 from rag.schemas.search import Source
 
-__all__ = ["AnswerEvent", "CitationEvent", "DeltaEvent", "DoneEvent", "LogprobsEvent", "RetrievalEvent"]
+__all__ = ["AnswerEvent", "CitationEvent", "DeltaEvent", "DoneEvent", "LogprobsEvent", "RetrievalEvent", "UsageEvent"]
 
 
 class RetrievalEvent(Result):
@@ -41,6 +41,13 @@ class CitationEvent(Result):
     citation: Citation
 
 
+class UsageEvent(Result):
+    """What the answer took; comes before the last event."""
+
+    type: Literal["usage"] = "usage"
+    usage: Usage
+
+
 class DoneEvent(Result):
     """Last event of an answer."""
 
@@ -49,5 +56,5 @@ class DoneEvent(Result):
 
 
 AnswerEvent = Annotated[
-    RetrievalEvent | DeltaEvent | LogprobsEvent | CitationEvent | DoneEvent, Field(discriminator="type")
+    RetrievalEvent | DeltaEvent | LogprobsEvent | CitationEvent | UsageEvent | DoneEvent, Field(discriminator="type")
 ]

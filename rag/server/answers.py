@@ -16,7 +16,7 @@ __all__ = ["require_json", "router"]
 
 STREAM: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "The answer; with `stream: true` the events retrieval, delta, citation and done, or error.",
+        "description": "The answer; with `stream: true` events: retrieval, delta, citation, usage, done; or error.",
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     }
 }
