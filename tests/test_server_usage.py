@@ -15,13 +15,19 @@ from pathlib import Path
 
 import httpx
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from rag_helpers import make_chat_model, run_cli
 from server_helpers import DOCUMENTS, QUESTION, Running, eventually, make_config, problem_of, running
 from telemetry_helpers import parsed, total
 
+from rag.errors import ConfigurationError
 from rag.keys import parse_scopes
+from rag.server.app import serve
 from rag.service import Service
 from rag.telemetry.logs import JsonFormatter
+from rag.telemetry.spans import Tracing
 from retriever.hash_embedder import HashEmbedder
 
 PRICES = 'currency = "EUR"\n[models."*"]\nprompt = 1.0\ncached = 0.1\noutput = 2.0\n'
@@ -214,6 +220,38 @@ def test_lines_of_a_request_carry_its_id(api: Running, caplog: pytest.LogCapture
     assert lines["answered"]["request_id"] == response.headers["x-request-id"]
     assert lines["request"] | {"route": "/v1/answer", "method": "POST", "status": 200} == lines["request"]
     assert "lamp" not in caplog.text, "no text of a question"
+
+
+def test_an_answer_belongs_to_its_clients_trace(api: Running) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    telemetry = api.service.components.telemetry()
+    telemetry.tracing = Tracing("tiny", provider)
+    trace_id, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    try:
+        response = api.http.post("/v1/answer", json=QUESTION, headers={"traceparent": f"00-{trace_id}-{parent}-01"})
+        eventually(lambda: len(exporter.get_finished_spans()) == 7)
+    finally:
+        telemetry.tracing = None
+    *stages, root = exporter.get_finished_spans()
+    assert [span.name for span in stages] == ["embed", "search", "queue", "load", "prefill", "decode"]
+    assert {f"{span.context.trace_id:032x}" for span in (*stages, root)} == {trace_id}
+    assert f"{root.parent.span_id:016x}" == parent
+    assert root.attributes["preread.request_id"] == response.headers["x-request-id"]
+    answer = response.json()
+    assert root.attributes["gen_ai.usage.input_tokens"] == answer["usage"]["prompt_tokens"]
+    assert root.attributes["gen_ai.usage.cache_read.input_tokens"] == answer["usage"]["cached_tokens"]
+    starts = [span.start_time for span in stages]
+    assert starts == sorted(starts), "stages follow each other"
+    assert all(root.start_time <= span.start_time <= span.end_time <= root.end_time for span in stages)
+    total_ms = (root.end_time - root.start_time) / 1e6
+    assert total_ms >= answer["timings_ms"]["total"] - 0.01
+
+
+def test_a_wrong_price_book_is_told_before_anything_is_loaded(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "prices.toml").write_text(PRICES.replace("cached", "cache"))
+    with pytest.raises(ConfigurationError, match="cache"):
+        serve(make_config(tmp_path, model, server={"price_book": tmp_path / "prices.toml"}))
 
 
 def test_a_killed_server_has_counted_all_but_its_last_moment(tmp_path: Path, model: Path) -> None:
