@@ -184,6 +184,12 @@ def test_reuse_in_the_off_mode_is_a_problem(measure, monkeypatch):
     assert "FAILED SELF-CHECK" in render(report)
 
 
+def test_no_kv_is_stored(measure, work_dir):
+    measure()
+    assert list(work_dir.rglob("*.sqlite3"))
+    assert not list(work_dir.rglob("kv"))
+
+
 def test_evictions_are_told(measure, config, work_dir):
     blocks = 150
     small = config.model_copy(

@@ -12,7 +12,7 @@ from rag.service import Service
 from retriever.document import TextSource
 from retriever.ingest import IngestEvent
 
-__all__ = ["collection_dir", "default_work_dir", "ingest_corpus"]
+__all__ = ["collection_dir", "default_work_dir", "ingest_corpus", "with_collection"]
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +22,19 @@ def default_work_dir() -> Path:
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("preread")) / "bench"
+
+
+def with_collection(config: RagConfig, work_dir: Path | None, corpus: Corpus, *, keeps_kv: bool = False) -> RagConfig:
+    """Return the settings for a benchmark's own collection of a corpus; its KV is stored only where that is asked for.
+
+    Args:
+        config: the user's.
+        work_dir: where collections are kept; None is a folder in the user's cache.
+        corpus: whose documents the collection has.
+        keeps_kv: whether the engine stores KV there, as the settings say.
+    """
+    engine = config.engine if keeps_kv else config.engine.model_copy(update={"kv_store_bytes": 0})
+    return config.model_copy(update={"data_dir": collection_dir(config, work_dir, corpus), "engine": engine})
 
 
 def collection_dir(config: RagConfig, work_dir: Path | None, corpus: Corpus) -> Path:

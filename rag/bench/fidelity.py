@@ -19,7 +19,7 @@ from engine.engine import Engine
 from engine.errors import ConfigError
 from engine.models.config import ModelConfig
 from engine.prompt import Prompt
-from rag.bench.collection import collection_dir, ingest_corpus
+from rag.bench.collection import ingest_corpus, with_collection
 from rag.bench.environment import RunClock
 from rag.bench.fidelity_report import AnswerFidelity, ChoiceFidelity, FidelityReport, FidelitySetting
 from rag.bench.progress import Counter, Progress
@@ -142,7 +142,7 @@ def _prompts(
 ) -> list[Prompt]:
     """Retrieve passages for each question and lay the prompts out as the pipeline does."""
     corpus = load_corpus(bench.corpus)
-    config = config.model_copy(update={"data_dir": collection_dir(config, bench.work_dir, corpus)})
+    config = with_collection(config, bench.work_dir, corpus)
     with open_owned(config.data_dir), Service(config, embedder=embedder) as service:
         ingest_corpus(service, corpus, progress)
         layout = service.components.layout()
@@ -150,7 +150,7 @@ def _prompts(
         limit = ModelConfig.from_folder(folder).max_position_embeddings - bench.max_tokens
         prompts = []
         for question in questions:
-            hits = service.pipeline.retrieve(question, corpus.name, bench.k).hits
+            hits = service.pipeline.preparation.retrieve(question, corpus.name, bench.k).hits
             prompts.append(layout.lay_out(question, [hit.passage for hit in hits], max_tokens=limit).prompt)
     return prompts
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from data.corpora import load_corpus
 from data.questions import make_questions
-from rag.bench.collection import collection_dir, ingest_corpus
+from rag.bench.collection import ingest_corpus, with_collection
 from rag.bench.environment import Environment, RunClock
 from rag.bench.progress import BenchEvent, Counter, Progress
 from rag.bench.statistics import Interval, Summary, median_ratio, summarise
@@ -111,18 +112,17 @@ def run(
     asked = [question.text for question in make_questions(corpus, seed=bench.seed)[: bench.questions]]
     retriever = config.retriever.model_copy(update={"index_factory": INDEX})
     config = config.model_copy(update={"retriever": retriever})
-    config = config.model_copy(update={"data_dir": collection_dir(config, bench.work_dir, corpus)})
+    keeping = with_collection(config, bench.work_dir, corpus, keeps_kv=True)
     counter = Counter(progress, "measure", 3 * len(asked))
-    with open_owned(config.data_dir):
-        with Service(config, embedder=embedder) as service:
+    with open_owned(keeping.data_dir):
+        with Service(keeping, embedder=embedder) as service:
             ingest_corpus(service, corpus, progress)
             for step in service.precompute(corpus.name):
                 progress(BenchEvent("read ahead", step.passages, step.total))
             prefetch = _measure_prefetch(_Asker(service, corpus.name, bench.k), asked, counter)
-        engine = config.engine.model_copy(update={"kv_store_bytes": 0})
-        with Service(config.model_copy(update={"engine": engine}), embedder=embedder) as service:
+        with Service(with_collection(config, bench.work_dir, corpus), embedder=embedder) as service:
             asker = _Asker(service, corpus.name, bench.k)
-            speculation = _measure_speculation(asker, asked, counter)
+            speculation = _switched(asker, "speculate", "no KV, idle engine", asked, counter)
             embedding = _measure_embedding(asker, asked, counter)
             return OverlapReport(
                 corpus=bench.corpus,
@@ -179,7 +179,7 @@ class _Asker:
 
     def embed_ms(self, question: str) -> float:
         """Return the time that the embedding of a question takes."""
-        return self.service.pipeline.retrieve(question, self._request.collection, 1).embed_ms
+        return self.service.pipeline.preparation.retrieve(question, self._request.collection, 1).embed_ms
 
     def embed_beside_ms(self, question: str) -> float:
         """Return the same while an answer is being written."""
@@ -197,25 +197,17 @@ class _Asker:
 def _measure_prefetch(asker: _Asker, questions: Sequence[str], counter: Counter) -> Switch:
     if store := asker.service.components.store():
         store.flush()  # what is not on the disk cannot be taken out of memory
-    return _compare(
-        "answer.prefetch",
-        "KV on disk, not in memory",
-        questions,
-        lambda question: asker.ttft_ms(question, prefetch=False),
-        lambda question: asker.ttft_ms(question, prefetch=True),
-        counter,
-    )
+    return _switched(asker, "prefetch", "KV on disk, not in memory", questions, counter)
 
 
-def _measure_speculation(asker: _Asker, questions: Sequence[str], counter: Counter) -> Switch:
-    return _compare(
-        "answer.speculate",
-        "no KV, idle engine",
-        questions,
-        lambda question: asker.ttft_ms(question, speculate=False),
-        lambda question: asker.ttft_ms(question, speculate=True),
-        counter,
-    )
+def _switched(asker: _Asker, setting: str, state: str, questions: Sequence[str], counter: Counter) -> Switch:
+    """Measure times to the first token with a setting of answers off and on."""
+
+    def ttft_ms(question: str, *, is_on: bool) -> float:
+        return asker.ttft_ms(question, **{setting: is_on})
+
+    off, on = partial(ttft_ms, is_on=False), partial(ttft_ms, is_on=True)
+    return _compare(f"answer.{setting}", state, questions, off, on, counter)
 
 
 def _measure_embedding(asker: _Asker, questions: Sequence[str], counter: Counter) -> Switch:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, get_args
 from data.corpora import CORPUS_NAMES, Corpus, load_corpus
 from data.questions import make_questions
 from data.workloads import Popularity, Workload, zipf_workload
-from rag.bench.collection import collection_dir, ingest_corpus
+from rag.bench.collection import ingest_corpus, with_collection
 from rag.bench.environment import RunClock
 from rag.bench.progress import BenchEvent, Counter, Progress
 from rag.bench.report import PrefixReport, Record, Setting
@@ -117,7 +117,7 @@ def run(
     if not workload.arrivals:
         raise InvalidRequestError(f"the workload {bench.workload} has no questions; save another one")
     corpus = load_corpus(workload.corpus)
-    config = config.model_copy(update={"data_dir": collection_dir(config, bench.work_dir, corpus)})
+    config = with_collection(config, bench.work_dir, corpus)
     with open_owned(config.data_dir), Service(config, embedder=embedder) as service:
         ingest_corpus(service, corpus, progress)
         progress(BenchEvent("load", 0, None))

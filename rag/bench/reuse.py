@@ -14,6 +14,7 @@ from typing import TypeVar
 from engine.engine import Engine
 from engine.kv_store import ExtentStore
 from engine.models.config import ModelConfig
+from rag.bench.certified import certified_repair
 from rag.bench.collection import default_work_dir
 from rag.bench.engine_floor import ModelShape
 from rag.bench.environment import RunClock
@@ -31,6 +32,7 @@ from rag.bench.reuse_report import (
     ReuseSetting,
     Skipped,
 )
+from rag.components import Components
 from rag.config import RagConfig
 from rag.errors import InvalidRequestError
 from rag.model_hub import ModelHub
@@ -38,6 +40,7 @@ from rag.model_hub import ModelHub
 __all__ = ["PARTS", "ReuseBenchConfig", "run"]
 
 PARTS = ("cases", "endurance", "precompute", "disk")
+USUAL_REPAIRS = (0, 16, 32)
 ENDURANCE_PASSAGES = 14
 PRECOMPUTE_BATCH = 16  # passages
 DISK_PASSAGES = (320, 5)  # tokens, and how many: 1,600 together
@@ -55,7 +58,8 @@ class ReuseBenchConfig:
         only: of `PARTS`; none means all.
         passages: numbers of passages in a prompt.
         lengths: of passages, in tokens.
-        repairs: tokens computed at the head of each passage but the first.
+        repairs: tokens computed at the head of each passage but the first; none means 0, 16, 32 and what the model's
+            certificate asks for.
         batches: of the endurance part.
         repeats: of everything else.
         seed: of token ids, orders and turns.
@@ -68,7 +72,7 @@ class ReuseBenchConfig:
     only: tuple[str, ...] = ()
     passages: tuple[int, ...] = (1, 2, 4, 6, 8, 16)
     lengths: tuple[int, ...] = (64, 256, 1024)
-    repairs: tuple[int, ...] = (0, 16, 32)
+    repairs: tuple[int, ...] = ()
     batches: int = 50
     repeats: int = 5
     seed: int = 0
@@ -81,7 +85,7 @@ class ReuseBenchConfig:
         for name, values, least in (
             ("passages", self.passages, 1),
             ("lengths", self.lengths, 1),
-            ("repairs", self.repairs, 0),
+            ("repairs", self.repairs or (0,), 0),
             ("batches", (self.batches,), 1),
             ("repeats", (self.repeats,), 1),
         ):
@@ -108,9 +112,12 @@ def run(config: RagConfig, bench: ReuseBenchConfig, progress: Progress) -> Reuse
         CacheMismatchError: a prompt hit the cache other than its case says.
     """
     clock = RunClock()
+    template = Components(config).layout().head.tokens
+    certified = certified_repair(config, template)
+    bench = replace(bench, repairs=bench.repairs or tuple(sorted({*USUAL_REPAIRS, certified})))
     with _engine(config, bench) as engine:
         own = ReuseEngine(engine, bench.seed)
-        parts = _Parts(own, bench, progress)
+        parts = _Parts(own, bench, progress, repair=certified if certified in bench.repairs else max(bench.repairs))
         cases = parts.of("cases", parts.cases) or []
         endurance = parts.of("endurance", parts.endurance)
         precompute = parts.of("precompute", parts.precompute)
@@ -170,12 +177,12 @@ def _engine(config: RagConfig, bench: ReuseBenchConfig) -> Iterator[Engine]:
 
 
 class _Parts:
-    """The parts of the benchmark, and what became of them."""
+    """The parts of the benchmark, and what became of them; `repair` is that of the parts which measure one only."""
 
-    def __init__(self, own: ReuseEngine, bench: ReuseBenchConfig, progress: Progress) -> None:
+    def __init__(self, own: ReuseEngine, bench: ReuseBenchConfig, progress: Progress, *, repair: int) -> None:
         self.interrupted = False
         self.skipped: list[Skipped] = []
-        self._own, self._bench, self._progress = own, bench, progress
+        self._own, self._bench, self._progress, self._repair = own, bench, progress, repair
 
     def of(self, name: str, measure: Callable[[], Part]) -> Part | None:
         """Measure a part that was asked for, unless Ctrl-C came before; None where there is nothing."""
@@ -208,11 +215,11 @@ class _Parts:
         return results
 
     def endurance(self) -> Endurance | None:
-        """Measure the middle length with the repair that is least but not nothing."""
+        """Measure the middle length."""
         length = next((n for n in self._lengths() if self._fits(n, ENDURANCE_PASSAGES)), None)
         if length is None:
             return None
-        case = ReuseCase(passages=ENDURANCE_PASSAGES, length=length, repair=self._repair())
+        case = ReuseCase(passages=ENDURANCE_PASSAGES, length=length, repair=self._repair)
         counter = Counter(self._progress, "endurance", self._bench.batches + 1)
         return measure_endurance(self._own, case, self._bench.batches, counter.advance)
 
@@ -232,11 +239,8 @@ class _Parts:
         """Measure loads of as many tokens as a usual question retrieves."""
         counter = Counter(self._progress, "disk", self._bench.repeats + 1)
         return measure_disk(
-            self._own, *DISK_PASSAGES, self._repair(), repeats=self._bench.repeats, advance=counter.advance
+            self._own, *DISK_PASSAGES, self._repair, repeats=self._bench.repeats, advance=counter.advance
         )
-
-    def _repair(self) -> int:
-        return min((repair for repair in self._bench.repairs if repair), default=0)
 
     def _lengths(self) -> list[int]:
         """The lengths, the middle one first, then the shorter ones."""

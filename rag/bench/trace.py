@@ -13,6 +13,7 @@ from typing import Any
 from data.traces import read_ragpulse
 from engine.eviction import POLICIES
 from engine.tokenizer import Tokenizer
+from rag.bench.certified import certified_repair
 from rag.bench.collection import default_work_dir
 from rag.bench.environment import RunClock
 from rag.bench.progress import BenchEvent, Progress
@@ -43,7 +44,7 @@ class TraceBenchConfig:
             `UNBOUNDED`.
         first: how many requests of the trace are left out at its beginning.
         limit: requests at most; None is all.
-        repair: tokens that chunk reuse computes at a shifted passage's head.
+        repair: tokens that chunk reuse computes at a shifted passage's head; None is what the certificate asks for.
         store: whether the passages' KV is on disk before the first request, as ingestion leaves it.
         simulate: run the bookkeeping without a model.
         work_dir: where the store is kept while it runs; None is a folder in the user's cache.
@@ -59,7 +60,7 @@ class TraceBenchConfig:
     device_tokens: tuple[str, ...] = (UNBOUNDED,)
     first: int = 0
     limit: int | None = None
-    repair: int = 16
+    repair: int | None = None
     store: bool = True
     simulate: bool = False
     work_dir: Path | None = None
@@ -70,11 +71,10 @@ class TraceBenchConfig:
                 raise InvalidRequestError(f"{name} is {unknown[0]!r}; choose from: {', '.join(known)}")
         for text in self.device_tokens:
             _tokens_of(text, 1)
-        if self.limit is not None and self.limit < 1:
-            raise InvalidRequestError(f"limit is {self.limit}; it must be at least 1")
-        for name in ("first", "repair"):
-            if getattr(self, name) < 0:
-                raise InvalidRequestError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        for name, least in (("limit", 1), ("first", 0), ("repair", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InvalidRequestError(f"{name} is {value}; it must be at least {least}")
 
     def variants(self, distinct_tokens: int) -> list[Variant]:
         """Return what is measured, for a trace of passages with so many tokens."""
@@ -107,7 +107,8 @@ def run(config: RagConfig, bench: TraceBenchConfig, progress: Progress) -> Trace
     progress(BenchEvent("text", 0, None))
     tokenizer = Tokenizer(folder)
     prompts = TracePrompts.make(requests, tokenizer, config.prompt, read_documentation(tokenizer))
-    replay = Replay(prompts, folder, config.engine.build(), progress, repair=bench.repair, store=bench.store)
+    repair = certified_repair(config, prompts.template.tokens) if bench.repair is None else bench.repair
+    replay = Replay(prompts, folder, config.engine.build(), progress, repair=repair, store=bench.store)
     variants = bench.variants(prompts.distinct_tokens)
     if bench.simulate:
         runs = replay.simulate(variants)
@@ -123,7 +124,7 @@ def run(config: RagConfig, bench: TraceBenchConfig, progress: Progress) -> Trace
             distinct_passages=len(prompts.passages),
             distinct_tokens=prompts.distinct_tokens,
             store=bench.store,
-            repair=bench.repair,
+            repair=repair,
             simulated=bench.simulate,
             model=config.model,
             dtype=replay.dtype,

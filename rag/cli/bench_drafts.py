@@ -1,5 +1,6 @@
 """`rag bench drafts`: its options."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -43,12 +44,4 @@ def drafts(  # noqa: PLR0917 - typer declares options as parameters
         repeats=repeats,
         seed=seed,
     )
-    measure_and_publish(
-        context,
-        "drafts",
-        STAGES,
-        lambda config, progress: run(config, bench, progress),
-        render,
-        output=output,
-        as_json=as_json,
-    )
+    measure_and_publish(context, "drafts", STAGES, partial(run, bench=bench), render, output=output, as_json=as_json)

@@ -1,5 +1,6 @@
 """`rag bench engine`: its options."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -76,13 +77,7 @@ def engine(  # noqa: PLR0917 - typer declares options as parameters
         seed=seed,
     )
     report = measure_and_publish(
-        context,
-        "engine",
-        STAGES,
-        lambda config, progress: run(config, bench, progress),
-        render,
-        output=output,
-        as_json=as_json,
+        context, "engine", STAGES, partial(run, bench=bench), render, output=output, as_json=as_json
     )
     exit_unless_complete(report.problems, interrupted=report.interrupted)
 

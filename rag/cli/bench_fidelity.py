@@ -1,5 +1,6 @@
 """`rag bench fidelity`: its options."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -52,12 +53,4 @@ def fidelity(  # noqa: PLR0917 - typer declares options as parameters
         seed=seed,
         work_dir=work_dir,
     )
-    measure_and_publish(
-        context,
-        "fidelity",
-        STAGES,
-        lambda config, progress: run(config, bench, progress),
-        render,
-        output=output,
-        as_json=as_json,
-    )
+    measure_and_publish(context, "fidelity", STAGES, partial(run, bench=bench), render, output=output, as_json=as_json)

@@ -1,10 +1,11 @@
 """What the benchmarks' commands share: options, a progress bar, and where a report goes."""
 
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Protocol, TypeVar
 
 import typer
 
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 INTERRUPTED = 130
+TERMINATED = 143
 
 CorpusOption = Annotated[str, typer.Option(help="python-topics or python-stdlib.")]
 BenchPassages = Annotated[int, typer.Option("-k", "--top-k", help="Passages a question.")]
@@ -43,6 +45,28 @@ WorkDir = Annotated[
 ]
 
 Report = TypeVar("Report", bound="BaseModel")
+Report_co = TypeVar("Report_co", bound="BaseModel", covariant=True)
+
+
+class Measure(Protocol[Report_co]):
+    """A benchmark: from the settings to a report."""
+
+    def __call__(self, config: "RagConfig", *, progress: "Progress") -> Report_co:
+        """Measure; `progress` is called as it advances."""
+
+
+@contextmanager
+def _sigterm_unwinds() -> Iterator[None]:
+    """Let SIGTERM end the block as an exception does, so that work folders are removed on the way out."""
+
+    def leave(*_: object) -> NoReturn:
+        raise SystemExit(TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def output_option(name: str) -> Any:
@@ -59,7 +83,7 @@ def measure_and_publish(
     context: typer.Context,
     name: str,
     stages: Mapping[str, str],
-    measure: "Callable[[RagConfig, Progress], Report]",
+    measure: "Measure[Report]",
     render: "Callable[[Report], str]",
     *,
     output: Path | None,
@@ -78,8 +102,8 @@ def measure_and_publish(
     """
     config = config_of(context)
     path = prepare_report(output, name)
-    with bench_progress(stages) as progress:
-        report = measure(config, progress)
+    with bench_progress(stages) as progress, _sigterm_unwinds():
+        report = measure(config, progress=progress)
     publish_report(report, render(report), path, as_json=as_json)
     return report
 

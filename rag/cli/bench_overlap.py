@@ -1,5 +1,6 @@
 """`rag bench overlap`: its options."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -30,12 +31,4 @@ def overlap(  # noqa: PLR0917 - typer declares options as parameters
     from rag.bench.overlap import OverlapBenchConfig, render, run
 
     bench = OverlapBenchConfig(corpus=corpus, questions=questions, k=k, work_dir=work_dir, seed=seed)
-    measure_and_publish(
-        context,
-        "overlap",
-        STAGES,
-        lambda config, progress: run(config, bench, progress),
-        render,
-        output=output,
-        as_json=as_json,
-    )
+    measure_and_publish(context, "overlap", STAGES, partial(run, bench=bench), render, output=output, as_json=as_json)

@@ -1,5 +1,6 @@
 """`rag bench prefix`: its options."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -64,12 +65,6 @@ def prefix(  # noqa: PLR0917 - typer declares options as parameters
         work_dir=work_dir,
     )
     report = measure_and_publish(
-        context,
-        "prefix",
-        STAGES,
-        lambda config, progress: run(config, bench, progress),
-        render,
-        output=output,
-        as_json=as_json,
+        context, "prefix", STAGES, partial(run, bench=bench), render, output=output, as_json=as_json
     )
     exit_unless_complete(report.problems, interrupted=report.interrupted)

@@ -1,5 +1,6 @@
 """`rag bench reuse`: its options."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -24,8 +25,11 @@ def reuse(  # noqa: PLR0917 - typer declares options as parameters
     passages: Annotated[str, typer.Option(help="Numbers of passages in a prompt.")] = "1,2,4,6,8,16",
     lengths: Annotated[str, typer.Option(help="Of passages, in tokens.")] = "64,256,1024",
     repairs: Annotated[
-        str, typer.Option(help="Tokens computed at the head of each passage but the first.")
-    ] = "0,16,32",
+        str,
+        typer.Option(
+            help="Tokens computed at the head of each passage but the first. Default: 0, 16, 32 and the certified ones."
+        ),
+    ] = "",
     batches: Annotated[int, typer.Option(help="New orders of the same passages, for endurance.")] = 50,
     repeats: Annotated[int, typer.Option(help="Measurements of everything else.")] = 5,
     seed: Annotated[int, typer.Option(help="Of token ids, orders and turns.")] = 0,
@@ -55,13 +59,7 @@ def reuse(  # noqa: PLR0917 - typer declares options as parameters
         work_dir=work_dir,
     )
     report = measure_and_publish(
-        context,
-        "reuse",
-        STAGES,
-        lambda config, progress: run(config, bench, progress),
-        render,
-        output=output,
-        as_json=as_json,
+        context, "reuse", STAGES, partial(run, bench=bench), render, output=output, as_json=as_json
     )
     exit_unless_complete((), interrupted=report.interrupted)
 

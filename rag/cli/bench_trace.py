@@ -1,5 +1,6 @@
 """`rag bench trace`: its options."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -31,7 +32,10 @@ def trace(  # noqa: PLR0917 - typer declares options as parameters
     ] = "unbounded",
     limit: Annotated[int | None, typer.Option(help="Requests at most. Default: all.")] = None,
     first: Annotated[int, typer.Option(help="Requests to leave out at the beginning.")] = 0,
-    repair: Annotated[int, typer.Option(help="Tokens that chunk reuse computes at a shifted passage's head.")] = 16,
+    repair: Annotated[
+        int | None,
+        typer.Option(help="Tokens that chunk reuse computes at a shifted passage's head. Default: the certified ones."),
+    ] = None,
     store: Annotated[bool, typer.Option(help="Passages are on disk before the first request.")] = True,
     simulate: Annotated[bool, typer.Option("--simulate", help="Run the bookkeeping alone, without a model.")] = False,
     output: Annotated[Path | None, output_option("trace")] = None,
@@ -64,12 +68,6 @@ def trace(  # noqa: PLR0917 - typer declares options as parameters
         work_dir=work_dir,
     )
     report = measure_and_publish(
-        context,
-        "trace",
-        STAGES,
-        lambda config, progress: run(config, bench, progress),
-        render,
-        output=output,
-        as_json=as_json,
+        context, "trace", STAGES, partial(run, bench=bench), render, output=output, as_json=as_json
     )
     exit_unless_complete(report.problems, interrupted=report.interrupted)
