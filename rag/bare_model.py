@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from engine.output import Event, Generation
 from engine.prompt import Prompt
 from rag.answer import AnswerAssembler
-from rag.caller import Caller
+from rag.caller import CHAT, Caller
 from rag.chat_format import ChatFormat
 from rag.components import Components
 from rag.dialogue import written_tokens
@@ -30,7 +30,6 @@ __all__ = ["DEFAULT_MAX_TOKENS", "BareModel", "PlainAssembler"]
 
 DEFAULT_MAX_TOKENS = 1024
 NAMESPACE = "prompts/"  # collections' are numbers
-OWN = "own"  # one conversation for all requests of a principal: whatever it has asked may serve it again
 
 
 class PlainAssembler(AnswerAssembler):
@@ -120,7 +119,7 @@ class BareModel:
                 params,
                 namespace=f"{NAMESPACE}{caller.principal}",
                 principal=caller.principal,
-                conversation=OWN,
+                conversation=CHAT,
                 deadline=caller.deadline,
             )
             answering.submitted(handle.request)

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
-__all__ = ["NOBODY", "Caller"]
+__all__ = ["CHAT", "NOBODY", "Caller"]
+
+CHAT = "chat"  # one conversation for all of a principal's: whatever it has asked may serve it again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

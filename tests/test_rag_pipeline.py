@@ -11,7 +11,7 @@ from rag_helpers import HARBOUR, LIGHTHOUSE, make_chat_model
 from rag.config import AnswerSettings, EngineSettings, RagConfig, load_config
 from rag.errors import NoPassagesError, QuestionTooLongError
 from rag.operations import final_answer
-from rag.pipeline import tied_groups
+from rag.preparation import tied_groups
 from rag.schemas import Answer, AnswerRequest, RetrievalEvent, SearchRequest
 from rag.service import Service
 from retriever.document import TextSource

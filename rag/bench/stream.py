@@ -19,7 +19,7 @@ from rag.service import Service
 
 if TYPE_CHECKING:
     from data.questions import Question
-    from rag.pipeline import Prepared
+    from rag.preparation import Prepared
     from retriever.document import Hit
 
 __all__ = ["QuestionStream", "cache_of", "gold_rank"]
@@ -86,7 +86,7 @@ class QuestionStream:
     def retrieve(self) -> Iterator[AskedQuestion]:
         """Find the passages of each distinct question once."""
         for question in self.distinct:
-            hits = self._pipeline.retrieve(question.text, self._collection, self._k).hits
+            hits = self._pipeline.preparation.retrieve(question.text, self._collection, self._k).hits
             yield AskedQuestion(
                 text=question.text,
                 gold_uris=sorted({gold.uri for gold in question.golds}),
@@ -127,7 +127,7 @@ class QuestionStream:
             k=self._k,
             max_tokens=self._max_tokens,
         )
-        prepared = self._pipeline.prepare(request)
+        prepared = self._pipeline.preparation.prepare(request)
         sampling = replace(prepared.sampling, max_tokens=max_tokens or prepared.sampling.max_tokens)
         handle = self._worker.submit_sync(prepared.prompt, sampling, namespace=namespace)
         *_, generation = self._worker.stream_sync(handle)

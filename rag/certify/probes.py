@@ -91,7 +91,7 @@ def _lay_out(service: Service, asked: Asked, collection: str, ks: Sequence[int],
     Raises:
         InvalidRequestError: the collection has too few passages, or they do not fit the model's context.
     """
-    hits = service.pipeline.retrieve(asked.question, collection, max(ks)).hits
+    hits = service.pipeline.preparation.retrieve(asked.question, collection, max(ks)).hits
     if len(hits) < max(ks):
         raise InvalidRequestError(
             f"{max(ks)} passages a question asked for, collection {collection!r} has {len(hits)}: lower --k"

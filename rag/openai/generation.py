@@ -6,7 +6,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from rag.caller import Caller
+from rag.caller import CHAT, Caller
 from rag.openai.messages import Conversation
 from rag.openai.results import Evidence
 from rag.openai.retrieval_options import RetrievalOptions
@@ -28,8 +28,6 @@ from rag.service import Service
 __all__ = ["Collected", "answering", "collect", "interleave"]
 
 T = TypeVar("T")
-
-CHAT = "chat"  # one for all conversations of a principal: what it has asked before may serve it again
 
 
 def answering(
