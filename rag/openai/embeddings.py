@@ -78,6 +78,8 @@ async def embeddings(body: EmbeddingsRequest, request: Request, state: ReadyStat
         )
     embed = queries_of if body.input_type == "query" else documents_of
     embedded = await until_gone(request.receive, embed(embedder, body.input, state.embedding))
+    telemetry = state.service.components.telemetry()
+    telemetry.count(access.caller, pipeline="embeddings", model=body.model, prompt_tokens=embedded.num_tokens)
     as_base64 = body.encoding_format == "base64"
     data = [
         Embedding(index=index, embedding=_base64(vector) if as_base64 else vector.tolist())

@@ -103,4 +103,6 @@ async def rerank(body: RerankRequest, request: Request, state: ReadyState, acces
         for index in order
     ]
     usage = RerankUsage(total_tokens=query.num_tokens + embedded.num_tokens)
+    telemetry = state.service.components.telemetry()
+    telemetry.count(access.caller, pipeline="rerank", model=body.model, prompt_tokens=usage.total_tokens)
     return Reranked(id=new_id("rerank-"), model=body.model, results=results, usage=usage)
