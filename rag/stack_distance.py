@@ -8,7 +8,7 @@ Journal 9(2), 1970). So one pass over a log gives the hit rate of every size.
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["NEVER", "stack_distances"]
+__all__ = ["NEVER", "Integers", "stack_distances"]
 
 NEVER = -1  # it was not read before
 
