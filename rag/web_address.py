@@ -1,6 +1,6 @@
 """Which URLs and addresses documents may be fetched from. Knows no network."""
 
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import IPv6Address, ip_address, ip_network
 from urllib.parse import urlsplit
 
 from retriever.errors import SourceError
@@ -9,7 +9,7 @@ __all__ = ["check_url", "is_public"]
 
 MAX_URL = 2048
 PORTS = (80, 443, 8080, 8443)
-TRANSLATED = ip_network("64:ff9b::/96")  # NAT64: an IPv4 address is in its last four bytes
+TRANSLATED = ip_network("64:ff9b::/96")  # NAT64
 
 
 def check_url(url: str) -> str:
@@ -35,14 +35,9 @@ def check_url(url: str) -> str:
 
 
 def is_public(address: str) -> bool:
-    """Return whether an IP address is one of the internet, whatever it may be wrapped in."""
+    """Return whether an IP address is one of the internet; one that wraps another, which may be any, does not count."""
     ip = ip_address(address.partition("%")[0])
-    if isinstance(ip, IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
-        if ip in TRANSLATED:
-            inner = IPv4Address(int(ip) & 0xFFFFFFFF)
-        if inner is not None and not is_public(str(inner)):
-            return False
-        if ip.is_site_local:
-            return False
-    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified or ip.is_loopback)
+    if isinstance(ip, IPv6Address) and (ip.ipv4_mapped or ip.sixtofour or ip.teredo or ip in TRANSLATED):
+        return False
+    is_special = ip.is_multicast or ip.is_reserved or ip.is_unspecified or ip.is_loopback or ip.is_link_local
+    return ip.is_global and not is_special and not (isinstance(ip, IPv6Address) and ip.is_site_local)
