@@ -30,7 +30,9 @@ from rag.server.feed import EventFeed, until_gone
 from rag.server.sse import EventStream
 from rag.server.state import ReadyState
 
-__all__ = ["router"]
+__all__ = [
+    "router",
+]
 
 router = APIRouter(prefix="/v1", tags=["openai"], dependencies=[JSON_BODY])
 

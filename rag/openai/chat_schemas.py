@@ -20,6 +20,7 @@ __all__ = [
     "ChatMessage",
     "ChatRequest",
     "ChunkChoice",
+    "UrlCitation",
     "annotations_of",
 ]
 

@@ -24,7 +24,9 @@ from rag.server.sse import EventStream
 from rag.server.state import ReadyState
 from rag.service import Service
 
-__all__ = ["router"]
+__all__ = [
+    "router",
+]
 
 router = APIRouter(prefix="/v1", tags=["openai"], dependencies=[JSON_BODY])
 

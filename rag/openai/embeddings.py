@@ -17,7 +17,13 @@ from rag.server.problems import ProblemError
 from rag.server.state import ReadyState
 from retriever.embedder import Vectors
 
-__all__ = ["router"]
+__all__ = [
+    "Embedding",
+    "EmbeddingList",
+    "EmbeddingsRequest",
+    "EmbeddingsUsage",
+    "router",
+]
 
 router = APIRouter(prefix="/v1", tags=["openai"], dependencies=[JSON_BODY])
 

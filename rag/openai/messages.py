@@ -9,7 +9,13 @@ from rag.openai.fields import Ignored, OpenAIRequest, Refused
 from rag.server.problems import ProblemError
 from rag.transcripts import Said
 
-__all__ = ["Conversation", "Message", "TextPart", "conversation"]
+__all__ = [
+    "Conversation",
+    "Message",
+    "Messages",
+    "TextPart",
+    "conversation",
+]
 
 MAX_MESSAGES = 2000
 

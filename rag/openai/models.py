@@ -10,7 +10,11 @@ from rag.openai.targets import all_models, unknown_model
 from rag.server.access import AccessDep
 from rag.server.state import SharedState
 
-__all__ = ["router"]
+__all__ = [
+    "Model",
+    "ModelList",
+    "router",
+]
 
 router = APIRouter(prefix="/v1/models", tags=["openai"], responses=error_responses())
 

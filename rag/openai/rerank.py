@@ -19,7 +19,15 @@ from rag.server.access import AccessDep
 from rag.server.feed import until_gone
 from rag.server.state import ReadyState
 
-__all__ = ["router"]
+__all__ = [
+    "Ranked",
+    "RerankMeta",
+    "RerankRequest",
+    "RerankText",
+    "RerankUsage",
+    "Reranked",
+    "router",
+]
 
 router = APIRouter(prefix="/v1", tags=["openai"], dependencies=[JSON_BODY])
 

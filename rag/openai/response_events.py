@@ -8,6 +8,7 @@ from pydantic_core import to_json
 
 from rag.openai.errors import error_body
 from rag.openai.generation import Collected
+from rag.openai.response_requests import ResponseRequest
 from rag.openai.response_schemas import (
     FileCitation,
     FileSearchCall,
@@ -16,7 +17,6 @@ from rag.openai.response_schemas import (
     OutputText,
     Response,
     ResponseInputDetails,
-    ResponseRequest,
     ResponseUsage,
     SearchedFile,
 )

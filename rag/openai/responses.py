@@ -14,7 +14,8 @@ from rag.openai.documentation import JSON_BODY, error_responses
 from rag.openai.generation import answering
 from rag.openai.messages import conversation
 from rag.openai.response_events import Event, ResponseDraft, ResponseFrames
-from rag.openai.response_schemas import Response, ResponseRequest
+from rag.openai.response_requests import ResponseRequest
+from rag.openai.response_schemas import Response
 from rag.openai.results import Result
 from rag.openai.retrieval_options import RetrievalOptions
 from rag.openai.stored import ResponseStore, Stored
@@ -27,7 +28,10 @@ from rag.server.sse import EventStream
 from rag.server.state import ReadyState, ServerState, SharedState
 from rag.transcripts import Said
 
-__all__ = ["router"]
+__all__ = [
+    "DeletedResponse",
+    "router",
+]
 
 router = APIRouter(prefix="/v1/responses", tags=["openai"])
 

@@ -15,6 +15,7 @@ __all__ = [
     "Logprobs",
     "PromptTokensDetails",
     "Result",
+    "TopLogprob",
     "Usage",
     "finish_reason",
     "new_id",

@@ -7,12 +7,18 @@ from pydantic import ConfigDict, Field, StringConstraints
 from rag.schemas.base import Request, Result
 
 __all__ = [
+    "MAX_BIASES",
+    "MAX_STOPS",
+    "MAX_TOP_LOGPROBS",
+    "Bias",
     "JsonObjectFormat",
     "JsonSchemaFormat",
     "NamedSchema",
     "ResponseFormat",
     "Sampling",
+    "Stop",
     "TextFormat",
+    "TokenId",
     "TokenLogprob",
     "TopLogprob",
     "Turn",
