@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 
 from anyio import to_thread
 from fastapi import APIRouter, Request
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from rag.openai.documentation import JSON_BODY, error_responses
-from rag.openai.fields import Ignored, ModelName, OpenAIRequest, as_list
+from rag.openai.fields import ONE_OR_SEVERAL, Ignored, ModelName, OpenAIRequest
 from rag.openai.results import Result
 from rag.openai.vectors import documents_of, queries_of, require_embedder
 from rag.server.access import AccessDep
@@ -43,7 +43,7 @@ class EmbeddingsRequest(OpenAIRequest):
     """
 
     model: ModelName
-    input: Annotated[list[str], BeforeValidator(as_list), Field(min_length=1, max_length=MAX_TEXTS)]
+    input: Annotated[list[str], ONE_OR_SEVERAL, Field(min_length=1, max_length=MAX_TEXTS)]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(default=None, ge=1)
     input_type: ItemKind = "document"

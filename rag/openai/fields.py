@@ -6,7 +6,17 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from rag.schemas.sampling import MAX_BIASES, MAX_STOPS, Bias, ResponseFormat, Sampling, Stop, TokenId
 
-__all__ = ["Common", "Ignored", "ModelName", "OpenAIRequest", "Refused", "SamplingFields", "StreamOptions", "as_list"]
+__all__ = [
+    "ONE_OR_SEVERAL",
+    "Common",
+    "Ignored",
+    "ModelName",
+    "OpenAIRequest",
+    "Refused",
+    "SamplingFields",
+    "StreamOptions",
+    "as_list",
+]
 
 NOTHING: tuple[Any, ...] = (None, False, "", "none", "auto", "disabled", [], {})
 SEEDS = 2**63
@@ -23,6 +33,7 @@ def as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+ONE_OR_SEVERAL = BeforeValidator(as_list, json_schema_input_type=str | list[str])
 ModelName = Annotated[str, Field(min_length=1, max_length=500, description="One of those that `/v1/models` lists.")]
 Ignored = Annotated[Any, Field(description="Taken, and not used.")]
 Refused = Annotated[Any, AfterValidator(_refuse), Field(description="Refused unless it asks for nothing.")]
@@ -73,7 +84,7 @@ class SamplingFields(Common):
     top_k: int | None = Field(default=None, ge=-1)
     min_p: float | None = Field(default=None, ge=0, le=1)
     seed: int | None = None
-    stop: Annotated[list[Stop], BeforeValidator(as_list), Field(max_length=MAX_STOPS)] | None = None
+    stop: Annotated[list[Stop], ONE_OR_SEVERAL, Field(max_length=MAX_STOPS)] | None = None
     repetition_penalty: float | None = Field(default=None, gt=0, le=100)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)

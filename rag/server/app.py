@@ -25,6 +25,7 @@ from fastapi import FastAPI
 
 from rag.config import RagConfig, ServerSettings
 from rag.data_dir import open_owned
+from rag.openai.errors import speaks_openai
 from rag.openai.routes import ROUTERS as openai_routers
 from rag.prices import PriceBook
 from rag.server import answers, cache, collections, documents, health, jobs, keys, metrics, usage
@@ -58,6 +59,9 @@ class _Api(FastAPI):
         schema = super().openapi()
         problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
         schema["components"]["schemas"] |= problem.pop("$defs", {}) | {"Problem": problem}
+        for path, operations in schema["paths"].items():
+            for operation in operations.values() if speaks_openai(path) else ():
+                operation["responses"].pop("422", None)  # FastAPI's own; what is wrong with a request is 400 there
         return schema
 
 
