@@ -25,8 +25,8 @@ from fastapi import FastAPI
 
 from rag.config import RagConfig, ServerSettings
 from rag.data_dir import open_owned
+from rag.openai import routes as openai_routes
 from rag.openai.errors import speaks_openai
-from rag.openai.routes import ROUTERS as openai_routers
 from rag.prices import PriceBook
 from rag.server import answers, cache, collections, documents, health, jobs, keys, metrics, usage
 from rag.server.authentication import Authentication
@@ -86,7 +86,7 @@ def create_app(service: Service, settings: ServerSettings | None = None) -> Fast
         metrics.router,
         usage.router,
         web_page.router,
-        *openai_routers,
+        *openai_routes.ROUTERS,
     )
     add_handlers(app, [route for router in routers for route in router.routes])
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
