@@ -24,7 +24,7 @@ from retriever.hash_embedder import HashEmbedder
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="files have no owner's permissions")
 
-OTHER = {"question": "Who freezes?", "collection": "other"}
+MAX_FILES = 3
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[Running]:
     """A server with two collections and keys on; `http` presents no key."""
-    config = make_config(tmp_path_factory.mktemp("data"), model)
+    config = make_config(tmp_path_factory.mktemp("data"), model, server={"max_files": MAX_FILES})
     with Service(config, embedder=HashEmbedder()) as service, running(service) as server:
         for name in ("docs", "other"):
             assert server.add(*DOCUMENTS, collection=name).status_code == 200
@@ -319,6 +319,18 @@ def test_clients_cannot_have_paths_read(api: Running, tmp_path: Path) -> None:
     stored = api.http.get(f"{path}/{document_id}", headers=as_owner(api))
     assert "only this" in stored.text
     assert "swordfish" not in stored.text
+
+
+def test_a_request_has_no_more_files_than_allowed(api: Running) -> None:
+    path, headers = "/v1/collections/many/documents", as_owner(api)
+    documents = [{"uri": f"u{number}", "text": "a text"} for number in range(MAX_FILES + 1)]
+    refused = api.http.post(path, json={"documents": documents}, headers=headers)
+    assert "4 documents, above 3" in problem_of(refused, 413, "too-many-files")["detail"]
+    files = [("files", (f"{number}.txt", b"a text")) for number in range(50)]
+    assert problem_of(api.http.post(path, files=files[: MAX_FILES + 1], headers=headers), 413, "too-many-files")
+    assert problem_of(api.http.post(path, files=files, headers=headers), 400, "unreadable-body")
+    assert api.http.get(path, headers=headers).status_code == 404, "none of them was stored"
+    assert api.http.post(path, files=files[:MAX_FILES], headers=headers).status_code == 200
 
 
 # The command line

@@ -21,16 +21,16 @@ UNTYPED = "application/octet-stream"
 MAX_LIST_BYTES = 2**20
 
 
-async def read_documents(request: Request) -> IngestRequest:
+async def read_documents(request: Request, max_files: int) -> IngestRequest:
     """Return the documents of a body of either kind.
 
     Raises:
-        ProblemError: it is of another kind, or a part of the form cannot be used.
+        ProblemError: it is of another kind, has more than `max_files`, or a part of the form cannot be used.
         RequestValidationError: a field cannot be used.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == FORM:
-        return await _read_form(request)
+        return _few(await _read_form(request, max_files), max_files)
     if media_type != JSON:
         raise ProblemError(
             415,
@@ -38,7 +38,7 @@ async def read_documents(request: Request) -> IngestRequest:
             f"the body's Content-Type is {media_type!r}; send documents as {JSON}, or files as {FORM}",
             headers={"Accept-Post": f"{JSON}, {FORM}"},
         )
-    return await to_thread.run_sync(_parse, await request.body())
+    return _few(await to_thread.run_sync(_parse, await request.body()), max_files)
 
 
 def _parse(body: bytes) -> IngestRequest:
@@ -48,11 +48,23 @@ def _parse(body: bytes) -> IngestRequest:
         raise _refused(error) from error
 
 
-async def _read_form(request: Request) -> IngestRequest:
+def _few(wanted: IngestRequest, max_files: int) -> IngestRequest:
+    count = len(wanted.documents) + len(wanted.urls)
+    if count > max_files:
+        raise ProblemError(
+            413,
+            "too-many-files",
+            f"the request has {count} documents, above {max_files}; send them in several requests, or raise the "
+            "server's PREREAD_SERVER__MAX_FILES",
+        )
+    return wanted
+
+
+async def _read_form(request: Request, max_files: int) -> IngestRequest:
     files: list[DocumentInput] = []
     urls: list[str] = []
     metadata: Any = None
-    async with request.form() as form:
+    async with request.form(max_files=max_files + 1) as form:  # beyond that it is not even received
         for name, part in form.multi_items():
             if name == FILES and isinstance(part, UploadFile) and part.filename:
                 files.append(await _read_file(part))

@@ -95,7 +95,7 @@ async def add_documents(
     """
     access.require("write", collection)
     async with state.ingestions.room_for(request.headers.get("content-length", "")):
-        wanted = await read_documents(request)
+        wanted = await read_documents(request, state.settings.max_files)
         if wanted.urls and not state.settings.allow_url_fetch:
             raise ProblemError(
                 403,
