@@ -136,13 +136,6 @@ class Writer(Reader):
             ),
         )
 
-    def set_tokens(self, collection: Collection, encoder: str, tokens: Mapping[int, Sequence[int]]) -> None:
-        """Replace the token ids of passages, by id."""
-        self._connection.executemany(
-            "UPDATE passages SET token_ids = ?, encoder_fingerprint = ? WHERE collection_id = ? AND id = ?",
-            ((_token_blob(ids), encoder, collection.id, passage_id) for passage_id, ids in tokens.items()),
-        )
-
     def delete_documents(self, collection: Collection, ids: Sequence[str]) -> int:
         """Delete documents with their passages and vectors, and return how many there were."""
         condition = "collection_id = ? AND id IN (SELECT value FROM json_each(?))"

@@ -10,7 +10,6 @@ RetrieverError
 │   ├── EmbedderMismatchError      the collection was made with another embedder
 │   └── SettingsMismatchError      the collection was made with other settings
 ├── UnknownDocumentError           no document of this id in the collection
-├── UnknownPassageError            no passage of this id or label in the collection
 ├── QueryError                     a question or a number of hits that cannot be searched with
 │   └── FilterError                a condition on metadata that is none
 ├── SettingsError                  a setting that cannot work
@@ -40,7 +39,6 @@ __all__ = [
     "StoreVersionError",
     "UnknownCollectionError",
     "UnknownDocumentError",
-    "UnknownPassageError",
 ]
 
 
@@ -91,10 +89,6 @@ class SettingsMismatchError(CollectionError):
 
 class UnknownDocumentError(RetrieverError):
     """Report that the collection has no document of this id."""
-
-
-class UnknownPassageError(RetrieverError):
-    """Report that the collection has no passage of this id or label."""
 
 
 class QueryError(RetrieverError):

@@ -14,7 +14,6 @@ from retriever.embedder import Vectors
 from retriever.errors import (
     UnknownCollectionError,
     UnknownDocumentError,
-    UnknownPassageError,
 )
 from retriever.metadata import Filter
 from retriever.vector_index import Ids
@@ -146,20 +145,6 @@ class Reader:
         condition = "WHERE +p.collection_id = ? AND p.id IN (SELECT value FROM json_each(?))"  # +: found by id
         values = (collection.id, json.dumps(list(ids)))
         return {row[0]: _passage(row) for row in self._connection.execute(PASSAGES + condition, values)}
-
-    def passage_by_label(self, collection: Collection, label: str) -> Passage:
-        """Return the passage of a label.
-
-        Raises:
-            UnknownPassageError: the collection has none.
-        """
-        condition = "WHERE p.collection_id = ? AND p.label = ?"
-        row = self._connection.execute(PASSAGES + condition, (collection.id, label)).fetchone()
-        if row is None:
-            raise UnknownPassageError(
-                f"collection {collection.name!r} has no passage {label!r}; it may be deleted, so search again"
-            )
-        return _passage(row)
 
     def passages_of_vectors(self, collection: Collection, ids: Ids) -> dict[int, int]:
         """Return the passage id of each vector that lives, by vector id."""

@@ -9,8 +9,7 @@ from typing import Any, Self
 
 from retriever.config import CollectionSettings, RetrieverConfig
 from retriever.derived import Deletion, DerivedKeys
-from retriever.document import Document, Hit, Passage, PassageDraft, PassageEncoder, Source
-from retriever.drafts import encode
+from retriever.document import Document, Hit, Passage, PassageEncoder, Source
 from retriever.embedder import TextEmbedder, Vectors
 from retriever.errors import (
     EmbedderError,
@@ -19,7 +18,6 @@ from retriever.errors import (
     SettingsMismatchError,
     StoreError,
     UnknownCollectionError,
-    UnknownPassageError,
 )
 from retriever.extract.sandbox import Extractor
 from retriever.index_spec import IndexSpec
@@ -38,7 +36,6 @@ logger = logging.getLogger(__name__)
 
 COLLECTION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 TRIAL_DIMENSION = 768  # to refuse a bad factory string before the embedder is loaded; divisible by what PQ asks for
-REENCODE_BATCH = 256
 
 
 def _ignore(event: IngestEvent) -> None:
@@ -326,40 +323,6 @@ class Library:
         """Yield every passage of one snapshot of a collection without holding them all in memory."""
         with self.store.read() as reader:
             yield from reader.passages(reader.collection(collection))
-
-    def passage(self, collection: str, passage: int | str) -> Passage:
-        """Return the passage of an id or a label.
-
-        Raises:
-            UnknownPassageError: the collection has none.
-        """
-        with self.store.read() as reader:
-            row = reader.collection(collection)
-            if isinstance(passage, str):
-                return reader.passage_by_label(row, passage)
-            found = reader.passages_by_id(row, [passage]).get(passage)
-        if found is None:
-            raise UnknownPassageError(f"collection {collection!r} has no passage {passage}; it may be deleted")
-        return found
-
-    def reencode(self, collection: str, encoder: PassageEncoder) -> int:
-        """Give every passage tokens of another encoder, without splitting or embedding anew; return how many changed.
-
-        The next ingestion with that encoder splits the documents anew, as their token budget is counted by it.
-
-        Raises:
-            PassageEncoderError: the encoder breaks its contract.
-        """
-        with self.store.read() as reader:
-            row = reader.collection(collection)
-            stale = [p for p in reader.passages(row) if p.encoder_fingerprint != encoder.fingerprint]
-        for start in range(0, len(stale), REENCODE_BATCH):
-            batch = stale[start : start + REENCODE_BATCH]
-            tokens = encode(encoder, [PassageDraft(p.label, p.title, p.heading_path, p.text) for p in batch])
-            with self.store.write() as writer:
-                by_id = {passage.id: ids for passage, ids in zip(batch, tokens, strict=True)}
-                writer.set_tokens(writer.refresh(row), encoder.fingerprint, by_id)
-        return len(stale)
 
     # Search
 

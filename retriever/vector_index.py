@@ -40,6 +40,7 @@ class _ReadWriteLock:
 
     @contextmanager
     def read(self) -> Iterator[None]:
+        """Hold it with other readers until the block ends."""
         with self._condition:
             self._condition.wait_for(lambda: not self._writing and not self._writers_waiting)
             self._readers += 1
@@ -52,6 +53,7 @@ class _ReadWriteLock:
 
     @contextmanager
     def write(self) -> Iterator[None]:
+        """Hold it alone until the block ends."""
         with self._condition:
             self._writers_waiting += 1
             try:

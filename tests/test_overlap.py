@@ -64,7 +64,8 @@ def test_candidates_are_read_ahead_from_disk(tmp_path: Path, model: Path, monkey
         answer = ask(service, k=2)
         assert answer.answer == expected
         head, library = service.components.layout().head, service.components.library()
-        passages = [library.passage("docs", source.passage_id) for source in answer.sources]
+        stored = {passage.id: passage for passage in library.passages("docs")}
+        passages = [stored[source.passage_id] for source in answer.sources]
         keys = [engine.identity.key("1", head.tokens, passage.token_ids) for passage in passages]
         assert wanted == [keys]
         ask(service, k=2, reuse="exact")

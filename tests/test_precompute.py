@@ -247,7 +247,7 @@ def test_a_purge_leaves_no_byte_of_it(config: RagConfig) -> None:
         gone = ask(service, k=3).sources[0]
         engine = service.components.worker().engine
         head = service.components.layout().head
-        passage = service.components.library().passage("docs", gone.passage_id)
+        (passage,) = service.components.library().passages("docs", gone.document_id)
         key = engine.identity.key("1", head.tokens, passage.token_ids)
         segment = service.components.layout().passage(passage)
         assert key in service.components.store()

@@ -35,7 +35,6 @@ from retriever.errors import (
     StoreError,
     UnknownCollectionError,
     UnknownDocumentError,
-    UnknownPassageError,
 )
 
 NIGHT = "Owls hunt at night. They eat voles. " * 9
@@ -113,7 +112,7 @@ def test_what_a_passage_holds(library: Library):
         assert set(passage.label) <= set("abcdefghijklmnopqrstuvwxyz234567")
         assert len(passage.label) >= 4
         assert passage.encoder_fingerprint == "words-1"
-        assert library.passage("c", passage.id) == library.passage("c", passage.label) == passage
+        assert library.living(library.collection("c"), [passage.id])[1] == {passage.id: passage}
         draft = retriever.PassageDraft(passage.label, passage.title, passage.heading_path, passage.text)
         assert list(passage.token_ids) == WordEncoder().encode([draft])[0]
     assert list(library.iter_passages("c")) == passages
@@ -218,10 +217,6 @@ def test_another_passage_encoder_gives_new_tokens_without_new_vectors(library: L
     report = library.ingest("c", sources(owls=OWLS, b="Other."), WordEncoder("words-2"))
     assert (report.updated, embedder.embedded) == (2, 0)
     assert {p.encoder_fingerprint for p in library.passages("c")} == {"words-2"}
-    assert library.reencode("c", WordEncoder("words-2")) == 0
-    assert library.reencode("c", WordEncoder("words-3")) == len(library.passages("c"))
-    assert {p.encoder_fingerprint for p in library.passages("c")} == {"words-3"}
-    assert {document.encoder_fingerprint for document in library.documents("c")} == {"words-2"}  # which split them
     library.check_invariants("c")
 
 
@@ -332,10 +327,7 @@ def test_deletes(library: Library):
     for call in (library.document, library.document_text, library.passages):
         with pytest.raises(UnknownDocumentError, match="list its documents"):
             call("c", gone.document_id)
-    with pytest.raises(UnknownPassageError, match=str(gone.id)):
-        library.passage("c", gone.id)
-    with pytest.raises(UnknownPassageError, match=gone.label):
-        library.passage("c", gone.label)
+    assert library.living(library.collection("c"), [gone.id])[1] == {}
     library.delete_collection("c")
     assert library.collections() == []
     for action in (

@@ -24,6 +24,7 @@ __all__ = [
     "AnswerTokens",
     "BenchPassages",
     "CorpusOption",
+    "Measure",
     "WorkDir",
     "bench_progress",
     "exit_unless_complete",

@@ -135,7 +135,6 @@ RULES: dict[type[Exception], Rule] = {
     retriever_errors.SourceError: Rule(422, "unusable-documents"),
     retriever_errors.UnknownCollectionError: Rule(404, "unknown-collection"),
     retriever_errors.UnknownDocumentError: Rule(404, "unknown-document"),
-    retriever_errors.UnknownPassageError: Rule(404, "unknown-passage"),
     retriever_errors.CollectionError: Rule(409, "collection-conflict"),
     retriever_errors.EmbedderMismatchError: Rule(409, "embedder-mismatch"),
     retriever_errors.QueryError: Rule(422, "invalid-request"),

@@ -51,6 +51,7 @@ class _Writer:
         self._inline: list[str] = []
 
     def walk(self, root: LexborNode) -> None:
+        """Hand everything below a node to the builder, in reading order."""
         stack: list[tuple[LexborNode, bool]] = [(root, False)]
         while stack:
             node, leaving = stack.pop()
