@@ -63,7 +63,7 @@ class Constraint:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            reason = self._matcher.get_error().strip()
+            reason = _reason(self._matcher)
             raise GrammarError(f"the answer cannot be held to its grammar any further: {reason}; simplify the grammar")
 
 
@@ -104,8 +104,7 @@ class Grammars:
         if not matcher.is_error():
             matcher.compute_bitmask()  # what this finds out about the tokens, the copies know
         if matcher.is_error():
-            reason = matcher.get_error().removesuffix("<non-verbose/>").strip()
-            raise GrammarError(f"the {_name(grammar)} cannot be used: {reason}")
+            raise GrammarError(f"the {_name(grammar)} cannot be used: {_reason(matcher)}")
         return matcher
 
     @cached_property
@@ -119,9 +118,7 @@ class Grammars:
         try:
             return LLTokenizer(self._tokenizer.to_json(), n_vocab=self._vocab_size, eos_token=ends)
         except ValueError as error:
-            raise GrammarError(
-                f"answers of a model with this kind of tokenizer can follow no grammar: {error}"
-            ) from error
+            raise GrammarError(f"this model's kind of tokenizer can follow no grammar: {error}") from error
 
 
 def _definition(grammar: Grammar) -> str:
@@ -136,7 +133,13 @@ def _definition(grammar: Grammar) -> str:
     try:
         return LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_pattern": JSON_WHITESPACE})
     except ValueError as error:
-        raise GrammarError(f"the {_name(grammar)} is not JSON: {error}") from error
+        raise GrammarError(f"the {_name(grammar)} cannot be used: {error}") from error
+
+
+def _reason(matcher: "LLMatcher") -> str:
+    """Why a matcher is out of order."""
+    reason = matcher.get_error().replace("<non-verbose/>", "").strip()
+    return "no answer can satisfy it" if reason == "NoExtensionBias" else reason
 
 
 def _name(grammar: Grammar) -> str:

@@ -1,18 +1,43 @@
-"""What requests ask of sampling, through the engine: settings, log-probabilities token by token, least length."""
+"""What requests ask of sampling, through the engine: settings, log-probabilities, least length; in any steps."""
 
 import asyncio
+import json
 import math
+import random
 
 import pytest
 import torch
 from engine_helpers import ask, check_settled, collect
 from rag_helpers import make_chat_model
 
-from engine import Engine, EngineConfig, EngineWorker, FinishReason, Prompt, Regex, SamplingParams, TokenLogprob
+from engine import (
+    Engine,
+    EngineConfig,
+    EngineWorker,
+    FinishReason,
+    JsonObject,
+    JsonSchema,
+    Prompt,
+    Regex,
+    SamplingParams,
+    Segment,
+    SegmentKind,
+    TokenLogprob,
+)
 from engine.errors import ConfigError, GrammarError
 from engine.tokenizer import StopStrings
 
 PROMPT = Prompt.from_tokens(range(70, 100))
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 8},
+        "age": {"type": "integer", "minimum": 0, "maximum": 130},
+        "tags": {"type": "array", "items": {"enum": ["a", "ü"]}, "minItems": 1, "maxItems": 3},
+    },
+    "required": ["name", "age", "tags"],
+    "additionalProperties": False,
+}
 BAD = [
     ("min_p", -0.1),
     ("min_p", 1.1),
@@ -42,11 +67,18 @@ BAD = [
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory, one_thread) -> Engine:
-    folder = make_chat_model(tmp_path_factory.mktemp("bytes"))
-    return Engine.from_pretrained(
-        folder, EngineConfig(dtype="float32", backend="reference", kv_cache_bytes=1 << 22, max_model_len=512)
-    )
+def folder(tmp_path_factory):
+    return make_chat_model(tmp_path_factory.mktemp("bytes"))
+
+
+def make_engine(folder, **settings) -> Engine:
+    config = {"dtype": "float32", "backend": "reference", "kv_cache_bytes": 1 << 22, "max_model_len": 512, **settings}
+    return Engine.from_pretrained(folder, EngineConfig(**config))
+
+
+@pytest.fixture(scope="module")
+def engine(folder, one_thread) -> Engine:
+    return make_engine(folder)
 
 
 @pytest.fixture
@@ -170,3 +202,80 @@ def test_a_worker_refuses_a_bad_grammar_and_goes_on(engine):
         worker.call(check_settled).result()
     finally:
         worker.close()
+
+
+def songs(generator: random.Random) -> tuple[Prompt, SamplingParams]:
+    """A prompt that an answer may copy from, and any way to sample."""
+    text = json.dumps({"name": "Orrin", "age": 33, "tags": ["a", "ü"], "home": {"at": "12-B"}})
+    head = Segment(tuple(text.encode()), SegmentKind.TEMPLATE, "head")
+    end = Segment(tuple(generator.randrange(200) for _ in range(generator.randint(1, 30))), SegmentKind.TAIL)
+    chosen = {"temperature": generator.choice([0.0, 0.7, 1.3]), "seed": generator.randrange(99)}
+    wanted = {
+        "repetition_penalty": generator.choice([1.0, 1.2]),
+        "frequency_penalty": generator.choice([0.0, 0.1]),
+        "min_p": generator.choice([0.0, 0.01]),
+        "min_tokens": generator.choice([0, 20]),
+        "logprobs": generator.choice([None, 2]),
+        "logit_bias": generator.choice([{}, {34: 1.5}]),
+        "grammar": generator.choice([None, JsonSchema(json.dumps(PERSON)), Regex("(na|ma|ba){3,30}"), JsonObject()]),
+    }
+    return Prompt([head, end]), SamplingParams(max_tokens=generator.randint(20, 80), **chosen, **wanted)
+
+
+@pytest.fixture(scope="module")
+def alone(folder, one_thread):
+    """Requests and their answers one by one, without drafts."""
+    generator, engine = random.Random(11), make_engine(folder, max_draft_tokens=0)
+    pairs = [songs(generator) for _ in range(20)]
+    return [(*pair, collect(engine.stream(engine.submit(*pair)))) for pair in pairs]
+
+
+class Parrot:
+    """Drafts the known answer, with mistakes."""
+
+    def __init__(self) -> None:
+        self.answers = {}
+        self.random = random.Random(5)
+
+    def propose(self, request, limit, decode_rows):
+        at = len(request.output_tokens)
+        right = self.answers[request][at : at + self.random.randint(0, max(limit, 0))]
+        return tuple(token if self.random.random() < 0.85 else self.random.randrange(258) for token in right)
+
+    def forget(self, request):
+        self.answers.pop(request, None)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"max_num_batched_tokens": 40, "max_num_seqs": 5},
+        {"kv_cache_bytes": 1 << 17},
+        {"max_draft_tokens": 0, "kv_cache_bytes": 1 << 17},
+    ],
+    ids=["together", "in chunks", "preempted", "preempted without drafts"],
+)
+def test_answers_are_those_of_each_request_alone(settings, folder, alone):
+    """In batches, with drafts, prefilled in chunks, preempted: tokens, ends and log-probabilities stay the same."""
+    engine = make_engine(folder, **settings)
+    if settings.get("max_draft_tokens", 1):
+        engine.scheduler.drafts = Parrot()
+    requests = [engine.submit(prompt, params) for prompt, params, _ in alone]
+    for request, (_, _, expected) in zip(requests, alone, strict=True):
+        if settings.get("max_draft_tokens", 1):
+            engine.scheduler.drafts.answers[request] = expected.token_ids
+    while engine.scheduler.has_work:
+        engine.step()
+        engine.check_invariants()
+    for request, (_, params, expected) in zip(requests, alone, strict=True):
+        answer = collect(engine.stream(request))
+        assert answer.token_ids == expected.token_ids, params
+        assert (answer.text, answer.finish_reason) == (expected.text, expected.finish_reason)
+        assert [one.token_id for one in answer.logprobs] == [one.token_id for one in expected.logprobs]
+        for one, other in zip(answer.logprobs, expected.logprobs, strict=True):
+            assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+    totals = engine.stats()
+    assert bool(totals.totals.accepted_tokens) == bool(settings.get("max_draft_tokens", 1))
+    assert (totals.preemptions > 0) == ("kv_cache_bytes" in settings)
+    check_settled(engine)
