@@ -231,7 +231,7 @@ def test_the_keyboard_is_enough(api: Running, browser: "Browser", town: str) -> 
         page.wait_for_selector("#ask-stop:visible")
         page.keyboard.press("Escape")
         page.wait_for_selector("#run-answer[aria-busy=false]", state="attached")
-        page.wait_for_function("document.getElementById('live').textContent === 'Stopped.'")
+        page.wait_for_selector("#live:text-is('Stopped.')", state="attached")
     api.check()
 
 

@@ -137,10 +137,13 @@ function take(run, name, data) {
   if (name === "retrieval") {
     run.sources = data.sources;
     sources.draw(run, run.sources);
-    $("run-figures").textContent = `Found ${count(run.sources.length, "passage")} …`;
+    $("run-figures").textContent = `Found ${count(run.sources.length, "passage")}; the model reads what it does not know yet …`;
     $("run-warnings").replaceChildren(...data.warnings.map((text) => el("p", { class: "notice" }, sentence(text))));
   } else if (name === "delta") {
-    run.seenMs ??= performance.now() - run.begun;
+    if (run.seenMs === null) {
+      run.seenMs = performance.now() - run.begun;
+      $("run-figures").textContent = `Writing; the first text came after ${ms(run.seenMs)} …`;
+    }
     run.text += data.text;
     drawText(run);
   } else if (name === "citation") {

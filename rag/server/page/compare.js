@@ -16,7 +16,7 @@ function reasonsFor(run, other) {
   const known = now.cache.passages.filter((passage) => passage.outcome !== "computed").length;
   reasons.push(`The model computed ${number(computedTokens(now))} of ${count(now.usage.prompt_tokens, "prompt token")}; for run ${other.number} it computed ${number(computedTokens(then))} of ${number(then.usage.prompt_tokens)}.`);
   if (all && common.length === all) reasons.push(all === 1 ? `Its passage was in run ${other.number} too.` : `All ${all} passages were in run ${other.number} too.`);
-  else if (common.length) reasons.push(`${common.length} of its ${all} passages were in run ${other.number} too.`);
+  else if (common.length) reasons.push(`${common.length} of its ${all} passages ${common.length === 1 ? "was" : "were"} in run ${other.number} too${known === all ? ", and the others had been read before" : ""}.`);
   else if (known) reasons.push(`None of its passages was in run ${other.number}, but ${known} of ${all} had been read before.`);
   else if (all) reasons.push(`None of its ${count(all, "passage")} had been read before.`);
   const shifted = now.cache.segments.filter((segment) => segment.outcome === "shifted");

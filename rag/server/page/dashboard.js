@@ -138,7 +138,7 @@ function spark(values, unit) {
   const label = `Last ${count(Math.round((filled.length * EVERY_MS) / 1000), "second")}: now ${number(filled.at(-1))}, at most ${number(top)} ${unit}`;
   const curve = svg("svg", { class: "spark", viewBox: "0 0 100 30", preserveAspectRatio: "none", role: "img", "aria-label": label },
     svg("title", {}, label), svg("path", { class: "area", d: `M0 30 L${points.join(" L")} L${end} 30 Z` }), svg("path", { d: `M${points.join(" L")}` }));
-  return el("div", { class: "curve" }, curve, el("p", { class: "hint" }, `${unit}, up to ${number(top)}`));
+  return el("div", { class: "curve" }, curve, el("p", { class: "hint" }, top ? `${unit}, up to ${number(top)}` : `${unit}: none lately`));
 }
 
 function shareBar(shares) {
@@ -156,15 +156,15 @@ function latencies(reading) {
   const rows = Object.entries(ANSWER_KINDS).map(([kind, meaning]) => {
     const wanted = { cache: kind };
     const answers = reading.sum("time_to_first_token_seconds_count", wanted);
-    const at = (name, q) => {
+    const at = (name, q, more = "") => {
       const seconds = reading.quantile(`${name}_seconds`, q, wanted);
-      return el("td", { class: "n" }, answers && seconds !== null ? ms(1000 * seconds) : "–");
+      return el("td", { class: `n ${more}` }, answers && seconds !== null ? ms(1000 * seconds) : "–");
     };
     return el("tr", {}, el("th", { scope: "row" }, kind, " ", el("span", { class: "hint wide-only" }, meaning)), el("td", { class: "n" }, number(answers)),
-      at("time_to_first_token", 0.5), at("time_to_first_token", 0.95), at("request_time_per_output_token", 0.5));
+      at("time_to_first_token", 0.5), at("time_to_first_token", 0.95), at("request_time_per_output_token", 0.5, "wide-only"));
   });
   return el("section", { class: "card" }, el("h2", {}, "Answers by what the cache had"),
-    table(["Cache", "Answers", "First token, median", "95 % within", "A token, median"], ["", "n", "n", "n", "n"], rows));
+    table(["Cache", "Answers", "First token, median", "95 % within", "A token, median"], ["", "n", "n", "n", "n wide-only"], rows));
 }
 
 function cacheCard(reading) {

@@ -32,27 +32,28 @@ function bars(rows, whole) {
     el("span", { class: "bar-name" }, name), el("span", { class: "bar", "aria-hidden": "true" }, el("span", { class: tone, grow: value }), el("span", { grow: Math.max(whole - value, 0) })), el("b", {}, words))));
 }
 
-function money(value, currency) {
+function money(value) {
   if (value === null) return "–";
-  const digits = value && value < 1 ? Math.min(Math.ceil(-Math.log10(value)) + 2, 6) : 2;
-  return `${value.toFixed(digits)} ${currency}`;
+  const digits = value > 0 && value < 1 ? Math.min(Math.ceil(-Math.log10(value)) + 2, 6) : 2;
+  return value.toFixed(digits);
 }
 
 function usageCard(byDay, byCollection) {
   const { total, currency, since, until } = byCollection;
-  const name = (row) => row.collection || "no collection";
-  const row = (one) => el("tr", {}, el("th", { scope: "row" }, name(one), " ", el("span", { class: "hint wide-only" }, one.model.split("/").at(-1))),
-    ...[one.answers, one.prompt_tokens, one.cached_tokens, one.output_tokens].map((value, index) => el("td", { class: index === 0 || index === 3 ? "n wide-only" : "n" }, number(value))),
-    currency && el("td", { class: "n" }, money(one.cost, currency)), currency && el("td", { class: "n" }, money(one.saved, currency)));
+  const names = ["Collection", "Answers", "Prompt", "Cached", "Written", ...(currency ? [`Cost, ${currency}`, "Saved"] : [])];
+  const classes = ["", "n wide-only", "n wide-only", "n", "n wide-only", "n", "n"];
+  const row = (one) => el("tr", {}, el("th", { scope: "row" }, one.collection || "no collection", " ", el("span", { class: "hint wide-only" }, one.model.split("/").at(-1))),
+    ...[one.answers, one.prompt_tokens, one.cached_tokens, one.output_tokens].map((value, index) => el("td", { class: classes[index + 1] }, number(value))),
+    ...(currency ? [one.cost, one.saved].map((value) => el("td", { class: "n" }, money(value))) : []));
   const summary = el("p", { class: "usage-sum" }, el("b", {}, count(total.answers, "answer")), `, ${count(total.prompt_tokens, "prompt token")}, `,
     el("b", {}, percent(total.cached_tokens, total.prompt_tokens)), ` of them from the cache, ${number(total.output_tokens)} written.`,
-    currency && [` Cost `, el("b", {}, money(total.cost, currency)), `; the cache saved `, el("b", {}, money(total.saved, currency)), "."]);
+    currency && [" It cost ", el("b", {}, `${money(total.cost)} ${currency}`), "; the cache saved ", el("b", {}, `${money(total.saved)} ${currency}`), "."]);
   const days = byDay.rows.slice(-MAX_BARS);
   const most = Math.max(...days.map((day) => day.prompt_tokens));
   return el("section", { class: "card" },
     el("div", { class: "title-row" }, el("h2", {}, "Use and cost"), el("span", { class: "hint" }, `${since} to ${until} · `, el("button", { type: "button", class: "link", onclick: saveCsv }, "Save as CSV"))),
     summary, !currency && el("p", { class: "hint" }, "No price book: set PREREAD_SERVER__PRICE_BOOK to see costs."),
-    byCollection.rows.length > 0 && table(["Collection", "Answers", "Prompt", "Cached", "Written", ...(currency ? ["Cost", "Saved"] : [])], ["", "n wide-only", "n", "n", "n wide-only", "n", "n"], byCollection.rows.map(row)),
+    byCollection.rows.length > 0 && table(names, classes, byCollection.rows.map(row)),
     days.length > 1 && el("div", {}, el("h3", {}, "Prompt tokens by day"), bars(days.map((day) => ({ name: day.day, value: day.prompt_tokens, words: number(day.prompt_tokens) })), most)));
 }
 
@@ -69,7 +70,8 @@ async function saveCsv() {
 function patternsCard(patterns) {
   const { forecast, top, reuse_distance: reuse, reads } = patterns;
   const half = reuse.find((point) => point.share >= 0.5);
-  const sizes = forecast.map((one) => ({ name: el("span", {}, `${number(one.cache_tokens)} tokens`, one.is_current && el("b", {}, " (this server)")), value: one.hit_rate, words: percent(one.hit_rate, 1), tone: one.is_current ? "tone-1" : "tone-2" }));
+  const changes = (one, index) => one.is_current || one.hit_rate !== forecast[index - 1]?.hit_rate || one.hit_rate !== forecast[index + 1]?.hit_rate;
+  const sizes = forecast.filter(changes).map((one) => ({ name: el("span", {}, `${number(one.cache_tokens)} tokens`, one.is_current && el("b", {}, " (this server)")), value: one.hit_rate, words: percent(one.hit_rate, 1), tone: one.is_current ? "tone-1" : "tone-2" }));
   const shownTop = top.slice(0, MAX_BARS).map((one) => ({ name: one.uri ?? "a deleted document", value: one.reads, words: number(one.reads), title: one.collection }));
   return el("section", { class: "card" }, el("h2", {}, "How passages are read"),
     el("p", { class: "usage-sum" }, `${count(patterns.answers, "answer")} read ${count(reads, "passage")}, `, el("b", {}, `${number(patterns.passages)} different ones`), ` with ${count(patterns.tokens, "token")}.`,
