@@ -19,6 +19,7 @@ __all__ = ["Owner", "usage_patterns"]
 
 TOP = 10
 STEPS = (1, 2, 5)  # of the popularity curve's points, and powers of ten of them
+SHORTEST = 6  # power of two of the shortest reuse distance that is told apart
 HALVINGS = 8  # of the cache's size, from all passages down
 
 
@@ -55,6 +56,7 @@ def usage_patterns(
     again = distances != NEVER
     _, first = np.unique(flat.passages, return_index=True)
     counts = _documents(flat.passages, owners)
+    largest = max((sum(-(-n // block_size) * block_size for _, n in read.passages) for read in reads), default=1)
     return UsagePatterns(
         answers=len(reads),
         since=_moment(reads[0].at) if reads else None,
@@ -68,7 +70,7 @@ def usage_patterns(
             for owner, count in counts[:TOP]
         ],
         reuse_distance=_reuse(np.sort((distances - flat.sizes)[again])),
-        forecast=_forecast(flat, distances, int(flat.sizes[first].sum()), cache_tokens),
+        forecast=_forecast(flat, distances, largest, cache_tokens),
         best_hit_rate=_share(flat.tokens[again].sum(), flat.tokens.sum()),
     )
 
@@ -106,17 +108,20 @@ def _reuse(distances: Integers) -> list[ReusePoint]:
     """Return the share of distances up to each of some lengths, which double."""
     if not len(distances):
         return []
-    lengths = [0, *(2**power for power in range(6, int(distances[-1]).bit_length() + 1))]
+    longest = max(int(distances[-1]).bit_length(), SHORTEST)
+    lengths = [0, *(2**power for power in range(SHORTEST, longest + 1))]
     found = np.searchsorted(distances, lengths, side="right")
     return [ReusePoint(tokens=n, share=_share(k, len(distances))) for n, k in zip(lengths, found, strict=True)]
 
 
-def _forecast(flat: _Reads, distances: Integers, everything: int, current: int | None) -> list[CacheForecast]:
-    """Return hit rates from a small part of all passages to all of them, and for the cache that there is."""
+def _forecast(flat: _Reads, distances: Integers, largest: int, current: int | None) -> list[CacheForecast]:
+    """Return hit rates of caches that hold from one answer's passages to all, and of the one that there is."""
+    _, first = np.unique(flat.passages, return_index=True)
+    everything = int(flat.sizes[first].sum())
     order = np.argsort(distances)
     found = np.concatenate([[0], np.cumsum(np.where(distances == NEVER, 0, flat.tokens)[order])])
     sizes = {everything >> halving for halving in range(HALVINGS)} | {everything * 3 >> h for h in range(2, HALVINGS)}
-    sizes |= {current} if current else set()
+    sizes = {size for size in sizes if size >= largest} | ({current} if current else set())
     return [
         CacheForecast(
             cache_tokens=size,
@@ -124,7 +129,6 @@ def _forecast(flat: _Reads, distances: Integers, everything: int, current: int |
             is_current=size == current,
         )
         for size in sorted(sizes)
-        if size
     ]
 
 

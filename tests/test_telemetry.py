@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import sys
+from concurrent.futures import Future
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -27,6 +28,7 @@ from engine.stats import CacheReport, EngineStats, SegmentReport, Totals
 from rag.caller import NOBODY, Caller
 from rag.errors import ConfigurationError
 from rag.shadow import ShadowStats
+from rag.telemetry import state_metrics
 from rag.telemetry.logs import FIELDS, JsonFormatter, TextFormatter, configure_logs, request_id
 from rag.telemetry.metrics import MAX_COLLECTIONS
 from rag.telemetry.served import cache_outcome
@@ -185,19 +187,19 @@ def test_state_is_told_when_it_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_an_engine_in_a_long_step_does_not_hold_up_the_metrics(tmp_path: Path, monkeypatch) -> None:
-    from concurrent.futures import Future
-
-    from rag.telemetry import state_metrics
-
     monkeypatch.setattr(state_metrics, "PATIENCE_SECONDS", 0.01)
-    stats = EngineStats(1, 0, 10, 5, 5, 0, 0, Totals())
-    answers = [done((stats, 1)), Future()]
+    late: Future[object] = Future()
+    answers = [done((EngineStats(1, 0, 10, 5, 5, 0, 0, Totals()), 1)), late]
     watched = Watched(tmp_path, state_of(worker=SimpleNamespace(is_alive=True, call=lambda _: answers.pop(0))))
     assert total(watched.samples(), "preread_num_requests_running") == 1
     later = watched.samples()
-    watched.close()
     assert total(later, "preread_num_requests_running") == 1
     assert total(later, "preread_engine_stats_age_seconds") >= 0.01
+    watched.samples()  # asks for nothing more while it waits
+    late.set_result((EngineStats(2, 0, 10, 5, 5, 0, 0, Totals()), 1))
+    answers.append(Future())
+    assert total(watched.samples(), "preread_num_requests_running") == 2
+    watched.close()
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ __all__ = ["RequestLog"]
 
 logger = logging.getLogger(__name__)
 
+POLLED = frozenset({"/healthz", "/livez", "/metrics", "/readyz"})  # every few seconds: worth no line
 NO_ROUTE = "none"  # a path that there is not would be a label of the client's choice
 
 
@@ -70,9 +71,10 @@ class RequestLog:
         if telemetry:
             telemetry.http.in_progress.dec()
             telemetry.http.observe(route, scope["method"], status, seconds)
-        if logger.isEnabledFor(logging.INFO):
+        level = logging.DEBUG if route in POLLED else logging.INFO
+        if logger.isEnabledFor(level):
             fields = {"method": scope["method"], "route": route, "status": status, "ms": round(1e3 * seconds, 2)}
-            logger.info("request", extra={FIELDS: fields})
+            logger.log(level, "request", extra={FIELDS: fields})
 
 
 def _traced(telemetry: "Telemetry | None", scope: Scope) -> "AbstractContextManager[None]":

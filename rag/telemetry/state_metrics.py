@@ -14,15 +14,19 @@ from engine.errors import EngineError
 from rag.telemetry.metrics import PREFIX
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from engine.engine import Engine
     from engine.kv_report import StoreStats
     from engine.stats import EngineStats
     from rag.components import Components
     from rag.shadow import ShadowStats
 
+    _Figures = tuple[EngineStats, int]  # with the bytes of a block
+
 __all__ = ["StateMetrics"]
 
-PATIENCE_SECONDS = 0.5  # for the engine between two steps; then its last figures are told, with their age
+PATIENCE_SECONDS = 2.0  # for the engine between two steps; then its last figures are told, with their age
 
 
 class StateMetrics(Collector):
@@ -34,20 +38,29 @@ class StateMetrics(Collector):
 
     def __init__(self, components: "Components") -> None:
         self._components = components
-        self._engine: tuple[EngineStats, int] | None = None  # with the bytes of a block
+        self._engine: _Figures | None = None
         self._as_of = monotonic()
+        self._asked: Future[_Figures] | None = None
 
     async def refresh(self) -> None:
-        """Ask the engine for its figures; one that is in a long step, or stopped, keeps those that it has told."""
+        """Ask the engine for its figures; one that is in a long step, or stopped, keeps those that it has told.
+
+        What comes too late is there for the next time.
+        """
         worker = self._components.worker.if_made
         if worker is None or not worker.is_alive:
             return
-        try:
-            asked = asyncio.wrap_future(worker.call(_figures))
-            self._engine = await asyncio.wait_for(asked, PATIENCE_SECONDS)
-        except (EngineError, TimeoutError):
-            return
-        self._as_of = monotonic()
+        if self._asked is None or self._asked.done():
+            try:
+                self._asked = worker.call(_figures)
+            except EngineError:
+                return  # it stops
+            self._asked.add_done_callback(self._take)
+        await asyncio.wait([asyncio.wrap_future(self._asked)], timeout=PATIENCE_SECONDS)
+
+    def _take(self, asked: "Future[_Figures]") -> None:
+        if not asked.cancelled() and asked.exception() is None:
+            self._engine, self._as_of = asked.result(), monotonic()
 
     def describe(self) -> list[Metric]:
         """Tell the registry nothing beforehand: what there is depends on what was loaded."""
@@ -74,7 +87,7 @@ class StateMetrics(Collector):
         return store.stats() if store else None
 
 
-def _figures(engine: "Engine") -> "tuple[EngineStats, int]":
+def _figures(engine: "Engine") -> "_Figures":
     return engine.stats(), engine.runner.kv_cache.bytes_per_block
 
 
