@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from rag.openai.errors import ErrorBody
 from rag.server.answers import require_json
+from rag.server.sse import event_content
 
 __all__ = ["JSON_BODY", "error_responses", "event_stream"]
 
@@ -25,4 +26,4 @@ def error_responses(*more: int) -> dict[int | str, dict[str, Any]]:
 def event_stream(kind: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     """Document that a route may answer with events of a kind."""
     described = f"The whole; with `stream: true` events, each a {kind.__name__}, and `[DONE]` at the end."
-    return {200: {"description": described, "content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+    return {200: {"description": described, "content": event_content()}}

@@ -24,7 +24,7 @@ from rag.schemas import AnswerEvent
 from rag.server.access import Access, AccessDep
 from rag.server.feed import EventFeed, until_gone
 from rag.server.problems import ProblemError
-from rag.server.sse import EventStream
+from rag.server.sse import EventStream, event_content
 from rag.server.state import ReadyState, ServerState, SharedState
 from rag.transcripts import Said
 
@@ -38,7 +38,7 @@ router = APIRouter(prefix="/v1/responses", tags=["openai"])
 STREAM: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The response; with `stream: true` the events by which it comes about.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": event_content(),
     }
 }
 

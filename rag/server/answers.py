@@ -9,7 +9,7 @@ from rag.schemas import Answer, AnswerEvent, AnswerRequest, DoneEvent, SearchReq
 from rag.server.access import AccessDep
 from rag.server.feed import EventFeed, until_gone
 from rag.server.problems import ProblemError, problem_responses
-from rag.server.sse import EventStream, NamedFrames
+from rag.server.sse import EventStream, NamedFrames, event_content
 from rag.server.state import ReadyState
 
 __all__ = ["require_json", "router"]
@@ -17,7 +17,7 @@ __all__ = ["require_json", "router"]
 STREAM: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The answer; with `stream: true` events: retrieval, delta, citation, usage, done; or error.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": event_content("AnswerEvent"),
     }
 }
 

@@ -22,12 +22,15 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
+from pydantic import TypeAdapter
 
 from rag.config import RagConfig, ServerSettings
 from rag.data_dir import open_owned
 from rag.openai import routes as openai_routes
 from rag.openai.errors import speaks_openai
 from rag.prices import PriceBook
+from rag.schemas import AnswerEvent, PrecomputeProgress
+from rag.schemas.jobs import JobEvent
 from rag.server import answers, cache, collections, documents, health, jobs, keys, metrics, usage
 from rag.server.authentication import Authentication
 from rag.server.deadlines import Deadlines
@@ -53,12 +56,22 @@ NO_KEYS = (
 )
 
 
+BEYOND_ROUTES: dict[str, Any] = {
+    "Problem": Problem,
+    "AnswerEvent": AnswerEvent,
+    "JobEvent": JobEvent,
+    "PrecomputeProgress": PrecomputeProgress,
+}
+
+
 class _Api(FastAPI):
     def openapi(self) -> dict[str, Any]:
-        """Return the OpenAPI description, with the schema that the problem responses refer to."""
+        """Return the OpenAPI description, with the schemas of problems and events, which FastAPI does not know of."""
         schema = super().openapi()
-        problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-        schema["components"]["schemas"] |= problem.pop("$defs", {}) | {"Problem": problem}
+        for name, kind in BEYOND_ROUTES.items():
+            own = TypeAdapter(kind).json_schema(ref_template="#/components/schemas/{model}", mode="serialization")
+            parts = own.pop("$defs", {}) | {name: own}
+            schema["components"]["schemas"] = parts | schema["components"]["schemas"]
         for path, operations in schema["paths"].items():
             for operation in operations.values() if speaks_openai(path) else ():
                 operation["responses"].pop("422", None)  # FastAPI's own; what is wrong with a request is 400 there

@@ -27,7 +27,7 @@ from rag.server.document_bodies import FILES, FORM, JSON, METADATA, URLS, read_d
 from rag.server.feed import EventFeed
 from rag.server.idempotent import IdempotencyKey, once
 from rag.server.problems import ProblemError, problem_responses
-from rag.server.sse import EventStream, NamedFrames
+from rag.server.sse import EventStream, NamedFrames, event_content
 from rag.server.state import ReadyState, ServerState, SharedState
 from rag.sources import sources_of
 
@@ -46,7 +46,7 @@ ACCEPTED: Responses = {200: {"description": "What was done."}, **JOB}
 PROGRESS: Responses = {
     200: {
         "description": "Events `progress`, or `error`, whose data is a problem document.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": event_content("PrecomputeProgress"),
     },
     **JOB,
 }

@@ -10,7 +10,7 @@ from rag.schemas.jobs import Job, JobList
 from rag.server.access import Access, AccessDep
 from rag.server.feed import EventFeed
 from rag.server.problems import problem_responses
-from rag.server.sse import EventStream, NamedFrames
+from rag.server.sse import EventStream, NamedFrames, event_content
 from rag.server.state import ServerState, SharedState
 
 __all__ = ["router"]
@@ -22,7 +22,7 @@ JobId = Annotated[str, Path(description="The job's id.")]
 EVENTS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "Events `progress`, then `done`; the data of each has the `job`.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": event_content("JobEvent"),
     }
 }
 

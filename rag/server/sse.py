@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from fastapi.sse import EventSourceResponse, format_sse_event
 from starlette.requests import ClientDisconnect, Request
@@ -15,7 +15,7 @@ from rag.schemas.jobs import JobEvent
 from rag.server.feed import EventFeed, SilenceError, until_gone
 from rag.server.problems import Problem, describe
 
-__all__ = ["EventStream", "Framing", "NamedFrames", "StreamEvent"]
+__all__ = ["EventStream", "Framing", "NamedFrames", "StreamEvent", "event_content"]
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +25,15 @@ T_contra = TypeVar("T_contra", contravariant=True)
 
 PING = format_sse_event(comment="ping")
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # a proxy that collects events defeats them
+
+
+def event_content(data: str = "") -> dict[str, Any]:
+    """Describe a response of events for OpenAPI; `data` names the schema of their data."""
+    content: dict[str, Any] = {"type": "string"}
+    if data:
+        content |= {"contentMediaType": "application/json", "contentSchema": {"$ref": f"#/components/schemas/{data}"}}
+    event = {"type": "object", "properties": {"event": {"type": "string"}, "data": content}, "required": ["data"]}
+    return {"text/event-stream": {"itemSchema": event}}
 
 
 class Framing(Protocol[T_contra]):
