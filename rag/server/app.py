@@ -32,7 +32,7 @@ from rag.prices import PriceBook
 from rag.schemas import AnswerEvent, PrecomputeProgress
 from rag.schemas.jobs import JobEvent
 from rag.server import answers, cache, collections, documents, health, jobs, keys, metrics, usage
-from rag.server.authentication import Authentication
+from rag.server.authentication import SECURITY, SECURITY_SCHEMES, Authentication
 from rag.server.deadlines import Deadlines
 from rag.server.hosts import HostGuard, allowed_hosts, is_loopback
 from rag.server.limits import Limits
@@ -68,6 +68,8 @@ class _Api(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI description, with the schemas of problems and events, which FastAPI does not know of."""
         schema = super().openapi()
+        schema["components"]["securitySchemes"] = SECURITY_SCHEMES
+        schema["security"] = SECURITY
         for name, kind in BEYOND_ROUTES.items():
             own = TypeAdapter(kind).json_schema(ref_template="#/components/schemas/{model}", mode="serialization")
             parts = own.pop("$defs", {}) | {name: own}

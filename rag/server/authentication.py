@@ -18,7 +18,13 @@ from rag.server.access import EVERYTHING, Access, key_required
 from rag.server.problems import ProblemError, describe, problem_response
 from rag.server.state import ServerState
 
-__all__ = ["Authentication"]
+__all__ = ["SECURITY", "SECURITY_SCHEMES", "Authentication"]
+
+SECURITY_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key; needed once there is one."},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same."},
+}
+SECURITY: list[dict[str, list[str]]] = [{"bearer": []}, {"header": []}, {}]
 
 OPEN_PATHS = frozenset({"/", "/livez", "/healthz", "/readyz"})
 METRICS = "/metrics"

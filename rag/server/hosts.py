@@ -1,6 +1,6 @@
 """Who may ask: a web page that is open in a browser may neither read nor write here.
 
-There are no keys, so that whoever reaches the server may use it. A browser reaches it for any page: a form is sent to
+Where there are no keys, whoever reaches the server may use it. A browser reaches it for any page: a form is sent to
 another site without asking first, and a page whose name is made to resolve to this machine (DNS rebinding) may read.
 Both give themselves away, by `Origin` and by `Host`.
 """
