@@ -12,7 +12,7 @@ from rag.bench.engine_report import ServerStart
 from rag.config import RagConfig
 from rag.errors import ServerError
 
-__all__ = ["measure_start"]
+__all__ = ["free_port", "measure_start", "wait_until_ready"]
 
 POLL_SECONDS = 0.02
 PATIENCE_SECONDS = 180.0
@@ -31,7 +31,7 @@ def measure_start(config: RagConfig, *, repeats: int) -> ServerStart:
 
 def _start_once(config: RagConfig) -> float:
     with tempfile.TemporaryDirectory(prefix="preread-bench-") as folder, tempfile.TemporaryFile("w+") as said:
-        port = _free_port()
+        port = free_port()
         options = {
             "--data-dir": folder,
             "--models-dir": str(config.models_dir),
@@ -45,7 +45,7 @@ def _start_once(config: RagConfig) -> float:
         began = perf_counter()
         server = subprocess.Popen(command, stdout=said, stderr=said, env=dict(os.environ))  # noqa: S603 - our own command
         try:
-            _wait(server, f"http://127.0.0.1:{port}/readyz", began)
+            wait_until_ready(server, f"http://127.0.0.1:{port}/readyz", began)
             return perf_counter() - began
         except ServerError as error:
             said.seek(0)
@@ -59,14 +59,15 @@ def _start_once(config: RagConfig) -> float:
                 server.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
 
 
-def _wait(server: "subprocess.Popen[bytes]", url: str, began: float) -> None:
+def wait_until_ready(server: "subprocess.Popen[bytes]", url: str, began: float) -> None:
     """Return when the server says that it is ready; it answers before that, and listens not at all at first."""
     import httpx
 

@@ -2,7 +2,16 @@
 
 import typer
 
-from rag.cli import bench_drafts, bench_engine, bench_fidelity, bench_overlap, bench_prefix, bench_reuse, bench_trace
+from rag.cli import (
+    bench_drafts,
+    bench_engine,
+    bench_fidelity,
+    bench_overlap,
+    bench_prefix,
+    bench_reuse,
+    bench_service,
+    bench_trace,
+)
 
 __all__ = ["app"]
 
@@ -13,6 +22,7 @@ app.command("fidelity")(bench_fidelity.fidelity)
 app.command("drafts")(bench_drafts.drafts)
 app.command("overlap")(bench_overlap.overlap)
 app.command("reuse")(bench_reuse.reuse)
+app.command("service")(bench_service.service)
 app.command("trace")(bench_trace.trace)
 
 
