@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 import stat
 import sys
 from collections.abc import Iterator
@@ -331,6 +332,31 @@ def test_a_request_has_no_more_files_than_allowed(api: Running) -> None:
     assert problem_of(api.http.post(path, files=files, headers=headers), 400, "unreadable-body")
     assert api.http.get(path, headers=headers).status_code == 404, "none of them was stored"
     assert api.http.post(path, files=files[:MAX_FILES], headers=headers).status_code == 200
+
+
+def test_without_a_key_no_byte_of_a_body_is_awaited(api: Running) -> None:
+    host, port = api.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        head = f"POST /v1/collections/docs/documents HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: 1000000\r\n\r\n"
+        connection.sendall(head.encode())
+        answer = connection.recv(4096)
+    assert answer.startswith(b"HTTP/1.1 401 ")
+
+
+@pytest.mark.parametrize("path", ["/v1/search", "/v1/collections/docs/documents", "/v1/keys", "/v1/chat/completions"])
+def test_json_within_json_without_end_is_refused(api: Running, path: str) -> None:
+    headers = {**as_owner(api), "Content-Type": "application/json"}
+    for body in (b"[" * 200_000, b'{"a":' * 200_000):
+        assert api.http.post(path, content=body, headers=headers).status_code in (400, 422)
+
+
+def test_the_description_names_the_ways_to_present_a_key(api: Running) -> None:
+    schema = api.http.get("/openapi.json", headers=as_owner(api)).json()
+    assert schema["components"]["securitySchemes"].keys() == {"bearer", "header"}
+    assert schema["security"] == [{"bearer": []}, {"header": []}, {}]
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            assert path in OPEN_PATHS or {"401", "403"} <= operation["responses"].keys(), (method, path)
 
 
 # The command line
