@@ -116,7 +116,7 @@ def test_a_newcomer_adds_a_file_asks_and_sees_the_second_answer_hit(
         visitor.open("library")
         page.fill("#upload-collection", "first")
         page.set_input_files("#upload-files", guide)
-        page.wait_for_selector("#uploads .done:has-text('added')")
+        page.wait_for_selector("#tasks .done:has-text('added')")
         page.wait_for_selector("#documents th:has-text('Orrin')")
         assert "Documents in first" in visitor.text("#documents-title")
 
@@ -173,6 +173,20 @@ def test_a_sample_helps_who_has_no_documents(api: Running, browser: "Browser") -
         assert "Repair" in visitor.text("#run-sources")
 
 
+def test_a_collection_that_was_read_ahead_makes_the_first_answer_hit(
+    api: Running, browser: "Browser", town: str
+) -> None:
+    with visiting(browser, api.url) as visitor:
+        page = visitor.page
+        visitor.open("library")
+        page.click(f"#collections button[aria-label='Read {town} ahead']")
+        page.wait_for_selector("#tasks .done:has-text('passage')")
+        page.click("nav a[data-view=ask]")
+        page.select_option("#ask-collection", town)
+        visitor.ask(QUESTION)
+        assert page.locator(".prompt-bar .canonical").count() == 1
+
+
 def test_a_document_is_deleted_by_keyboard_after_a_question(api: Running, browser: "Browser", town: str) -> None:
     with visiting(browser, api.url) as visitor:
         page = visitor.page
@@ -200,8 +214,8 @@ def test_errors_come_with_their_remedy(api: Running, browser: "Browser", town: s
         visitor.open("library")
         page.fill("#upload-collection", town)
         page.set_input_files("#upload-files", broken)
-        page.wait_for_selector("#uploads .why")
-        assert "scan.pdf" in visitor.text("#uploads .why")
+        page.wait_for_selector("#tasks .why")
+        assert "scan.pdf" in visitor.text("#tasks .why")
 
         page.click("nav a[data-view=ask]")
         page.select_option("#ask-collection", town)

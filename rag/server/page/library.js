@@ -1,15 +1,15 @@
 // Collections and documents: what there is, adding to it, deleting from it.
 
-const queue = { waiting: [], running: false };
+let uploads = Promise.resolve();
 let openCollection = "";
 
 function startLibrary() {
   const [drop, input] = [$("drop"), $("upload-files")];
   $("upload-form").addEventListener("submit", (event) => event.preventDefault());
-  input.addEventListener("change", () => { enqueue([...input.files]); input.value = ""; });
+  input.addEventListener("change", () => { addFiles([...input.files]); input.value = ""; });
   for (const name of ["dragenter", "dragover"]) drop.addEventListener(name, (event) => { event.preventDefault(); drop.classList.add("over"); });
   for (const name of ["dragleave", "drop"]) drop.addEventListener(name, () => drop.classList.remove("over"));
-  drop.addEventListener("drop", (event) => { event.preventDefault(); enqueue([...event.dataTransfer.files]); });
+  drop.addEventListener("drop", (event) => { event.preventDefault(); addFiles([...event.dataTransfer.files]); });
 }
 
 async function refreshCollections() {
@@ -27,6 +27,7 @@ async function showLibrary() {
     const collections = await refreshCollections();
     if (!collections.some((one) => one.name === openCollection)) openCollection = collections[0]?.name ?? "";
     await showDocuments(openCollection);
+    await followOthers();
   } catch (failure) {
     showFailure($("library-error"), failure, failure.status === 401 ? null : showLibrary);
   }
@@ -37,7 +38,9 @@ function drawCollections(collections) {
   const row = (one) => el("tr", {},
     el("th", { scope: "row" }, el("button", { type: "button", class: "link", onclick: () => openDocuments(one.name) }, one.name)),
     el("td", { class: "n" }, number(one.documents)), el("td", { class: "n" }, number(one.passages)), el("td", { class: "wide-only" }, moment(one.created_at)),
-    el("td", { class: "act" }, el("button", { type: "button", class: "link", "aria-label": `Delete collection ${one.name}`, onclick: () => deleteCollection(one) }, "Delete")));
+    el("td", { class: "act" },
+      el("button", { type: "button", class: "link", title: "Compute the KV of every passage now, so that no question waits for it", "aria-label": `Read ${one.name} ahead`, onclick: () => readAhead(one.name) }, "Read ahead"), " ",
+      el("button", { type: "button", class: "link", "aria-label": `Delete collection ${one.name}`, onclick: () => deleteCollection(one) }, "Delete")));
   $("collections").replaceChildren(table(["Name", "Documents", "Passages", "Made", ""], ["", "n", "n", "wide-only", "act"], collections.map(row)));
 }
 
@@ -105,48 +108,28 @@ async function removed(path, message) {
   }
 }
 
-function enqueue(files) {
+/** Upload files one after the other, so that each tells of itself. */
+async function addFiles(files) {
   const collection = $("upload-collection").value.trim();
   if (!collection) return $("upload-collection").reportValidity();
   for (const file of files) {
-    const what = el("span", { class: "what" }, "waiting");
-    const bar = el("progress", { max: "1", value: "0", "aria-label": `Upload of ${file.name}` });
-    const item = el("li", {}, el("span", { class: "name" }, file.name), what, bar);
-    $("uploads").prepend(item);
-    queue.waiting.push({ file, collection, item, what, bar });
+    uploads = uploads.then(() => inTask(file.name, (task) => addFile(file, collection, task)));
   }
-  work();
-}
-
-/** Upload what waits, one file after the other, so that each tells of itself. */
-async function work() {
-  if (queue.running) return;
-  queue.running = true;
-  for (let job = queue.waiting.shift(); job; job = queue.waiting.shift()) await uploadOne(job);
-  queue.running = false;
+  await uploads;
+  openCollection = collection;
   await showLibrary();
 }
 
-async function uploadOne({ file, collection, item, what, bar }) {
-  const progress = (share) => {
-    if (share < 1) {
-      bar.value = share;
-      what.textContent = `uploading, ${Math.round(100 * share)} %`;
-    } else {
-      bar.removeAttribute("value");
-      what.textContent = "reading it";
-    }
-  };
-  try {
-    const report = await upload(documentsPath(collection), file, progress);
-    what.textContent = report.unchanged ? "unchanged" : `${report.updated ? "replaced" : "added"}, ${count(report.passages, "passage")}`;
-    item.classList.add("done");
-    openCollection = collection;
-    announce(`${file.name}: ${what.textContent}.`);
-  } catch (failure) {
-    if (!(failure instanceof Failure)) throw failure;
-    what.textContent = "not added";
-    item.append(el("p", { class: "why", role: "alert" }, sentence(failure.message)));
-  }
-  bar.remove();
+async function addFile(file, collection, task) {
+  const sent = (share) => task.move(share < 1 ? `uploading, ${Math.round(100 * share)} %` : "arriving", share < 1 ? share : undefined);
+  await follow(await upload(`${documentsPath(collection)}?wait=false`, file, sent), task);
+}
+
+/** Have every passage of a collection read now, so that no question waits for it. */
+async function readAhead(name) {
+  await inTask(jobName({ kind: "precompute", collection: name }), async (task) => {
+    task.item.scrollIntoView({ block: "nearest" });
+    const response = await send(`${collectionPath(name)}/precompute?wait=false`, { method: "POST" });
+    await follow(await response.json(), task);
+  });
 }

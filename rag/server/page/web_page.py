@@ -24,6 +24,7 @@ SCRIPTS = (
     "compare.js",
     "sources.js",
     "ask.js",
+    "tasks.js",
     "library.js",
     "dashboard.js",
     "usage.js",
