@@ -51,7 +51,7 @@ class ApproximateTails:
         """Keep what is computed of a tail; return the blocks newly held and the nodes of the path."""
         *before, tail = request.segments
         start, size = sum(len(segment.tokens) for segment in before), self._block_size
-        count = max(admission.computed_end - start, 0) // size
+        count = max(request.publishable(admission.computed_end) - start, 0) // size
         exact = shared_end(request.prompt.segments, admission.placements, request.reuse) >= start
         if exact or tail.sealed or not count or start + count * size <= admission.published_to:
             return [], []

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
     from engine.certificate import Certificates
     from engine.kv_identity import KVIdentity
-    from engine.kv_store import KVStore
+    from engine.kv_protocol import KVStore
     from engine.kv_tier import DiskTier
 
 __all__ = ["Engine", "PromptLike"]
@@ -175,7 +175,8 @@ class Engine:
             reuse: which cached KV it accepts.
             namespace: whose passages it shares (a collection).
             principal: who asks: part of a conversation's identity, and whose share of the engine it takes.
-            conversation: keeps this request's own KV for the conversation's next turn.
+            conversation: keeps this request's own KV for the conversation's next turn; that of its prompt alone where
+                answers are computed with 8-bit weights.
             groups: sizes of consecutive passages that may change places, for the sake of the cache; together all
                 passages. None keeps their order.
             uncertified_repair: chunk reuse without a certificate, with so many repaired tokens a shifted passage: to
@@ -212,6 +213,7 @@ class Engine:
             groups=tuple(groups),
             forced=None if forced is None else tuple(forced),
             background=background,
+            keeps_answer=self.runner.lean is None,
             principal=principal,
         )
         sampler = self._make_sampler(sampling, prompt) if forced is None else ForcedSampler(tuple(forced))

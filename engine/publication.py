@@ -13,6 +13,7 @@ __all__ = ["common_end", "path_to", "publishable_end"]
 def publishable_end(request: Request, admission: Admission, computed: int, block_size: int) -> int:
     """Find the position up to which blocks may be offered when `computed` are, without building any key."""
     segments, start = request.prompt.segments, 0
+    computed = request.publishable(computed)
     end = min(computed, shared_end(segments, admission.placements, request.reuse, computed))
     for segment in segments:
         segment_end = start + len(segment.tokens)

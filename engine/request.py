@@ -120,6 +120,8 @@ class Request:
         reuse: EXACT or CHUNK.
         repair: tokens at a shifted passage's head that chunk reuse computes in context; whole blocks.
         groups: sizes of consecutive passages of the prompt that may change places until it is first admitted.
+        keeps_answer: whether a conversation keeps the answer's KV too; without, that may be computed with 8-bit
+            weights, and the next turn computes it from the prompt that it is then part of.
         forced: the answer that it has to give, whatever the model says; None lets it answer.
         background: runs only while no other request does.
         prerequisites: requests that compute the canonical KV of its passages; it is admitted after them.
@@ -139,6 +141,7 @@ class Request:
     owner: Owner = None
     repair: int = 0
     groups: tuple[int, ...] = ()
+    keeps_answer: bool = True
     forced: tuple[int, ...] | None = None
     background: bool = False
     prerequisites: "tuple[Request, ...]" = ()
@@ -164,11 +167,15 @@ class Request:
 
     @property
     def private_from(self) -> int | None:
-        """The prompt position from which on its KV is never published; None in a conversation, which keeps its own."""
+        """The prompt position from which on its KV is never published; None where a conversation keeps all its own."""
         if self.owner is not None:
-            return None
+            return None if self.keeps_answer else self.prompt.num_tokens
         last = self.prompt.segments[-1]
         return self.prompt.num_tokens - (len(last.tokens) if last.kind is SegmentKind.TAIL else 0)
+
+    def publishable(self, computed: int) -> int:
+        """Return up to which position it may give its KV to the tree when it has computed so far."""
+        return computed if self.private_from is None else min(computed, self.private_from)
 
     @property
     def tokens(self) -> list[int]:

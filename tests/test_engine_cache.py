@@ -170,6 +170,17 @@ def test_a_conversation_finds_its_own_tail_and_answer(engine, folder, passages):
     assert result.token_ids == ask(tiny_engine(folder), second, sampling).token_ids
 
 
+def test_an_answer_of_8_bit_weights_is_not_kept(folder):
+    """The next turn finds the prompt, and computes the answer in it anew."""
+    engine = tiny_engine(folder, weights="int8", backend="cpu")
+    prompt = prompt_of(0, question=tail(random_tokens(random.Random(4), 50)))
+    first = ask(engine, prompt, SamplingParams(max_tokens=40), **ALICE)
+    history = (*prompt.segments[-1].tokens, *first.token_ids)
+    second = ask(engine, prompt_of(0, question=tail((*history, 3, 1, 4))), SAMPLING, **ALICE)
+    assert second.cache.segments[-1].hit_tokens == 50 // BLOCK * BLOCK
+    assert ask(engine, prompt, SAMPLING).cache.segments[-1].hit_tokens == 0, "nobody else's"
+
+
 def test_turns_of_two_conversations_side_by_side(engine, folder):
     """They start with the same words and go apart; neither sees the other's blocks."""
     alone = tiny_engine(folder)
