@@ -12,6 +12,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import TypeAdapter, ValidationError
 
+from rag.cache_operations import RemoteCache
 from rag.config import RetrieverSettings
 from rag.errors import ServerError
 from rag.key_operations import RemoteKeys
@@ -21,11 +22,13 @@ from rag.schemas import (
     AnswerRequest,
     CollectionInfo,
     CollectionList,
+    CollectionPatch,
     DeletedDocument,
     DocumentInfo,
     DocumentList,
     DocumentWithPassages,
     IngestReport,
+    NewCollection,
     PrecomputePlan,
     PrecomputeProgress,
     SearchRequest,
@@ -76,6 +79,7 @@ class Client:
         timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)  # an answer takes as long as it takes
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.Client(base_url=url, timeout=timeout, headers=headers, transport=transport, trust_env=False)
+        self.cache = RemoteCache(self._call)
         self.keys = RemoteKeys(self._call)
         self.usage = RemoteUsage(self._call)
 
@@ -163,6 +167,16 @@ class Client:
         """Return a collection."""
         return CollectionInfo.model_validate(self._call("GET", _path(name)).json())
 
+    def create_collection(self, wanted: NewCollection) -> CollectionInfo:
+        """Make an empty collection."""
+        body = wanted.model_dump(mode="json", exclude_unset=True)
+        return CollectionInfo.model_validate(self._call("POST", "/v1/collections", json=body).json())
+
+    def update_collection(self, name: str, patch: CollectionPatch) -> CollectionInfo:
+        """Change how questions over a collection are answered."""
+        body = patch.model_dump(mode="json", exclude_unset=True)
+        return CollectionInfo.model_validate(self._call("PATCH", _path(name), json=body).json())
+
     def delete_collection(self, name: str) -> None:
         """Delete a collection with everything in it."""
         self._call("DELETE", _path(name))
@@ -189,6 +203,7 @@ class Client:
                 "name": raw.name,
                 "title": raw.title,
                 "media_type": raw.media_type,
+                "metadata": raw.metadata,
             }
             for raw in batch
         ]

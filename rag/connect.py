@@ -9,10 +9,10 @@ from time import monotonic, sleep
 from rag.client import Client
 from rag.config import RagConfig
 from rag.data_dir import Owner, find_owner, open_owned, owner_token
-from rag.errors import DataDirBusyError
+from rag.errors import DataDirBusyError, ServerError
 from rag.operations import Operations
 
-__all__ = ["connect"]
+__all__ = ["connect", "connect_to_server"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +35,33 @@ def connect(config: RagConfig) -> Iterator[Operations]:
 
             yield held.enter_context(Service(config))
             return
-        assert owner.url, "an owner that cannot be asked is waited for"
-        key = config.api_key.get_secret_value() if config.api_key else owner_token(config.data_dir)
-        client = Client(owner.url, wanted=config.retriever, key=key)
+        client = _client_of(owner, config)
         held.callback(client.close)
         _warn_of_other_models(client, config)
         yield client
+
+
+@contextmanager
+def connect_to_server(config: RagConfig) -> Iterator[Client]:
+    """Yield the HTTP API of the server that owns the data directory.
+
+    Raises:
+        ServerError: there is none.
+    """
+    owner = find_owner(config.data_dir)
+    if owner is None or not owner.url:
+        raise ServerError(f"no server runs over {config.data_dir}; start one with `rag serve`, whose cache it is")
+    client = _client_of(owner, config)
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def _client_of(owner: Owner, config: RagConfig) -> Client:
+    assert owner.url, "an owner that cannot be asked is waited for"
+    key = config.api_key.get_secret_value() if config.api_key else owner_token(config.data_dir)
+    return Client(owner.url, wanted=config.retriever, key=key)
 
 
 def _own_or_find(path: Path, held: ExitStack) -> Owner | None:

@@ -10,11 +10,13 @@ from rag.schemas import (
     AnswerEvent,
     AnswerRequest,
     CollectionInfo,
+    CollectionPatch,
     DeletedDocument,
     DocumentInfo,
     DocumentWithPassages,
     DoneEvent,
     IngestReport,
+    NewCollection,
     PrecomputePlan,
     PrecomputeProgress,
     SearchRequest,
@@ -105,6 +107,12 @@ class Operations(Protocol):
 
     def collection(self, name: str) -> CollectionInfo:
         """Return a collection."""
+
+    def create_collection(self, wanted: NewCollection) -> CollectionInfo:
+        """Make an empty collection with settings of its own."""
+
+    def update_collection(self, name: str, patch: CollectionPatch) -> CollectionInfo:
+        """Change how questions over a collection are answered."""
 
     def delete_collection(self, name: str) -> None:
         """Delete a collection with everything in it."""

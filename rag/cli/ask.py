@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rag.cli.conditions import WhereOption, parse_where
 from rag.cli.failures import validated
 from rag.cli.options import AsJson, CollectionOption, Passages, config_of
 from rag.cli.output import cache_summary, print_json, print_sources, printable, waiting
@@ -22,6 +23,7 @@ def ask(  # noqa: PLR0917 - typer declares options as parameters
     question: Annotated[str, typer.Argument(help="What to answer.")],
     collection: CollectionOption = "default",
     k: Passages = None,
+    where: WhereOption = None,
     max_tokens: Annotated[int | None, typer.Option(help="Length of the generated answer at most.")] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     sample_top_k: Annotated[int, typer.Option(help="Sample among so many tokens; 0 is all.")] = 0,
@@ -48,6 +50,7 @@ def ask(  # noqa: PLR0917 - typer declares options as parameters
         question=question,
         collection=collection,
         k=k,
+        where=parse_where(where),
         max_tokens=max_tokens,
         temperature=temperature,
         top_k=sample_top_k,

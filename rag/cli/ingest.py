@@ -1,21 +1,26 @@
 """`rag ingest`: files, folders and built-in corpora into a collection."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rag.cli.conditions import MetadataOption, parse_metadata
 from rag.cli.failures import FAILED, OK, PARTLY
 from rag.cli.options import AsJson, CollectionOption, config_of
 from rag.cli.output import ingest_progress, mebibytes, number, precompute_progress, print_json, printable, waiting
 
 if TYPE_CHECKING:
+    from rag.fetch import UrlSource
     from rag.operations import Operations
     from rag.schemas import IngestReport, PrecomputeProgress, SkippedDocument
-    from retriever.document import Source
+    from retriever.document import FileSource, TextSource
 
 __all__ = ["corpus_sources", "describe", "ingest"]
+
+URL_SECONDS = 30.0  # to fetch one document
 
 
 def ingest(
@@ -24,6 +29,10 @@ def ingest(
     *,
     collection: CollectionOption = "default",
     corpus: Annotated[list[str] | None, typer.Option(help="A built-in corpus: python-topics or python-stdlib.")] = None,
+    urls: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A file of URLs, one a line; what is there is fetched from here.")
+    ] = None,
+    metadata: MetadataOption = None,
     prune: Annotated[
         bool, typer.Option("--prune", help="Remove documents of the folders and corpora given that are gone.")
     ] = False,
@@ -43,12 +52,14 @@ def ingest(
     A file that cannot be read is reported and skipped, and the exit code is 3. An interrupted run is taken up by the
     next one.
     """
-    if not (paths or corpus or precompute):
-        raise typer.BadParameter("name files or folders to read, or a corpus with --corpus")
+    if not (paths or corpus or urls or precompute):
+        raise typer.BadParameter("name files or folders to read, a corpus with --corpus, or a list with --urls")
     from rag.connect import connect
 
+    known = _checked(parse_metadata(metadata))
     sources, scope, missing = _gather(paths or [], corpus or [])
-    if not sources and missing:
+    all_sources = [replace(source, metadata=known) for source in (*sources, *_web_sources(urls))]
+    if not all_sources and missing:
         raise typer.BadParameter("; ".join(item.reason for item in missing))
     if prune and missing:
         print("WARNING: nothing is pruned, since paths are missing; check them and run it again", file=sys.stderr)
@@ -58,18 +69,43 @@ def ingest(
     with connect(config_of(context, retriever=settings)) as operations:
         with ingest_progress() as progress:
             prune_scope = scope if prune and not missing else None
-            report = operations.ingest(collection, sources, prune_scope=prune_scope, progress=progress)
+            report = operations.ingest(collection, all_sources, prune_scope=prune_scope, progress=progress)
         report = report.model_copy(update={"skipped": [*missing, *report.skipped]})
-        if sources and not as_json:
+        if all_sources and not as_json:
             _print(report)
-        if precompute and (report.added or report.updated or report.unchanged or not sources):
+        if precompute and (report.added or report.updated or report.unchanged or not all_sources):
             more["precompute"] = _read_ahead(operations, collection, quiet=as_json).model_dump(mode="json")
     if as_json:
         print_json(report.model_dump(mode="json") | more)
-    raise typer.Exit(_exit_code(report) if sources or missing else OK)
+    raise typer.Exit(_exit_code(report) if all_sources or missing else OK)
 
 
-def corpus_sources(name: str) -> "list[Source]":
+def _checked(metadata: dict[str, Any] | None) -> dict[str, Any] | None:
+    from retriever.errors import MetadataError
+    from retriever.metadata import check_metadata
+
+    try:
+        check_metadata(metadata or {})
+    except MetadataError as error:
+        raise typer.BadParameter(str(error)) from error
+    return metadata
+
+
+def _web_sources(path: str | None) -> "list[UrlSource]":
+    """Return a source for each line of a file that is not empty or a comment."""
+    if path is None:
+        return []
+    from rag.fetch import UrlSource
+
+    try:
+        lines = Path(path).expanduser().read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"--urls {path} cannot be read: {error}") from error
+    urls = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    return [UrlSource(url, URL_SECONDS) for url in dict.fromkeys(urls)]
+
+
+def corpus_sources(name: str) -> "list[TextSource]":
     """Return the documents of a built-in corpus.
 
     Raises:
@@ -89,7 +125,9 @@ def describe(report: "IngestReport") -> str:
     return f"{', '.join(parts) or 'nothing to do'}; {number(report.passages)} passages in {report.seconds:.1f} s"
 
 
-def _gather(paths: list[str], corpora: list[str]) -> "tuple[list[Source], list[str], list[SkippedDocument]]":
+def _gather(
+    paths: list[str], corpora: list[str]
+) -> "tuple[list[FileSource | TextSource], list[str], list[SkippedDocument]]":
     """Return sources, the uri prefixes of folders and corpora, and paths that do not exist.
 
     A file that is named covers nothing but itself: `a.txt` is no reason to remove `a.txt.old`.
@@ -98,7 +136,7 @@ def _gather(paths: list[str], corpora: list[str]) -> "tuple[list[Source], list[s
     from retriever.document import sources_from_paths
     from retriever.errors import SourceError
 
-    sources: list[Source] = []
+    sources: list[FileSource | TextSource] = []
     scope: list[str] = []
     missing: list[SkippedDocument] = []
     for path in paths:

@@ -6,7 +6,22 @@ from typing import Annotated
 
 import typer
 
-from rag.cli import ask, bench, certify, collections, demo, doctor, documents, ingest, keys, model, search, serve, usage
+from rag.cli import (
+    ask,
+    bench,
+    cache,
+    certify,
+    collections,
+    demo,
+    doctor,
+    documents,
+    ingest,
+    keys,
+    model,
+    search,
+    serve,
+    usage,
+)
 from rag.cli.failures import FAILED, USAGE, expected_errors
 from rag.cli.options import GLOBAL_OPTIONS, Options, hoist
 
@@ -32,6 +47,7 @@ app.command(name="serve")(serve.serve)
 app.command(name="demo")(demo.demo)
 app.command(name="certify")(certify.certify)
 app.command(name="doctor")(doctor.doctor)
+app.add_typer(cache.app, name="cache")
 app.add_typer(collections.app, name="collections")
 app.add_typer(documents.app, name="documents")
 app.add_typer(keys.app, name="keys")
