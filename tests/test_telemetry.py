@@ -29,6 +29,7 @@ from rag.caller import NOBODY, Caller
 from rag.errors import ConfigurationError
 from rag.shadow import ShadowStats
 from rag.telemetry import state_metrics
+from rag.telemetry.answering import Answering
 from rag.telemetry.logs import FIELDS, JsonFormatter, TextFormatter, configure_logs, request_id
 from rag.telemetry.metrics import MAX_COLLECTIONS
 from rag.telemetry.served import cache_outcome
@@ -154,6 +155,17 @@ def test_an_answer_that_is_cut_off_on_purpose_is_complete(watched: Watched) -> N
         one.stop()
         one.take(generation(HIT, reason=FinishReason.CANCELLED))
     assert total(watched.samples(), "preread_request_success_total", finished_reason="stop") == 1
+
+
+def test_an_answer_is_given_though_it_cannot_be_counted(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(served: object) -> None:
+        raise RuntimeError("full")
+
+    with Answering(fail, NOBODY, pipeline="rag", model="small") as one:
+        one.take(generation(HIT))
+    assert "could not be counted" in caplog.text
+    with pytest.raises(KeyError), Answering(fail, NOBODY, pipeline="rag", model="small"):
+        raise KeyError("the answer's own error")
 
 
 def test_labels_take_few_values(watched: Watched) -> None:

@@ -1,6 +1,7 @@
 """Follows one answer from its question to its end, whichever end it is, and tells of it once."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 from time import perf_counter
 from types import TracebackType
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from engine.request import Request
 
 __all__ = ["Answering"]
+
+logger = logging.getLogger(__name__)
 
 LEAVING = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt)
 
@@ -83,7 +86,10 @@ class Answering:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._tell(self._served(error))
+        try:
+            self._tell(self._served(error))
+        except Exception:
+            logger.exception("an answer could not be counted; please report this")  # it is given all the same
 
     def _served(self, error: BaseException | None) -> Served:
         generation, request = self._generation, self._request
