@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from engine.kv_identity import KVIdentity
-from engine.kv_store import KVStore
+from engine.kv_protocol import KVStore
 from kernels.kv_cache import KVCache
 
 __all__ = ["DiskTier"]

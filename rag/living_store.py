@@ -19,8 +19,8 @@ from retriever.errors import StoreError
 
 if TYPE_CHECKING:
     from engine.kv_identity import KVIdentity
+    from engine.kv_protocol import KVStore
     from engine.kv_report import PurgeReport, StoreStats
-    from engine.kv_store import KVStore
     from engine.prompt import Segment
     from retriever.derived import DerivedKeys
 

@@ -70,6 +70,20 @@ def check(folder: Path, lost: set[int]) -> None:
     store.close()
 
 
+def failing_after(times: int, function, error: OSError):
+    """Return a function that works so many times, and then no more."""
+    left = times
+
+    def called(*arguments):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise error
+        return function(*arguments)
+
+    return called
+
+
 def test_a_flipped_bit_anywhere_in_a_record_costs_that_record_only(filled, tmp_path, caplog):
     number = min(NUMBERS, key=lambda n: len(payload_of(n)))
     path, offset, nbytes = place_of(filled, number)
@@ -293,17 +307,10 @@ def test_an_erasure_that_fails_is_told_and_can_be_tried_again(folder, monkeypatc
 
 def test_an_erasure_that_fails_in_the_middle_erases_nothing_twice(folder, monkeypatch):
     store = ExtentStore(folder, capacity_bytes=MIB)
-    left = 2
-
-    def punch(*arguments, access=kv_extent._punch_hole):
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise OSError(5, "Input/output error")
-        return access(*arguments)
-
     with monkeypatch.context() as patch:
-        patch.setattr(kv_extent, "_punch_hole", punch)
+        patch.setattr(
+            kv_extent, "_punch_hole", failing_after(2, kv_extent._punch_hole, OSError(5, "Input/output error"))
+        )
         with pytest.raises(OSError, match="Input/output"):
             store.delete(*map(key_of, range(5)))
     assert store.stats().deleted == 2
@@ -343,17 +350,8 @@ def test_compaction_on_a_full_disk_changes_nothing(folder, monkeypatch, caplog, 
     gone = [n for n in NUMBERS if store._index.get(key_of(n)).extent.path == path][2:]
     store.delete(*map(key_of, gone))
     before = raw_bytes(folder)
-    left = writes
-
-    def write(*arguments, access=os.pwrite):
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise OSError(28, "No space left on device")
-        return access(*arguments)
-
     with monkeypatch.context() as patch:
-        patch.setattr(os, "pwrite", write)
+        patch.setattr(os, "pwrite", failing_after(writes, os.pwrite, OSError(28, "No space left on device")))
         assert store.compact() == 0
     assert "cannot be moved" in caplog.text
     assert raw_bytes(folder).rstrip(b"\0") == before.rstrip(b"\0")

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-from data.corpora import CORPUS_NAMES, load_corpus
+from data.corpora import load_corpus
 from engine.config import SamplingParams
 from engine.drafts import Drafts
 from engine.engine import Engine
 from engine.output import Generation
+from rag.bench.checks import check_at_least_one, check_corpus
 from rag.bench.draft_cases import KINDS, DraftCase, make_cases
 from rag.bench.drafts_report import AnswerTimes, DraftsReport, DraftsSetting, KindResult
 from rag.bench.environment import RunClock
@@ -50,11 +51,8 @@ class DraftsBenchConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("prompts", "batch", "max_tokens", "repeats"):
-            if getattr(self, name) < 1:
-                raise InvalidRequestError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.corpus not in CORPUS_NAMES:
-            raise InvalidRequestError(f"corpus is {self.corpus!r}; choose one of: {', '.join(CORPUS_NAMES)}")
+        check_at_least_one(self, ("prompts", "batch", "max_tokens", "repeats"))
+        check_corpus(self.corpus)
         for kind in self.kinds:
             if kind not in KINDS:
                 raise InvalidRequestError(f"kinds has {kind!r}; choose from: {', '.join(KINDS)}")

@@ -1,12 +1,10 @@
 """What a run of the benchmark of drafts leaves behind, and how people see it."""
 
-from io import StringIO
-
 from pydantic import BaseModel, ConfigDict
-from rich.console import Console
 from rich.table import Table
 
 from rag.bench.environment import Environment, describe_machine
+from rag.bench.printed import as_text, facts_table
 from rag.bench.statistics import Interval
 
 __all__ = ["FORMAT", "AnswerTimes", "DraftsReport", "DraftsSetting", "KindResult", "render"]
@@ -78,7 +76,6 @@ class DraftsReport(_Part):
 
 def render(report: DraftsReport, *, width: int = 140) -> str:
     """Return the report as a table and a few lines, ending with a line break."""
-    console = Console(file=StringIO(), width=width, highlight=False, markup=False, emoji=False)
     table = Table(title="answers with drafts", title_justify="left", box=None, pad_edge=False, header_style="")
     table.add_column("prompts", no_wrap=True)
     for name in ("times faster (95 %)", "least", "most", "ms a token", "with drafts", "accepted", "same answers"):
@@ -86,22 +83,18 @@ def render(report: DraftsReport, *, width: int = 140) -> str:
     for result in report.kinds:
         table.add_row(*_cells(result))
     setting = report.setting
-    facts = Table.grid("", "", padding=(0, 2), pad_edge=False)
-    facts.add_row("model", f"{setting.model}, {setting.dtype}; drafts of at most {setting.max_draft_tokens} tokens")
-    facts.add_row(
-        "answers",
+    answers = (
         f"{setting.prompts} prompts a kind from {setting.corpus}, {setting.batch} at once, at most "
-        f"{setting.max_tokens} tokens; medians of {setting.repeats}; seed {setting.seed}",
+        f"{setting.max_tokens} tokens; medians of {setting.repeats}; seed {setting.seed}"
     )
-    facts.add_row("machine", describe_machine(report.environment))
-    facts.add_row("run", f"{report.environment.started}, {report.seconds:.0f} s: {report.environment.command}")
-    with console.capture() as captured:
-        console.print(table)
-        console.print()
-        console.print(facts)
-        for warning in report.warnings:
-            console.print(f"warning: {warning}")
-    return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
+    facts = [
+        ("model", f"{setting.model}, {setting.dtype}; drafts of at most {setting.max_draft_tokens} tokens"),
+        ("answers", answers),
+        ("machine", describe_machine(report.environment)),
+        ("run", f"{report.environment.started}, {report.seconds:.0f} s: {report.environment.command}"),
+    ]
+    warnings = [f"warning: {warning}" for warning in report.warnings]
+    return as_text(table, "", facts_table(facts), *warnings, width=width)
 
 
 def _cells(result: KindResult) -> list[str]:

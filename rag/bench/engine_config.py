@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from rag.bench.checks import check_at_least_one
 from rag.bench.engine_cases import GROUPS, TAIL
 from rag.bench.peers.opening import check_peer
 from rag.errors import InvalidRequestError
@@ -49,9 +50,7 @@ class EngineBenchConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("repeats", "tokens"):
-            if getattr(self, name) < 1:
-                raise InvalidRequestError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_at_least_one(self, ("repeats", "tokens"))
         for name, least in (("batches", 1), ("contexts", TAIL + 1)):
             if any(value < least for value in getattr(self, name)):
                 raise InvalidRequestError(f"{name} has {min(getattr(self, name))}; each must be at least {least}")

@@ -1,34 +1,26 @@
 """The engine benchmark's report for people."""
 
 from collections.abc import Iterator
-from io import StringIO
 
-from rich.console import Console
+from rich.console import RenderableType
 from rich.table import Table
 
 from rag.bench.engine_report import CaseResult, EngineReport, Machine, PeerFigure, SearchFigure
 from rag.bench.environment import describe_machine
+from rag.bench.printed import as_text, facts_table
 
 __all__ = ["render"]
 
 
 def render(report: EngineReport, *, width: int = 160) -> str:
     """Return the report as tables and a few lines, ending with a line break."""
-    console = Console(file=StringIO(), width=width, highlight=False, markup=False, emoji=False)
-    facts = Table.grid("", "", padding=(0, 2), pad_edge=False)
-    for name, text in (*_figures(report), *_peers(report), *_setting(report)):
-        facts.add_row(name, text)
-    with console.capture() as captured:
-        if report.machine is not None:
-            console.print(_machine(report.machine))
-            console.print(f"read bandwidth: {_bandwidth(report.machine)}\n")
-        if report.cases:
-            console.print(_cases(report))
-            console.print(_legend(report) + "\n")
-        console.print(facts)
-        for line in _notices(report):
-            console.print(line)
-    return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
+    parts: list[RenderableType] = []
+    if report.machine is not None:
+        parts += [_machine(report.machine), f"read bandwidth: {_bandwidth(report.machine)}\n"]
+    if report.cases:
+        parts += [_cases(report), _legend(report) + "\n"]
+    facts = facts_table((*_figures(report), *_peers(report), *_setting(report)))
+    return as_text(*parts, facts, *_notices(report), width=width)
 
 
 def _table(title: str, *columns: str) -> Table:

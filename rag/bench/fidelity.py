@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from data.corpora import CORPUS_NAMES, load_corpus
+from data.corpora import load_corpus
 from data.questions import make_questions
 from engine.config import DTYPES, WEIGHTS, EngineConfig
 from engine.engine import Engine
 from engine.errors import ConfigError
 from engine.models.config import ModelConfig
 from engine.prompt import Prompt
+from rag.bench.checks import check_at_least_one, check_corpus
 from rag.bench.collection import ingest_corpus, with_collection
 from rag.bench.environment import RunClock
 from rag.bench.fidelity_report import AnswerFidelity, ChoiceFidelity, FidelityReport, FidelitySetting
@@ -65,11 +66,8 @@ class FidelityBenchConfig:
     work_dir: Path | None = None
 
     def __post_init__(self) -> None:
-        for name in ("questions", "k", "max_tokens"):
-            if getattr(self, name) < 1:
-                raise InvalidRequestError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.corpus not in CORPUS_NAMES:
-            raise InvalidRequestError(f"corpus is {self.corpus!r}; choose one of: {', '.join(CORPUS_NAMES)}")
+        check_at_least_one(self, ("questions", "k", "max_tokens"))
+        check_corpus(self.corpus)
         for name, known in (("dtypes", DTYPES), ("weights", WEIGHTS)):
             for value in getattr(self, name):
                 if value not in known:

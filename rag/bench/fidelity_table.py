@@ -1,12 +1,10 @@
 """The fidelity benchmark's report for people."""
 
-from io import StringIO
-
-from rich.console import Console
 from rich.table import Table
 
 from rag.bench.environment import describe_machine
 from rag.bench.fidelity_report import ChoiceFidelity, FidelityReport
+from rag.bench.printed import as_text, facts_table
 from rag.bench.statistics import Interval
 
 __all__ = ["render"]
@@ -14,7 +12,6 @@ __all__ = ["render"]
 
 def render(report: FidelityReport, *, width: int = 140) -> str:
     """Return the report as a table and a few lines, ending with a line break."""
-    console = Console(file=StringIO(), width=width, highlight=False, markup=False, emoji=False)
     title = "next-token distributions against float32 on the reference kernels"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="")
     table.add_column("compute mode, weights", no_wrap=True)
@@ -23,17 +20,17 @@ def render(report: FidelityReport, *, width: int = 140) -> str:
     for choice in report.choices:
         if choice.reason is None:
             table.add_row(*_cells(choice, report))
-    facts = Table.grid("", "", padding=(0, 2), pad_edge=False)
-    for name, text in _facts(report):
-        facts.add_row(name, text)
-    with console.capture() as captured:
-        console.print(table)
-        console.print("* is what the settings give here; intervals resample answers\n")
-        console.print(facts)
-        for choice in report.choices:
-            if choice.reason is not None:
-                console.print(f"not measured: {choice.dtype}, {choice.weights}: {choice.reason}")
-    return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
+    return as_text(
+        table,
+        "* is what the settings give here; intervals resample answers\n",
+        facts_table(_facts(report)),
+        *(
+            f"not measured: {choice.dtype}, {choice.weights}: {choice.reason}"
+            for choice in report.choices
+            if choice.reason is not None
+        ),
+        width=width,
+    )
 
 
 def _cells(choice: ChoiceFidelity, report: FidelityReport) -> list[str]:

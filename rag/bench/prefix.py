@@ -9,9 +9,10 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, get_args
 
-from data.corpora import CORPUS_NAMES, Corpus, load_corpus
+from data.corpora import Corpus, load_corpus
 from data.questions import make_questions
 from data.workloads import Popularity, Workload, zipf_workload
+from rag.bench.checks import check_at_least_one, check_corpus
 from rag.bench.collection import ingest_corpus, with_collection
 from rag.bench.environment import RunClock
 from rag.bench.progress import BenchEvent, Counter, Progress
@@ -64,11 +65,8 @@ class PrefixBenchConfig:
     work_dir: Path | None = None
 
     def __post_init__(self) -> None:
-        for name in ("questions", "k", "max_tokens", "repeats"):
-            if getattr(self, name) < 1:
-                raise InvalidRequestError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.corpus not in CORPUS_NAMES:
-            raise InvalidRequestError(f"corpus is {self.corpus!r}; choose one of: {', '.join(CORPUS_NAMES)}")
+        check_at_least_one(self, ("questions", "k", "max_tokens", "repeats"))
+        check_corpus(self.corpus)
         if self.popularity not in get_args(Popularity):
             raise InvalidRequestError(f"popularity is {self.popularity!r}; choose question or document")
 

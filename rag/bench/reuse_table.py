@@ -1,11 +1,10 @@
 """A reuse report for people."""
 
-from io import StringIO
-
-from rich.console import Console
+from rich.console import RenderableType
 from rich.table import Table
 
 from rag.bench.environment import describe_machine
+from rag.bench.printed import as_text, facts_table
 from rag.bench.reuse_report import DiskFigure, Endurance, PrecomputeFigure, ReuseReport, ReuseResult
 from rag.bench.statistics import Interval
 
@@ -14,23 +13,20 @@ __all__ = ["render"]
 
 def render(report: ReuseReport, *, width: int = 120) -> str:
     """Return the report as a table and a few lines, ending with a line break."""
-    console = Console(file=StringIO(), width=width, highlight=False, markup=False, emoji=False)
-    facts = Table.grid("", "", padding=(0, 2), pad_edge=False)
-    for name, text in _facts(report):
-        facts.add_row(name, text)
-    with console.capture() as captured:
-        if report.cases:
-            console.print(_cases(report.cases))
-            console.print(
-                "chunk: passages on the device, read before in other company and order; full: the same prompt,"
-            )
-            console.print("nothing cached; one piece: as many new tokens after one cached prefix; 95 % intervals\n")
-        console.print(facts)
-        for warning in report.warnings:
-            console.print(f"WARNING: {warning}")
-        if report.interrupted:
-            console.print("INTERRUPTED: parts are missing")
-    return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
+    cases: list[RenderableType] = []
+    if report.cases:
+        cases = [
+            _cases(report.cases),
+            "chunk: passages on the device, read before in other company and order; full: the same prompt,",
+            "nothing cached; one piece: as many new tokens after one cached prefix; 95 % intervals\n",
+        ]
+    return as_text(
+        *cases,
+        facts_table(_facts(report)),
+        *(f"WARNING: {warning}" for warning in report.warnings),
+        *(["INTERRUPTED: parts are missing"] if report.interrupted else []),
+        width=width,
+    )
 
 
 def _cases(cases: list[ReuseResult]) -> Table:

@@ -1,11 +1,9 @@
 """A report for people."""
 
-from io import StringIO
-
-from rich.console import Console
 from rich.table import Table
 
 from rag.bench.environment import describe_machine
+from rag.bench.printed import as_text, facts_table
 from rag.bench.report import MODES, Mode, PrefixReport
 from rag.bench.statistics import Interval
 
@@ -14,18 +12,14 @@ __all__ = ["render"]
 
 def render(report: PrefixReport, *, width: int = 120) -> str:
     """Return the report as a table and a few lines, ending with a line break."""
-    console = Console(file=StringIO(), width=width, highlight=False, markup=False, emoji=False)
-    facts = Table.grid("", "", padding=(0, 2), pad_edge=False)
-    for name, text in (*_stream(report), *_machine(report)):
-        facts.add_row(name, text)
-    with console.capture() as captured:
-        console.print(_times(report))
-        console.print("off/this: median of the per-question ratios, with its 95 % bootstrap interval")
-        console.print(f"ratio of the mean TTFTs: {_mean_ratios(report)}\n")
-        console.print(facts)
-        for line in _notices(report):
-            console.print(line)
-    return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
+    return as_text(
+        _times(report),
+        "off/this: median of the per-question ratios, with its 95 % bootstrap interval",
+        f"ratio of the mean TTFTs: {_mean_ratios(report)}\n",
+        facts_table((*_stream(report), *_machine(report))),
+        *_notices(report),
+        width=width,
+    )
 
 
 def _times(report: PrefixReport) -> Table:

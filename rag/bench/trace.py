@@ -118,25 +118,29 @@ def run(config: RagConfig, bench: TraceBenchConfig, progress: Progress) -> Trace
         raise KeyboardInterrupt
     return TraceReport(
         **_first_figures(runs),
-        setting=TraceSetting(
-            trace=trace.name,
-            first=bench.first,
-            distinct_passages=len(prompts.passages),
-            distinct_tokens=prompts.distinct_tokens,
-            store=bench.store,
-            repair=repair,
-            simulated=bench.simulate,
-            model=config.model,
-            dtype=replay.dtype,
-            block_size=replay.block_size,
-            fill_seconds=replay.fill_seconds,
-        ),
+        setting=_setting(trace.name, bench, config.model, prompts, replay),
         environment=clock.environment(),
         interrupted=replay.interrupted,
         problems=replay.problems,
         warnings=[] if bench.simulate else clock.warnings,
         seconds=clock.seconds,
         runs=runs,
+    )
+
+
+def _setting(trace: str, bench: TraceBenchConfig, model: str, prompts: TracePrompts, replay: Replay) -> TraceSetting:
+    return TraceSetting(
+        trace=trace,
+        first=bench.first,
+        distinct_passages=len(prompts.passages),
+        distinct_tokens=prompts.distinct_tokens,
+        store=bench.store,
+        repair=replay.repair,
+        simulated=bench.simulate,
+        model=model,
+        dtype=replay.dtype,
+        block_size=replay.block_size,
+        fill_seconds=replay.fill_seconds,
     )
 
 

@@ -48,6 +48,7 @@ class Replay:
     Attributes:
         interrupted: whether Ctrl-C ended it early.
         problems: self-checks that failed.
+        repair: as given.
         dtype: in which the engine computed.
         fill_seconds: that it took to compute and store the passages.
 
@@ -71,7 +72,7 @@ class Replay:
         self.fill_seconds: float | None = None
         self.block_size = config.block_size
         self._prompts, self._folder, self._config, self._progress = prompts, folder, config, progress
-        self._repair, self._store = repair, store
+        self.repair, self._store = repair, store
         if repair % config.block_size:
             raise InvalidRequestError(f"repair is {repair}; it must be whole blocks of {config.block_size} tokens")
 
@@ -130,7 +131,7 @@ class Replay:
                     contestant.answer(
                         prompt,
                         reuse=Reuse(variant.reuse),
-                        repair=self._repair,
+                        repair=self.repair,
                         namespace=NAMESPACE,
                         groups=(passages,) if variant.order == "cache" and passages else (),
                     )
@@ -143,7 +144,7 @@ class Replay:
         run = TraceRun(
             variant=variant,
             device_blocks=contestant.cache.pool.num_blocks,
-            figures=Figures.of(answers, repair=self._repair if variant.reuse == "chunk" else 0),
+            figures=Figures.of(answers, repair=self.repair if variant.reuse == "chunk" else 0),
             evicted_blocks=contestant.cache.num_evicted_blocks,
             seconds=perf_counter() - began,
             answers=answers,
@@ -174,8 +175,8 @@ class Replay:
             InvalidRequestError: it does not hold the longest prompt.
         """
         if variant.device is None:
-            return self._prompts.all_blocks(self.block_size, self._repair)
-        needed = self._prompts.longest_blocks(self.block_size, self._repair)
+            return self._prompts.all_blocks(self.block_size, self.repair)
+        needed = self._prompts.longest_blocks(self.block_size, self.repair)
         blocks = variant.device // self.block_size
         if blocks < needed:
             raise InvalidRequestError(

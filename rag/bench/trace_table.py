@@ -1,11 +1,9 @@
 """A trace report for people."""
 
-from io import StringIO
-
-from rich.console import Console
 from rich.table import Table
 
 from rag.bench.environment import describe_machine
+from rag.bench.printed import as_text, facts_table
 from rag.bench.trace_report import TraceReport, TraceRun
 
 __all__ = ["render"]
@@ -13,18 +11,14 @@ __all__ = ["render"]
 
 def render(report: TraceReport, *, width: int = 132) -> str:
     """Return the report as a table and a few lines, ending with a line break."""
-    console = Console(file=StringIO(), width=width, highlight=False, markup=False, emoji=False)
-    facts = Table.grid("", "", padding=(0, 2), pad_edge=False)
-    for name, text in _facts(report):
-        facts.add_row(name, text)
-    with console.capture() as captured:
-        console.print(_runs(report))
-        console.print("hits: passage tokens whose KV was not computed for the request, of all passage tokens; beyond:")
-        console.print("without the tokens at each passage's head that chunk reuse computes in context by design\n")
-        console.print(facts)
-        for line in _notices(report):
-            console.print(line)
-    return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
+    return as_text(
+        _runs(report),
+        "hits: passage tokens whose KV was not computed for the request, of all passage tokens; beyond:",
+        "without the tokens at each passage's head that chunk reuse computes in context by design\n",
+        facts_table(_facts(report)),
+        *_notices(report),
+        width=width,
+    )
 
 
 def _runs(report: TraceReport) -> Table:
