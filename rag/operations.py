@@ -124,7 +124,7 @@ class Operations(Protocol):
         """Return a document with its passages."""
 
     def delete_document(self, collection: str, document_id: str, *, purge: bool = False) -> DeletedDocument:
-        """Delete a document with its passages, and return it; with `purge` no copy of their KV is left."""
+        """Delete a document with its passages, and return it; with `purge` no copy of them is left."""
 
     def close(self) -> None:
         """Let go of everything held."""

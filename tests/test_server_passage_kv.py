@@ -53,6 +53,19 @@ def docs(tmp_path: Path) -> Path:
     return folder
 
 
+def test_a_collection_is_read_ahead_by_one_stream_at_a_time(api: Running) -> None:
+    path = "/v1/collections/docs/precompute"
+    api.service.components.worker()
+    alone = api.service._precompute.alone("docs")
+    with alone:
+        problem = problem_of(api.http.post(path), 409, "precompute-running")
+        assert "already" in problem["detail"]
+        assert api.http.get(path).status_code == 200, "what it would take is told meanwhile"
+    with api.http.stream("POST", path) as response:
+        *_, (kind, last) = events_of(response)
+    assert (kind, last["finished"]) == ("progress", True)
+
+
 def test_a_collection_is_read_ahead_with_progress(api: Running) -> None:
     path = "/v1/collections/docs/precompute"
     plan = PrecomputePlan.model_validate(api.http.get(path).json())

@@ -37,7 +37,7 @@ router = APIRouter(prefix="/v1/collections", tags=["documents"])
 
 DocumentId = Annotated[str, Path(description="The document's id, as the listing has it.")]
 Wait = Annotated[bool, Query(description="Answer when it is done; otherwise at once, with a job.")]
-Purged = Annotated[bool, Query(description="Leave no copy of its KV, not even in free space.")]
+Purged = Annotated[bool, Query(description="Leave no copy of its KV, text and vectors, not even in free space.")]
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -193,7 +193,7 @@ def delete_document(
 ) -> DeletedDocument:
     """Delete a document with its passages, and return it.
 
-    With `purge=true` the answer comes when no copy of its passages' KV is left in memory and on disk.
+    With `purge=true` the answer comes when no copy of its KV, its text and its vectors is left in memory and on disk.
     """
     access.require("write", collection)
     return state.service.delete_document(collection, document_id, purge=purge)
