@@ -15,6 +15,7 @@ from engine.errors import ConfigError
 from rag.activity import Activity
 from rag.answering import answering_of, template_of
 from rag.config import RagConfig
+from rag.fair_threads import FairThreads
 from rag.keys import KeyStore
 from rag.living_store import LivingStore
 from rag.model_hub import ModelHub
@@ -43,6 +44,7 @@ LIBRARY_NAME = "library"  # folders in the data directory
 STORE_NAME = "kv"
 MAX_DEFAULT_STORE_BYTES = 8 * 2**30
 FREE_DISK_SHARE = 10  # a tenth of it
+QUESTIONS_AT_ONCE = 4  # are prepared; embedding uses every core anyway
 MAX_LAYOUTS = 256  # as many templates are laid out once
 
 T = TypeVar("T")
@@ -127,6 +129,7 @@ class Components:
         self.retrieval_log: Once[RetrievalLog] = Once(self._make_retrieval_log)
         self.telemetry: Once[Telemetry] = Once(self._make_telemetry)
         self.activity = Activity()
+        self.threads = FairThreads(QUESTIONS_AT_ONCE)
         self.layout_with = lru_cache(MAX_LAYOUTS)(self._layout_with)
         self._is_loaded = False
 
@@ -168,6 +171,7 @@ class Components:
         """Stop the engine, write its KV down, then save and close the library."""
         if worker := self.worker.if_made:
             worker.close()
+        self.threads.close()
         if shadow := self.shadow.if_made:
             shadow.close()
         if store := self.store.if_made:

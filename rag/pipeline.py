@@ -6,6 +6,7 @@ One `Pipeline` serves any number of threads and coroutines at once; the engine's
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import aclosing, suppress
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -110,7 +111,8 @@ class Pipeline:
 
     async def answer_async(self, request: AnswerRequest, caller: Caller = NOBODY) -> AsyncGenerator[AnswerEvent, None]:
         """Do what `answer` does without blocking the event loop; cancelling the task cancels the answer."""
-        await asyncio.to_thread(self._components.load)
+        if not self._components.is_loaded:
+            await asyncio.to_thread(self._components.load)
         with self._components.activity.busy(), self._answering(request, caller) as answering:
             async with aclosing(self._answer_async(request, caller, answering)) as events:
                 async for event in events:
@@ -122,7 +124,8 @@ class Pipeline:
         worker: EngineWorker = self._components.worker()
         handle = None
         while handle is None:
-            prepared = await asyncio.to_thread(self.preparation.prepare, request, caller)
+            prepare = partial(self.preparation.prepare, request, caller)
+            prepared = await asyncio.wrap_future(self._components.threads.submit(caller.principal, prepare))
             with suppress(OutdatedPromptError):  # a document was deleted meanwhile: it may be among what was found
                 handle = await worker.submit(prepared.prompt, prepared.sampling, **prepared.how)
         run = self._run(prepared, answering, handle.request)
