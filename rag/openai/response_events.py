@@ -129,7 +129,7 @@ class ResponseDraft:
             found = [
                 SearchedFile(
                     file_id=source.document_id,
-                    filename=source.uri,
+                    filename=_filename(source),
                     score=source.score,
                     text=source.text,
                     attributes={"title": source.title, "passage_id": str(source.passage_id)},
@@ -144,7 +144,7 @@ class ResponseDraft:
             FileCitation(
                 index=citation.start,
                 file_id=sources[citation.source].document_id,
-                filename=sources[citation.source].uri,
+                filename=_filename(sources[citation.source]),
             )
             for citation in (answer.citations if answer else ())
         ]
@@ -207,6 +207,11 @@ class ResponseFrames:
     def end(self) -> bytes:
         """Write nothing: the last event says that it is the last."""
         return b""
+
+
+def _filename(source: Source) -> str:
+    """Return the last part of a document's uri."""
+    return source.uri.rstrip("/").rpartition("/")[2] or source.uri
 
 
 def _as_sent(part: Any) -> dict[str, Any]:
