@@ -67,6 +67,33 @@ def test_distribution_equals_a_naive_reference(settings):
     assert chi_square < freedom + 5 * math.sqrt(2 * max(freedom, 1)) + 1, (counts, expected)
 
 
+@pytest.mark.parametrize("top_p", [0.1, 0.5, 0.97])
+@pytest.mark.parametrize("peak", [0.5, 9.0], ids=["flat", "steep"])
+def test_a_nucleus_of_any_size(top_p, peak):
+    logits = peak * torch.randn(4000, generator=torch.Generator().manual_seed(3))
+    params = SamplingParams(temperature=1.0, top_p=top_p, seed=1)
+    expected = torch.tensor(naive_probabilities(logits, params))
+    found = Sampler(params)._cut_off(logits)
+    assert (found.isfinite() != (expected > 0)).sum() <= 1  # the last one's sum may round either way
+    assert torch.equal(found[found.isfinite()], logits[found.isfinite()])
+
+
+def test_scores_that_are_no_numbers_give_no_token():
+    for logits in (torch.full((9,), torch.nan), torch.full((9,), -torch.inf)):
+        with pytest.raises(AssertionError, match="not numbers"):
+            Sampler(SamplingParams(temperature=1.0)).sample(logits)
+
+
+def test_every_token_is_where_its_random_numbers_are(monkeypatch):
+    """At both ends of the numbers too, and never one without a probability."""
+    logits = torch.tensor([0.0, 0.25, 0.0, 0.5, 0.25, 0.0]).log()
+    sampler, found = Sampler(SamplingParams(temperature=1.0)), []
+    for number in (0.0, 0.249, 0.251, 0.749, 0.751, 1 - 2**-53, 1.0):
+        monkeypatch.setattr(torch, "rand", lambda *a, number=number, **k: torch.tensor([number], dtype=torch.float64))
+        found.append(sampler.sample(logits))
+    assert found == [1, 1, 3, 3, 4, 4, 4]
+
+
 def test_the_reference_can_tell_distributions_apart():
     logits = torch.tensor([1.0, 0.5, 0.0, -0.5])
     a = naive_probabilities(logits, SamplingParams(temperature=1.0))
