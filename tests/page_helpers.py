@@ -1,6 +1,7 @@
 """What the tests of the page share: a browser, and pages that notice what they should not do."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import pytest
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
+STRAY = re.compile(r"\b(?:undefined|null|NaN|false|true)\b|\[object")
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -63,7 +65,7 @@ class Visitor:
 
 @contextmanager
 def visiting(browser: "Browser", url: str, **context: object) -> "Iterator[Visitor]":
-    """Open a fresh session; in the end the console must have been silent, and no other host been asked."""
+    """Open a fresh session; in the end the console must have been silent, no other host asked, nothing odd shown."""
     session = browser.new_context(**{"viewport": {"width": 1200, "height": 900}, **context})
     session.set_default_timeout(15_000)
     visitor = Visitor(session.new_page(), url)
@@ -72,8 +74,10 @@ def visiting(browser: "Browser", url: str, **context: object) -> "Iterator[Visit
     page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
     page.on("request", lambda request: _check_host(request.url, url, complaints))
     yield visitor
+    stray = STRAY.findall(page.inner_text("body"))
     session.close()
     assert not complaints, complaints
+    assert not stray, "a value that is not for people was shown"
 
 
 def _check_host(asked: str, url: str, complaints: list[str]) -> None:

@@ -170,7 +170,8 @@ def test_a_sample_helps_who_has_no_documents(api: Running, browser: "Browser") -
         visitor.page.click("text=Add the sample")
         visitor.page.click("text=What does repair mean?")
         visitor.wait_for_run(1)
-        assert "Repair" in visitor.text("#run-sources")
+        visitor.page.click("#run-sources .source-head:has-text('Repair')")
+        visitor.page.wait_for_selector(".passage .trail:has-text('Repair')")
 
 
 def test_a_collection_that_was_read_ahead_makes_the_first_answer_hit(

@@ -108,7 +108,7 @@ function showFailure(place, failure, retry) {
   const buttons = [];
   if (failure.status === 401 || failure.status === 403) buttons.push(el("button", { type: "button", onclick: () => askForKey() }, "Enter an API key"));
   if (retry) buttons.push(el("button", { type: "button", onclick: () => { clear(place); retry(); } }, "Try again"));
-  place.replaceChildren(el("div", { class: "notice bad", role: "alert" },
+  fill(place, el("div", { class: "notice bad", role: "alert" },
     el("strong", {}, failure.title), el("span", {}, sentence(failure.message)),
     details.length > 1 && el("ul", {}, details.map((text) => el("li", {}, text))),
     failure.requestId && el("p", { class: "hint" }, "Request ", el("code", {}, failure.requestId)),
@@ -116,7 +116,7 @@ function showFailure(place, failure, retry) {
 }
 
 function clear(place) {
-  place.replaceChildren();
+  fill(place);
 }
 
 /** Make a sentence of an error's words; what is no plain word, such as a file's name, stays as it is. */

@@ -45,16 +45,16 @@ function startAsk() {
 function offerCollections(collections) {
   const chosen = $("ask-collection").value || collections.find((one) => one.documents)?.name;
   session.collections = collections;
-  $("ask-collection").replaceChildren(...collections.map((one) => el("option", { value: one.name, selected: one.name === chosen }, `${one.name} · ${number(one.documents)}`)));
+  fill($("ask-collection"), ...collections.map((one) => el("option", { value: one.name, selected: one.name === chosen }, `${one.name} · ${number(one.documents)}`)));
   const welcome = $("ask-welcome");
   show(welcome, !session.runs.length);
   if (collections.some((one) => one.documents)) {
     const questions = $("ask-collection").value === SAMPLE.collection ? SAMPLE.questions : [];
-    welcome.replaceChildren(el("p", {}, el("b", {}, "Ask, then ask again. "), "Each passage is read once: while nobody asks, or for the first question that finds it. Later questions take it from the cache, and this page shows which part of the prompt came from where, and how much sooner the answer began."),
-      ...(questions.length ? [choices(questions)] : []));
+    fill(welcome, el("p", {}, el("b", {}, "Ask, then ask again. "), "Each passage is read once: while nobody asks, or for the first question that finds it. Later questions take it from the cache, and this page shows which part of the prompt came from where, and how much sooner the answer began."),
+      questions.length > 0 && choices(questions));
     return;
   }
-  welcome.replaceChildren(el("p", {}, el("b", {}, "Nothing to ask about yet. "), "Add documents in the ", el("a", { href: "#library" }, "library"), ", or begin with five short texts about how this server works."),
+  fill(welcome, el("p", {}, el("b", {}, "Nothing to ask about yet. "), "Add documents in the ", el("a", { href: "#library" }, "library"), ", or begin with five short texts about how this server works."),
     el("div", { class: "choices" }, el("button", { type: "button", class: "primary", onclick: addSample }, "Add the sample")));
 }
 
@@ -138,7 +138,7 @@ function take(run, name, data) {
     run.sources = data.sources;
     sources.draw(run, run.sources);
     $("run-figures").textContent = `Found ${count(run.sources.length, "passage")}; the model reads what it does not know yet …`;
-    $("run-warnings").replaceChildren(...data.warnings.map((text) => el("p", { class: "notice" }, sentence(text))));
+    fill($("run-warnings"), ...data.warnings.map((text) => el("p", { class: "notice" }, sentence(text))));
   } else if (name === "delta") {
     if (run.seenMs === null) {
       run.seenMs = performance.now() - run.begun;
@@ -182,7 +182,7 @@ function showRun(run) {
   $("run-label").textContent = `Run ${run.number} in ${run.collection}`;
   $("run-question").textContent = run.question;
   drawText(run);
-  $("run-figures").replaceChildren("First token ", el("b", {}, ms(answer.timings_ms.ttft)), " · ",
+  fill($("run-figures"), "First token ", el("b", {}, ms(answer.timings_ms.ttft)), " · ",
     el("b", {}, percent(answer.usage.cached_tokens, answer.usage.prompt_tokens)), ` of ${count(answer.usage.prompt_tokens, "prompt token")} from the cache · `,
     `${count(answer.usage.completion_tokens, "token")} written`, answer.finish_reason === "length" ? ", at the limit" : "", ` · ${answer.model.split("/").at(-1)}`);
   sources.draw(run, answer.sources, answer.citations);
@@ -195,6 +195,6 @@ function showRun(run) {
 
 function drawRuns() {
   show($("runs"), session.runs.length > 1);
-  $("runs-list").replaceChildren(...session.runs.toReversed().map((run) => el("li", {}, el("button", { type: "button", class: "run-card", "aria-current": run === session.current ? "true" : null, onclick: () => showRun(run) },
+  fill($("runs-list"), ...session.runs.toReversed().map((run) => el("li", {}, el("button", { type: "button", class: "run-card", "aria-current": run === session.current ? "true" : null, onclick: () => showRun(run) },
     el("span", { class: "q" }, run.question), el("span", { class: "f" }, `Run ${run.number} · ${ms(run.answer.timings_ms.ttft)} · ${percent(run.answer.usage.cached_tokens, run.answer.usage.prompt_tokens)} cached`), miniPrompt(run.answer)))));
 }

@@ -11,7 +11,12 @@ function el(name, attributes = {}, ...children) {
     else if (key === "grow") node.style.flexGrow = value;
     else node.setAttribute(key, value === true ? "" : value);
   }
-  node.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  return fill(node, ...children);
+}
+
+/** Put children in the place of those that there are; what is nothing or false is left out. */
+function fill(node, ...children) {
+  node.replaceChildren(...children.flat().filter((child) => child !== null && child !== undefined && child !== false && child !== ""));
   return node;
 }
 

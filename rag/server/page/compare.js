@@ -86,9 +86,9 @@ function drawComparison(section, place, run, runs) {
   const body = el("div", {});
   const draw = () => {
     const other = others.find((one) => one.number === Number(choice.value));
-    body.replaceChildren(headline(run, other), el("ul", { class: "reasons" }, reasonsFor(run, other).map((text) => el("li", {}, text))), drawPair([run, other]));
+    fill(body, headline(run, other), el("ul", { class: "reasons" }, reasonsFor(run, other).map((text) => el("li", {}, text))), drawPair([run, other]));
   };
   choice.addEventListener("change", draw);
-  place.replaceChildren(el("div", { class: "why-head" }, others.length > 1 ? choice : el("span", { class: "hint" }, `Run ${previous.number}: ${previous.question}`)), body);
+  fill(place, el("div", { class: "why-head" }, others.length > 1 ? choice : el("span", { class: "hint" }, `Run ${previous.number}: ${previous.question}`)), body);
   draw();
 }

@@ -106,8 +106,8 @@ const dashboard = {
 };
 
 function draw(reading, points) {
-  if (!reading) return $("dashboard-body").replaceChildren(el("p", { class: "notice" }, "Live metrics are for an administrator's key; below is what yours has used."));
-  $("dashboard-body").replaceChildren(tiles(reading, points), latencies(reading), el("div", { class: "side-by-side" }, cacheCard(reading), memoryCard(reading)));
+  if (!reading) return fill($("dashboard-body"), el("p", { class: "notice" }, "Live metrics are for an administrator's key; below is what yours has used."));
+  fill($("dashboard-body"), tiles(reading, points), latencies(reading), el("div", { class: "side-by-side" }, cacheCard(reading), memoryCard(reading)));
   drawRaw(reading);
 }
 
@@ -197,7 +197,7 @@ function drawRaw(reading) {
   if (!$("raw").open) return;
   const wanted = $("raw-filter").value.trim();
   const names = [...reading.metrics.keys()].filter((name) => !name.endsWith("_bucket") && name.includes(wanted));
-  $("raw-rows").replaceChildren(...names.flatMap((name) => reading.metrics.get(name).map(({ labels, value }) => el("tr", {},
+  fill($("raw-rows"), ...names.flatMap((name) => reading.metrics.get(name).map(({ labels, value }) => el("tr", {},
     el("th", { scope: "row" }, el("code", {}, name)), el("td", {}, Object.entries(labels).map((pair) => pair.join(" ")).join(", ")), el("td", { class: "n" }, String(Number(value.toPrecision(6))))))));
 }
 

@@ -15,7 +15,7 @@ function startLibrary() {
 async function refreshCollections() {
   const { collections } = await getJson("/v1/collections");
   offerCollections(collections);
-  $("collection-names").replaceChildren(...collections.map((one) => el("option", { value: one.name })));
+  fill($("collection-names"), ...collections.map((one) => el("option", { value: one.name })));
   if (!$("upload-collection").value) $("upload-collection").value = collections[0]?.name ?? "default";
   drawCollections(collections);
   return collections;
@@ -34,14 +34,14 @@ async function showLibrary() {
 }
 
 function drawCollections(collections) {
-  if (!collections.length) return $("collections").replaceChildren(el("p", { class: "empty" }, "None yet: the first document that you add makes one."));
+  if (!collections.length) return fill($("collections"), el("p", { class: "empty" }, "None yet: the first document that you add makes one."));
   const row = (one) => el("tr", {},
     el("th", { scope: "row" }, el("button", { type: "button", class: "link", onclick: () => openDocuments(one.name) }, one.name)),
     el("td", { class: "n" }, number(one.documents)), el("td", { class: "n" }, number(one.passages)), el("td", { class: "wide-only" }, moment(one.created_at)),
     el("td", { class: "act" },
       el("button", { type: "button", class: "link", title: "Compute the KV of every passage now, so that no question waits for it", "aria-label": `Read ${one.name} ahead`, onclick: () => readAhead(one.name) }, "Read ahead"), " ",
       el("button", { type: "button", class: "link", "aria-label": `Delete collection ${one.name}`, onclick: () => deleteCollection(one) }, "Delete")));
-  $("collections").replaceChildren(table(["Name", "Documents", "Passages", "Made", ""], ["", "n", "n", "wide-only", "act"], collections.map(row)));
+  fill($("collections"), table(["Name", "Documents", "Passages", "Made", ""], ["", "n", "n", "wide-only", "act"], collections.map(row)));
 }
 
 function table(names, classes, rows) {
@@ -69,7 +69,7 @@ async function showDocuments(name) {
     el("th", { scope: "row" }, el("button", { type: "button", class: "link", title: one.uri, onclick: (event) => showText(event, name, one) }, one.title || one.uri)),
     el("td", { class: "n" }, number(one.passages)), el("td", { class: "n" }, number(one.tokens)), el("td", { class: "wide-only" }, moment(one.ingested_at)),
     el("td", { class: "act" }, el("button", { type: "button", class: "link", "aria-label": `Delete ${one.title || one.uri}`, onclick: () => deleteDocument(name, one) }, "Delete")));
-  $("documents").replaceChildren(documents.length
+  fill($("documents"), documents.length
     ? table(["Title", "Passages", "Tokens", "Added", ""], ["", "n", "n", "wide-only", "act"], documents.map(row))
     : el("p", { class: "empty" }, "It is empty."));
 }

@@ -75,7 +75,7 @@ function drawPrompt(place, answer, openSource) {
   const tell = (segment, button) => {
     for (const other of place.querySelectorAll(".segment")) other.setAttribute("aria-pressed", String(other === button));
     const source = segment.source && el("button", { type: "button", class: "link", onclick: () => openSource(segment.source) }, "Show the passage");
-    story.replaceChildren(el("b", {}, `${nameOf(segment, answer.sources)}. `), storyOf(segment), " ", source || "");
+    fill(story, el("b", {}, `${nameOf(segment, answer.sources)}. `), storyOf(segment), " ", source);
   };
   const bar = segments.map((segment) => {
     const title = `${nameOf(segment, answer.sources)}: ${segment.outcome}, ${number(segment.cached_tokens)} of ${count(segment.tokens, "token")} from the cache`;
@@ -85,7 +85,7 @@ function drawPrompt(place, answer, openSource) {
     button.addEventListener("click", () => tell(segment, button));
     return el("li", { grow: segment.tokens }, button);
   });
-  place.replaceChildren(
+  fill(place,
     el("ol", { class: "prompt-bar", "aria-label": "Parts of the prompt, in its order; the width is the number of tokens" }, bar),
     drawLegend(answer), story, el("details", { class: "as-table" }, el("summary", {}, "As a table"), promptTable(answer)));
 }
@@ -128,7 +128,7 @@ function drawStages(place, run) {
     item.style.borderColor = `var(--stage-${name})`;
     return item;
   });
-  place.replaceChildren(stageBar(stages), el("dl", { class: "stage-list" }, items), el("p", { class: "figures-line" },
+  fill(place, stageBar(stages), el("dl", { class: "stage-list" }, items), el("p", { class: "figures-line" },
     "First token after ", el("b", {}, ms(answer.timings_ms.ttft)), ", whole answer after ", el("b", {}, ms(answer.timings_ms.total)), " in the server",
     run.seenMs ? `; the first text was here after ${ms(run.seenMs)}, the network and the browser included.` : "."));
 }

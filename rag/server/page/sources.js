@@ -17,7 +17,7 @@ function drawAnswer(place, text, citations, sources, open) {
       "aria-label": `Source ${citation.source}: ${source?.title ?? ""}`, title: source?.title, onclick: () => open(citation.source, quote) }, String(citation.source)));
     done = citation.end;
   }
-  place.replaceChildren(...parts, characters.slice(done).join(""));
+  fill(place, ...parts, characters.slice(done).join(""));
 }
 
 /** The list of sources; each opens in place. */
@@ -31,7 +31,7 @@ class SourceList {
   draw(run, sources, citations = []) {
     this.run = run;
     const cited = new Set(citations.map((one) => one.source));
-    this.place.replaceChildren(...sources.map((source) => {
+    fill(this.place, ...sources.map((source) => {
       const where = [source.page && `page ${source.page}`, `characters ${number(source.start)}–${number(source.end)}`].filter(Boolean).join(" · ");
       const head = el("button", { type: "button", class: "source-head", "aria-expanded": "false", "aria-controls": `source-${source.n}`, onclick: () => this.toggle(source.n) },
         el("span", { class: "source-n" }, String(source.n)), el("span", { class: "source-title" }, source.title),
@@ -68,7 +68,7 @@ class SourceList {
     for (const other of this.sources) if (other.n !== n && !this.body(other.n).hidden) this.close(other.n);
     this.mark(n, true);
     show(body);
-    body.replaceChildren(passageBox([{ text: source.text, cited: true }], quote));
+    fill(body, passageBox([{ text: source.text, cited: true }], quote));
     announce(`Source ${n}, ${source.title}, is open.`);
     this.place.querySelector(`[data-n="${n}"] .source-head`).focus({ preventScroll: true });
     try {
@@ -105,11 +105,11 @@ function drawPassage(body, source, file, quote) {
   const box = el("div", {}, passageBox(near, quote));
   const more = el("button", { type: "button", class: "link" }, `Show the whole document (${count(file.characters, "character")})`);
   more.addEventListener("click", () => {
-    box.replaceChildren(passageBox(whole, quote));
+    fill(box, passageBox(whole, quote));
     more.remove();
     centre(box);
   });
-  body.replaceChildren(
+  fill(body,
     el("p", { class: "trail" }, el("b", {}, file.title), file.passage_list[at].heading_path.map((heading) => el("span", {}, heading))),
     el("p", { class: "passage-facts" }, [file.uri, source.page && `page ${source.page}`, `characters ${number(source.start)}–${number(source.end)} of ${number(file.characters)}`,
       `passage ${at + 1} of ${passages.length}`, `score ${source.score.toFixed(2)}`].filter(Boolean).join(" · ")),

@@ -27,7 +27,7 @@ class Task {
   }
 
   end(text) {
-    this.what.replaceChildren(text);
+    fill(this.what, text);
     this.bar.remove();
     announce(`${this.name}: ${text}.`);
   }

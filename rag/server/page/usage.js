@@ -22,7 +22,7 @@ const usage = {
     this.at = performance.now();
     const [byDay, byCollection, patterns] = await Promise.all([
       getJson("/v1/usage?by=day"), getJson("/v1/usage?by=collection&by=model"), permitted(() => getJson("/v1/usage/patterns"))]);
-    $("usage-body").replaceChildren(usageCard(byDay, byCollection), patterns?.reads ? patternsCard(patterns) : "");
+    fill($("usage-body"), usageCard(byDay, byCollection), patterns?.reads > 0 && patternsCard(patterns));
   },
 };
 
@@ -32,10 +32,10 @@ function bars(rows, whole) {
     el("span", { class: "bar-name" }, name), el("span", { class: "bar", "aria-hidden": "true" }, el("span", { class: tone, grow: value }), el("span", { grow: Math.max(whole - value, 0) })), el("b", {}, words))));
 }
 
-function money(value) {
+/** Write money with as many digits as tell something of the whole. */
+function money(value, whole) {
   if (value === null) return "–";
-  const digits = value > 0 && value < 1 ? Math.min(Math.ceil(-Math.log10(value)) + 2, 6) : 2;
-  return value.toFixed(digits);
+  return value.toFixed(whole > 0 && whole < 1 ? Math.min(Math.ceil(-Math.log10(whole)) + 2, 6) : 2);
 }
 
 function usageCard(byDay, byCollection) {
@@ -44,10 +44,10 @@ function usageCard(byDay, byCollection) {
   const classes = ["", "n wide-only", "n wide-only", "n", "n wide-only", "n", "n"];
   const row = (one) => el("tr", {}, el("th", { scope: "row" }, one.collection || "no collection", " ", el("span", { class: "hint wide-only" }, one.model.split("/").at(-1))),
     ...[one.answers, one.prompt_tokens, one.cached_tokens, one.output_tokens].map((value, index) => el("td", { class: classes[index + 1] }, number(value))),
-    ...(currency ? [one.cost, one.saved].map((value) => el("td", { class: "n" }, money(value))) : []));
+    ...(currency ? [one.cost, one.saved].map((value) => el("td", { class: "n" }, money(value, total.cost))) : []));
   const summary = el("p", { class: "usage-sum" }, el("b", {}, count(total.answers, "answer")), `, ${count(total.prompt_tokens, "prompt token")}, `,
     el("b", {}, percent(total.cached_tokens, total.prompt_tokens)), ` of them from the cache, ${number(total.output_tokens)} written.`,
-    currency && [" It cost ", el("b", {}, `${money(total.cost)} ${currency}`), "; the cache saved ", el("b", {}, `${money(total.saved)} ${currency}`), "."]);
+    currency && [" It cost ", el("b", {}, `${money(total.cost, total.cost)} ${currency}`), "; the cache saved ", el("b", {}, `${money(total.saved, total.cost)} ${currency}`), "."]);
   const days = byDay.rows.slice(-MAX_BARS);
   const most = Math.max(...days.map((day) => day.prompt_tokens));
   return el("section", { class: "card" },
