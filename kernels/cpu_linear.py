@@ -173,18 +173,7 @@ class PackedLinear:
         panels_shape = _num_panels(out_features, gated=silu_mul), _panel_rows(in_features, format), _PANEL
         panels = (memory or _common_memory).empty(panels_shape, dtype, library)
         scales = torch.empty(len(panels), _PANEL)
-        weight = weight.detach().contiguous()
-        args = _PackArgs(
-            code,
-            silu_mul,
-            out_features,
-            in_features,
-            weight.data_ptr(),
-            DTYPE_CODES[weight.dtype],
-            panels.data_ptr(),
-            scales.data_ptr(),
-        )
-        library.function("preread_linear_pack", [ctypes.POINTER(_PackArgs)])(args)
+        _fill_panels(weight.detach().contiguous(), panels, scales, code, gated=silu_mul, library=library)
         return cls(
             format=format,
             out_features=out_features,
@@ -258,6 +247,22 @@ def _panel_rows(in_features: int, weight_format: WeightFormat) -> int:
     if weight_format == "int8_dynamic":
         return -(-in_features // 4) * 4
     return in_features + (-(-in_features // _GROUP_INPUTS) * _GROUP_HEAD if weight_format == "int8" else 0)
+
+
+def _fill_panels(
+    weight: Tensor, panels: Tensor, scales: Tensor, code: int, *, gated: bool, library: CpuLibrary
+) -> None:
+    """Write a contiguous weight [out, in] into panels, and the scales of its rows into `scales` [panels, rows]."""
+    args = _PackArgs(
+        code,
+        gated,
+        *weight.shape,
+        weight.data_ptr(),
+        DTYPE_CODES[weight.dtype],
+        panels.data_ptr(),
+        scales.data_ptr(),
+    )
+    library.function("preread_linear_pack", [ctypes.POINTER(_PackArgs)])(args)
 
 
 def _pack_bias(bias: Tensor, panels: int, *, gated: bool) -> Tensor:
