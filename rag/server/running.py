@@ -148,6 +148,7 @@ def _welcome(url: str, service: Service) -> str:
     body = '{"question": "..."}'
     return (
         f"Preread serves {config.data_dir} at {url} ({config.model}, {config.embedder}; {held})\n"
+        f"  {url}/ in a browser shows what the cache does for each answer\n"
         f'  rag ask "..."      the other commands use this server\n'
         f"  curl {url}/v1/answer --json '{body}'\n"
         f"  {url}/openapi.json\n"
