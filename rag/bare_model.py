@@ -100,8 +100,12 @@ class BareModel:
         """Yield what readers get, each with the engine's generation where it comes from that."""
         if not tokens:
             raise InvalidRequestError("the prompt has no tokens; send some text")
-        params = sampling_params(sampling, DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens)
         components = self._components
+        worker: EngineWorker = components.worker()
+        if max_tokens is None:
+            room = worker.engine.cache.pool.num_blocks * worker.engine.config.block_size - len(tokens)
+            max_tokens = max(min(DEFAULT_MAX_TOKENS, room), 1)
+        params = sampling_params(sampling, max_tokens)
         assembler = PlainAssembler(
             "",
             (),
@@ -111,7 +115,6 @@ class BareModel:
             settings=components.config.answer,
             logprob_texts=LogprobTexts(components.tokenizer()),
         )
-        worker: EngineWorker = components.worker()
         followed = components.telemetry().answering(caller, pipeline=pipeline, model=components.config.model)
         with components.activity.busy(), followed as answering:
             handle = await worker.submit(

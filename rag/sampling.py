@@ -28,6 +28,8 @@ def sampling_params(sampling: Sampling, max_tokens: int) -> SamplingParams:
         frequency_penalty=sampling.frequency_penalty,
         logit_bias={int(token): bias for token, bias in sampling.logit_bias.items()},
         logprobs=sampling.logprobs,
+        min_tokens=sampling.min_tokens,
+        ignore_eos=sampling.ignore_eos,
         grammar=_grammar(sampling.response_format),
     )
 

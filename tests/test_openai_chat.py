@@ -146,6 +146,8 @@ def test_what_the_model_writes_can_be_steered(api: Api) -> None:
     assert penalised.message.content.count("x") < 6
     stopped = api.chat("Count.", **fields, logit_bias={str(letter): 100}, stop="xxx").choices[0]
     assert (stopped.message.content, stopped.finish_reason) == ("", "stop")
+    at_least = {"min_tokens": 6, "ignore_eos": True}
+    assert api.chat("Count.", **fields, extra_body=at_least).usage.completion_tokens == 6
     streamed = [c for chunk in api.chat("Count.", **fields, stream=True) for c in chunk.choices if c.logprobs]
     assert [token.token for c in streamed for token in c.logprobs.content] == [token.token for token in tokens]
 
@@ -174,6 +176,7 @@ def test_system_and_parts(api: Api) -> None:
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, None),
         ({"messages": [{"role": "user", "content": "why " * 5000}]}, None),
         ({"logit_bias": {"a": 1}}, None),
+        ({"max_tokens": 2, "extra_body": {"min_tokens": 3}}, None),
         ({"extra_body": {"temprature": 1}}, "temprature"),
         ({"extra_body": {"preread": {"where": {"year": {"about": 1}}}}}, "preread.where"),
     ],

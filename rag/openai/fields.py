@@ -71,7 +71,7 @@ class Common(OpenAIRequest):
 
 
 class SamplingFields(Common):
-    """How tokens are chosen: OpenAI's fields, and vLLM's `top_k`, `min_p` and `repetition_penalty`.
+    """How tokens are chosen: OpenAI's fields and some of vLLM's; the rest of them: see the native `Sampling`.
 
     Attributes:
         temperature: 0, the default, is greedy.
@@ -88,6 +88,8 @@ class SamplingFields(Common):
     repetition_penalty: float | None = Field(default=None, gt=0, le=100)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    min_tokens: int | None = Field(default=None, ge=0, le=1_000_000)
+    ignore_eos: bool | None = None
     logit_bias: Annotated[dict[TokenId, Bias], Field(max_length=MAX_BIASES)] | None = None
     n: int | None = Field(default=None, ge=1, le=16)
     stream: bool | None = None
@@ -107,7 +109,7 @@ class SamplingFields(Common):
         """Return how the tokens of an answer are chosen; each of several has a seed of its own."""
         names = (
             "temperature", "top_p", "min_p", "stop", "repetition_penalty", "presence_penalty", "frequency_penalty",
-            "logit_bias",
+            "logit_bias", "min_tokens", "ignore_eos",
         )  # fmt: skip
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         seed = None if self.seed is None else (self.seed + index) % SEEDS

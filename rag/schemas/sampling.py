@@ -81,6 +81,8 @@ class Sampling(Request):
         frequency_penalty: the same, once for each time that the answer has it.
         logit_bias: added to the logits of these tokens, by id.
         logprobs: tell each token's log-probability, and so many of the likeliest tokens'.
+        min_tokens: the answer does not end before it has so many.
+        ignore_eos: go on after the model's end token.
         response_format: what the answer has to be: any text, a JSON object, or JSON by a schema.
     """
 
@@ -95,6 +97,8 @@ class Sampling(Request):
     frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
     logit_bias: dict[TokenId, Bias] = Field(default={}, max_length=MAX_BIASES)
     logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
+    min_tokens: int = Field(default=0, ge=0, le=1_000_000)
+    ignore_eos: bool = False
     response_format: ResponseFormat | None = None
 
     @property
