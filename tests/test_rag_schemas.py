@@ -72,7 +72,7 @@ def test_passage_ids_keep_every_digit_in_json() -> None:
         (AnswerRequest, {"question": "Why?", "seed": 2**63}, "seed"),
         (SearchRequest, {"query": ""}, "query"),
         (SearchRequest, {"query": "x", "collection": ""}, "collection"),
-        (IngestRequest, {"documents": []}, "documents"),
+        (IngestRequest, {"urls": "https://example.org"}, "urls"),
         (DocumentInput, {"uri": "u", "text": "t", "path": "/etc/passwd"}, "path"),
         (DocumentInput, {"uri": "u", "data": "no base64!"}, "data"),
     ],
