@@ -21,6 +21,8 @@ IDLE_SECONDS = 2.0  # people ask again within seconds; somebody who reads an ans
 POLL_SECONDS = 0.5
 RETRY_SECONDS = 60.0
 
+_State = tuple[int, str]
+
 
 class IdlePrecompute:
     """A thread that works only while nobody waits, and stops at once when somebody does.
@@ -38,7 +40,7 @@ class IdlePrecompute:
         self._precompute = precompute
         self._idle_seconds = idle_seconds
         self._stopping = Event()
-        self._plans: dict[int, tuple[int, PrecomputeRun | None]] = {}  # by collection: its generation, what is left
+        self._plans: dict[int, tuple[_State, PrecomputeRun | None]] = {}  # by collection: its state, what is left
         self._thread = Thread(target=self._loop, name="read-ahead", daemon=True)
 
     def start(self) -> None:
@@ -73,12 +75,12 @@ class IdlePrecompute:
         """Read what is left of a collection, until somebody waits; planned once for each state of it."""
         if not row.num_passages:
             return
-        generation, run = self._plans.get(row.id, (-1, None))
-        if generation != row.generation:
+        state, run = self._plans.get(row.id, (None, None))
+        if state != _state_of(row):
             run = self._precompute.start(row.name)
-            generation = run.collection.generation
-            self._plans[row.id] = generation, run
-        if run is None:
+            state = _state_of(run.collection)
+            self._plans[row.id] = state, run
+        if state is None or run is None:
             return
         with self._components.activity.interrupting(run.stop) as idle:
             if not idle:
@@ -86,6 +88,11 @@ class IdlePrecompute:
             for _ in run:
                 if self._stopping.is_set():
                     run.stop()
-        self._plans[row.id] = generation, run.rest()
+        self._plans[row.id] = state, run.rest()
         if run.is_refused:
             self._stopping.wait(RETRY_SECONDS)
+
+
+def _state_of(row: "Collection") -> _State:
+    """Return what the KV of a collection's passages follows from: the passages, and the template above them."""
+    return row.generation, row.answering

@@ -204,8 +204,11 @@ def test_reading_while_idle_is_planned_once_for_each_state(service: Service, mon
     assert planned == ["docs"]
     service.ingest("docs", [TextSource("t:ferry", "The ferry of Orrin leaves at noon.", "ferry")])
     eventually(lambda: components.store().stats().records == 44)
-    idle.close()
     assert planned == ["docs", "docs"]
+    components.library().set_answering("docs", '{"prompt": {"system": "Answer like a pirate."}}')
+    eventually(lambda: components.store().stats().records == 44 + 43 + 1, 20)
+    idle.close()
+    assert planned == ["docs"] * 3, "below another template it is other KV"
 
 
 def test_a_run_stops_where_the_disk_takes_nothing(service: Service, monkeypatch, caplog) -> None:
