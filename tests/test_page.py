@@ -289,5 +289,8 @@ def test_a_server_with_keys_asks_for_one(api: Running, browser: "Browser", town:
         page.wait_for_selector(f"#ask-collection option[value={town}]", state="attached")
         visitor.ask(QUESTION)
         assert page.evaluate("localStorage.length") == 0, "the key is kept for this tab alone"
-        assert all("401" in complaint for complaint in visitor.complaints), visitor.complaints
+        page.click("nav a[data-view=dashboard]")
+        page.wait_for_selector("#usage-body .card")
+        assert "administrator" in visitor.text("#dashboard-body"), "live metrics tell of everyone's questions"
+        assert all("401" in complaint or "403" in complaint for complaint in visitor.complaints), visitor.complaints
         visitor.complaints.clear()
