@@ -28,11 +28,15 @@ except SystemExit as end:
     print("code", end.code)
 print("loaded", [name for name in {heavy!r} if name in sys.modules])
 """
-COMMANDS = ("ingest", "ask", "search", "serve", "demo", "doctor", "collections", "documents", "model", "usage", "bench")
+COMMANDS = (
+    *("ingest", "ask", "search", "serve", "demo", "doctor"),
+    *("collections", "documents", "keys", "model", "usage", "bench"),
+)
 
 
 @pytest.mark.parametrize(
-    "command", [(), ("ask",), ("ingest",), ("model",), ("documents", "list"), ("bench",), ("usage",), ("serve",)]
+    "command",
+    [(), ("ask",), ("ingest",), ("model",), ("documents", "list"), ("bench",), ("usage",), ("serve",), ("keys",)],
 )
 def test_help_loads_nothing_heavy(command: tuple[str, ...]) -> None:
     code = PROBE.format(heavy=HEAVY)
