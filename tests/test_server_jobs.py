@@ -1,5 +1,6 @@
 """Jobs: accepted and done behind the answer, watched, cancelled, and taken up after a stop."""
 
+import asyncio
 import json
 import threading
 from collections.abc import Iterator
@@ -10,7 +11,11 @@ import pytest
 from rag_helpers import make_chat_model
 from server_helpers import DOCUMENTS, Running, events_of, eventually, make_config, problem_of, running
 
+from rag import fetch
 from rag.jobs import MAX_ATTEMPTS, JobStore
+from rag.schemas.jobs import Job
+from rag.server.ingestions import Ingestions
+from rag.server.job_runner import JobRunner
 from rag.service import Service
 from retriever.hash_embedder import HashEmbedder
 from retriever.store import Store
@@ -54,7 +59,7 @@ def embedder() -> GatedEmbedder:
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory, model: Path, embedder: GatedEmbedder) -> Iterator[Running]:
-    config = make_config(tmp_path_factory.mktemp("data"), model, server={"max_jobs": 4})
+    config = make_config(tmp_path_factory.mktemp("data"), model, server={"max_jobs": 4, "allow_url_fetch": True})
     with Service(config, embedder=embedder) as service, running(service) as running_api:
         yield running_api
 
@@ -109,6 +114,25 @@ def test_a_job_of_which_nothing_comes_has_failed_and_says_why(api: Running) -> N
     assert job["state"] == "failed"
     assert "u holds no text" in job["error"]
     assert [item["uri"] for item in job["result"]["skipped"]] == ["u"]
+
+
+def test_documents_of_the_web_are_fetched_where_that_is_allowed(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = "/v1/collections/web/documents"
+    inside = {"urls": ["http://127.0.0.1:8080/a"]}
+    refused = problem_of(api.http.post(path, json=inside), 422, "unusable-documents")
+    assert "not a host of the internet" in refused["skipped"][0]["reason"]
+    job = ended(api, api.http.post(f"{path}?wait=false", json=inside).json())
+    assert (job["state"], "not a host of the internet" in job["error"]) == ("failed", True)
+
+    monkeypatch.setattr(fetch, "_get", lambda *_: (b"<h1>Salt</h1><p>It is sold.</p>", "text/html"))
+    listed = {"urls": ("list.txt", b"https://example.org/salt\nhttps://example.org/more\n")}
+    sent = api.http.post(f"{path}?wait=false", files=listed, data={"metadata": '{"from": "web"}'})
+    assert ended(api, sent.json())["result"]["added"] == 2
+    documents = api.http.get(path).json()["documents"]
+    assert [(item["uri"], item["title"], item["metadata"]) for item in documents] == [
+        ("https://example.org/more", "Salt", {"from": "web"}),
+        ("https://example.org/salt", "Salt", {"from": "web"}),
+    ]
 
 
 def test_a_running_job_is_cancelled_after_what_it_is_doing(api: Running, embedder: GatedEmbedder) -> None:
@@ -240,3 +264,22 @@ def test_input_on_disk_is_what_was_sent(api: Running, embedder: GatedEmbedder) -
         content = json.loads((api.service.config.data_dir / "jobs" / f"{job['id']}.json").read_text())
         assert content["documents"] == [{"uri": "u", "text": "Owls hunt.", "metadata": {"a": 1}}]
     ended(api, job)
+
+
+def test_a_job_that_comes_before_the_old_ones_are_taken_up_is_begun_once(tmp_path: Path, model: Path) -> None:
+    embedder = GatedEmbedder()
+    with Service(make_config(tmp_path, model), embedder=embedder) as service:
+        service.load()
+        left = JobStore(service.components.library().store, tmp_path / "jobs")
+        old = left.add("ingest", "c", "", b'{"documents": [{"uri": "old", "text": "Owls hunt."}]}')
+        left.begin(old.id)
+
+        async def both() -> list[Job]:
+            runner = JobRunner(service, Ingestions(), 10)
+            content = b'{"documents": [{"uri": "new", "text": "Bees dance."}]}'
+            new, _ = await asyncio.gather(runner.submit("ingest", "c", "", content), runner.resume())
+            return [[event.job async for event in runner.watch(job.id)][-1] for job in (old, new)]
+
+        ends = asyncio.run(both())
+        assert [(job.state, job.attempts) for job in ends] == [("succeeded", 2), ("succeeded", 1)]
+        assert {item.uri for item in service.documents("c")} == {"old", "new"}

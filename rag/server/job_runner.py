@@ -58,7 +58,8 @@ class JobRunner:
         self._max_jobs = max_jobs
         self._store = Once(lambda: JobStore(service.components.library().store, service.config.data_dir / JOBS_NAME))
         self._runs: dict[str, _Run] = {}
-        self._stopping = False
+        self._resuming = asyncio.Lock()
+        self._resumed = self._stopping = False
 
     async def submit(self, kind: JobKind, collection: str, owner: str, content: bytes = b"") -> Job:
         """Accept a job and let it begin when it is its turn; once this returns, a crash does not lose it.
@@ -66,6 +67,7 @@ class JobRunner:
         Raises:
             ProblemError: as many wait as may.
         """
+        await self.resume()
         if len(self._runs) >= self._max_jobs:
             raise ProblemError(
                 503,
@@ -78,10 +80,14 @@ class JobRunner:
         return job
 
     async def resume(self) -> None:
-        """Begin, or begin again, what the last stop or crash has left."""
-        for job in await asyncio.to_thread(lambda: self._store().unfinished()):
-            logger.info("job %s (%s %s) goes on", job.id, job.kind, job.collection)
-            self._start(job)
+        """Begin, or begin again, what the last stop or crash has left: once, before anything new is accepted."""
+        async with self._resuming:
+            if self._resumed:
+                return
+            for job in await asyncio.to_thread(lambda: self._store().unfinished()):
+                logger.info("job %s (%s %s) goes on", job.id, job.kind, job.collection)
+                self._start(job)
+            self._resumed = True
 
     async def get(self, job_id: str) -> Job:
         """Return a job as it is now.
