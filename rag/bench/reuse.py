@@ -125,16 +125,7 @@ def run(config: RagConfig, bench: ReuseBenchConfig, progress: Progress) -> Reuse
         if not (cases or endurance or precompute or disk):
             raise KeyboardInterrupt
         return ReuseReport(
-            setting=ReuseSetting(
-                model=config.model,
-                dtype="int8" if engine.config.dtype == "int8" else _dtype(engine),
-                backend=engine.runner.model.backend.name,
-                block_size=engine.config.block_size,
-                template=TEMPLATE,
-                question=QUESTION,
-                repeats=bench.repeats,
-                seed=bench.seed,
-            ),
+            setting=_setting(config.model, engine, bench),
             environment=clock.environment(),
             interrupted=parts.interrupted,
             warnings=clock.warnings,
@@ -258,5 +249,14 @@ class _Parts:
         return False
 
 
-def _dtype(engine: Engine) -> str:
-    return str(engine.runner.kv_cache.dtype).removeprefix("torch.")
+def _setting(model: str, engine: Engine, bench: ReuseBenchConfig) -> ReuseSetting:
+    return ReuseSetting(
+        model=model,
+        dtype="int8" if engine.config.dtype == "int8" else str(engine.runner.kv_cache.dtype).removeprefix("torch."),
+        backend=engine.runner.model.backend.name,
+        block_size=engine.config.block_size,
+        template=TEMPLATE,
+        question=QUESTION,
+        repeats=bench.repeats,
+        seed=bench.seed,
+    )
