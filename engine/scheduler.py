@@ -124,7 +124,8 @@ class Scheduler:
         for request in decodes:
             budget -= self._schedule_one(request, budget, work)
         prefills = [request for request in running if request.held.num_remaining_tokens > 1]
-        budget = self._schedule_prefills(prefills, budget, work, may_admit=not (preempted and running))
+        self._schedule_prefills(prefills, decodes, work, may_admit=not (preempted and running))
+        budget = max(self.step_budget.tokens(len(decodes)) - sum(item.num_tokens for item in work), 0)
         if not work:
             self._schedule_background(budget, work)
         assert work or not self.has_work, "requests wait, and none can ever run"
@@ -147,26 +148,37 @@ class Scheduler:
         return self.background if request.background else self.waiting
 
     def _schedule_prefills(
-        self, prefills: list[Request], budget: int, work: list[ScheduledWork], *, may_admit: bool
-    ) -> int:
-        """Give the budget to prompts, the least served principal's first; return what is left.
+        self, prefills: list[Request], decodes: Sequence[Request], work: list[ScheduledWork], *, may_admit: bool
+    ) -> None:
+        """Give what is left of the step to prompts, the least served principal's first.
 
         A principal's own go in order: those under way, then what waits. When the one whose turn it is cannot be
         admitted, nobody is in its place, so that a large request is not overtaken by small ones for ever.
         """
-        while budget > 0:
+        while True:
             principal = self._whose_turn({request.principal for request in prefills}, may_admit=may_admit)
             if principal is None:
-                break
+                return
+            left = self._limit(principal, decodes) - sum(item.num_tokens for item in work)
+            if left <= 0:
+                return
             under_way = next((request for request in prefills if request.principal == principal), None)
             if under_way is not None:
                 prefills.remove(under_way)
-                budget -= self._schedule_one(under_way, budget, work)
+                self._schedule_one(under_way, left, work)
             elif self._admit_next(principal):
-                budget -= self._schedule_one(self.running[-1], budget, work)
+                self._schedule_one(self.running[-1], left, work)
             else:
                 may_admit = False
-        return budget
+
+    def _limit(self, principal: str, decodes: Sequence[Request]) -> int:
+        """Return how many tokens a step may have so that a principal's prompt advances in it.
+
+        The answers beside it keep their pace, unless they all belong to others who have been served as much or more.
+        """
+        served = self.waiting.served(principal)
+        spares = any(one.principal == principal or self.waiting.served(one.principal) < served for one in decodes)
+        return self.step_budget.tokens(len(decodes) if spares else 0)
 
     def _whose_turn(self, prefilling: Collection[str], *, may_admit: bool) -> str | None:
         """Return the least served of the principals that prefill, and of those that wait if they may be admitted.

@@ -216,6 +216,24 @@ def test_a_prompt_of_the_flood_that_is_being_read_does_not_hold_up_another_quest
     simulation.run([])
 
 
+def test_the_pace_of_a_flood_does_not_hold_up_a_question() -> None:
+    """Its whole prompt is read in one step; one of the flood's own gets no more than leaves its answers their pace."""
+    simulation = Simulation(num_blocks=4000, seqs=SEQS, budget=64, slowdown=3.2)
+    for i in range(3):
+        simulation.scheduler.add(question(i, "flood", answer=100))
+    for _ in range(8):
+        simulation.step()
+    own = question(10, "flood", length=50)
+    assert steps_to_first_token(simulation, own) > 2
+    asked = question(11, "other", length=50)
+    assert steps_to_first_token(simulation, asked) == 1
+    again = question(12, "other", length=50)
+    simulation.scheduler.add(again)
+    work = simulation.step()
+    assert sum(item.num_tokens for item in work) < 50, "it has been served more than the flood meanwhile"
+    simulation.run([])
+
+
 def test_what_another_question_waits_for_goes_first() -> None:
     """A passage that both need is read for the flood's last question; the other one does not wait for all before it."""
     simulation = Simulation(num_blocks=4000, seqs=1, budget=64)
