@@ -37,11 +37,11 @@ function drawCollections(collections) {
   if (!collections.length) return fill($("collections"), el("p", { class: "empty" }, "None yet: the first document that you add makes one."));
   const row = (one) => el("tr", {},
     el("th", { scope: "row" }, el("button", { type: "button", class: "link", onclick: () => openDocuments(one.name) }, one.name)),
-    el("td", { class: "n" }, number(one.documents)), el("td", { class: "n" }, number(one.passages)), el("td", { class: "wide-only" }, moment(one.created_at)),
+    el("td", { class: "n" }, number(one.documents)), el("td", { class: "n wide-only" }, number(one.passages)), el("td", { class: "wide-only" }, moment(one.created_at)),
     el("td", { class: "act" },
       el("button", { type: "button", class: "link", title: "Compute the KV of every passage now, so that no question waits for it", "aria-label": `Read ${one.name} ahead`, onclick: () => readAhead(one.name) }, "Read ahead"), " ",
       el("button", { type: "button", class: "link", "aria-label": `Delete collection ${one.name}`, onclick: () => deleteCollection(one) }, "Delete")));
-  fill($("collections"), table(["Name", "Documents", "Passages", "Made", ""], ["", "n", "n", "wide-only", "act"], collections.map(row)));
+  fill($("collections"), table(["Name", "Documents", "Passages", "Made", ""], ["", "n", "n wide-only", "wide-only", "act"], collections.map(row)));
 }
 
 function table(names, classes, rows) {
@@ -67,10 +67,10 @@ async function showDocuments(name) {
   const { documents } = await getJson(documentsPath(name));
   const row = (one) => el("tr", {},
     el("th", { scope: "row" }, el("button", { type: "button", class: "link", title: one.uri, onclick: (event) => showText(event, name, one) }, one.title || one.uri)),
-    el("td", { class: "n" }, number(one.passages)), el("td", { class: "n" }, number(one.tokens)), el("td", { class: "wide-only" }, moment(one.ingested_at)),
+    el("td", { class: "n wide-only" }, number(one.passages)), el("td", { class: "n" }, number(one.tokens)), el("td", { class: "wide-only" }, moment(one.ingested_at)),
     el("td", { class: "act" }, el("button", { type: "button", class: "link", "aria-label": `Delete ${one.title || one.uri}`, onclick: () => deleteDocument(name, one) }, "Delete")));
   fill($("documents"), documents.length
-    ? table(["Title", "Passages", "Tokens", "Added", ""], ["", "n", "n", "wide-only", "act"], documents.map(row))
+    ? table(["Title", "Passages", "Tokens", "Added", ""], ["", "n wide-only", "n", "wide-only", "act"], documents.map(row))
     : el("p", { class: "empty" }, "It is empty."));
 }
 
