@@ -78,7 +78,9 @@ class RetrieverSettings(_Group):
         index_factory: FAISS factory string of new collections.
         index_parameters: FAISS run-time parameters; empty means sensible values.
         index_device: auto, cpu or gpu.
-        max_document_bytes: larger files are skipped and reported.
+        max_document_bytes: larger files are skipped and reported; so are those with more text.
+        extract_seconds: what takes longer to read is skipped and reported.
+        extract_memory_bytes: the same for what takes more memory.
     """
 
     passage_tokens: int = 256
@@ -87,6 +89,8 @@ class RetrieverSettings(_Group):
     index_parameters: str = ""
     index_device: Literal["auto", "cpu", "gpu"] = "auto"
     max_document_bytes: int = Field(default=64 * 2**20, ge=1)
+    extract_seconds: float = Field(default=60.0, ge=1)
+    extract_memory_bytes: int = Field(default=2**30, ge=2**24)
 
     def build(self) -> RetrieverConfig:
         """Make the retriever's own configuration."""
@@ -94,6 +98,8 @@ class RetrieverSettings(_Group):
         return RetrieverConfig(
             CollectionSettings(split, self.index_factory, self.index_parameters),
             max_document_bytes=self.max_document_bytes,
+            extract_seconds=self.extract_seconds,
+            extract_memory_bytes=self.extract_memory_bytes,
             index_device=self.index_device,
         )
 
@@ -144,16 +150,16 @@ class ServerSettings(_Group):
         questions_per_minute: of one key that has no limit of its own; None is any number.
         tokens_per_day: prompt and answer tokens of one key between two midnights UTC; None is any number.
         max_files: documents in one request.
+        allow_url_fetch: clients may name URLs of documents, which the server fetches: only from the internet, never
+            from its own network.
+        url_seconds: fetching one document may take so long.
+        max_jobs: so many jobs may wait and run at once.
         price_book: a TOML file that says what tokens cost; see `rag.prices`.
         log_format: of what the server logs: `json` is one object a line, and one for every answer and request.
         log_questions: the text of questions goes to log and traces; otherwise it goes nowhere.
         tracing: make OpenTelemetry spans of every answer; the variables `OTEL_*` say where they go.
         logged_retrievals: of so many answers the ids of the passages that were read are kept, for `rag usage patterns`.
         shadow_rate: share of the answers over reused KV that are looked at again in full while nobody waits; where they
-        allow_url_fetch: clients may name URLs of documents, which the server fetches: only from the internet, never
-            from its own network.
-        url_seconds: fetching one document may take so long.
-        max_jobs: so many jobs may wait and run at once.
             drift further than the certificate says, reuse falls back to exact.
     """
 
@@ -169,15 +175,15 @@ class ServerSettings(_Group):
     questions_per_minute: int | None = Field(default=None, ge=1)
     tokens_per_day: int | None = Field(default=None, ge=1)
     max_files: int = Field(default=1000, ge=1)
+    allow_url_fetch: bool = False
+    url_seconds: float = Field(default=30.0, gt=0)
+    max_jobs: int = Field(default=100, ge=1)
     price_book: Path | None = None
     log_format: Literal["text", "json"] = "text"
     log_questions: bool = False
     tracing: bool = False
     logged_retrievals: int = Field(default=100_000, ge=0)
     shadow_rate: float = Field(default=0.02, ge=0, le=1)
-    allow_url_fetch: bool = False
-    url_seconds: float = Field(default=30.0, gt=0)
-    max_jobs: int = Field(default=100, ge=1)
 
 
 class RagConfig(BaseSettings):

@@ -16,6 +16,7 @@ __all__ = [
 
 MAX_TURNS = 1000
 
+
 class AnswerRequest(Sampling):
     """A question; what is left out defaults to the settings of the collection, then to those of the server.
 
