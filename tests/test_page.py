@@ -139,7 +139,7 @@ def test_a_newcomer_adds_a_file_asks_and_sees_the_second_answer_hit(
         assert re.search(r"passages? (was|were) in run 1 too", reasons)
         stages = visitor.text("#stages-body").split()
         assert {"embed", "search", "queue", "load", "prefill", "decode"} <= set(stages)
-        assert "Answer complete" in page.text_content("#live")
+        page.wait_for_selector("#live:has-text('Answer complete')", state="attached")
 
         page.click("nav a[data-view=dashboard]")
         page.wait_for_selector("#view-dashboard .tile")

@@ -63,8 +63,9 @@ async function showDocuments(name) {
   openCollection = name;
   show($("documents-card"), Boolean(name));
   if (!name) return;
-  $("documents-title").textContent = `Documents in ${name}`;
   const { documents } = await getJson(documentsPath(name));
+  if (openCollection !== name) return; // another one was opened meanwhile
+  $("documents-title").textContent = `Documents in ${name}`;
   const row = (one) => el("tr", {},
     el("th", { scope: "row" }, el("button", { type: "button", class: "link", title: one.uri, onclick: (event) => showText(event, name, one) }, one.title || one.uri)),
     el("td", { class: "n wide-only" }, number(one.passages)), el("td", { class: "n" }, number(one.tokens)), el("td", { class: "wide-only" }, moment(one.ingested_at)),
