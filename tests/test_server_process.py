@@ -135,6 +135,13 @@ def test_a_port_that_is_taken(tmp_path: Path, model: Path) -> None:
         listen("198.51.100.7", 0)
 
 
+def test_a_body_does_not_wait_for_the_acknowledgement_of_its_headers() -> None:
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_a_missing_model_ends_the_server_with_the_reason(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
