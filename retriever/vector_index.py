@@ -150,7 +150,8 @@ class VectorIndex:
     def search_among(self, query: Vectors, k: int, ids: Ids) -> tuple[Vectors, Ids] | None:
         """Return exact scores and ids of the k best of these vectors, best first; None where the index cannot.
 
-        All that it holds are compared: an inverted file probes every list, a graph's flat storage is searched itself.
+        All that it holds are compared: an inverted file probes every list, which only a flat coarse quantizer finds; a
+        graph's flat storage is searched itself.
         """
         if self._on_gpu or self.is_approximate:
             return None
@@ -164,13 +165,16 @@ class VectorIndex:
             inner = faiss.downcast_index(getattr(inner, "storage", inner))
             selector = faiss.IDSelectorBatch(places)
             inverted = faiss.try_extract_index_ivf(inner)
+            if inverted is not None and not isinstance(faiss.downcast_index(inverted.quantizer), faiss.IndexFlat):
+                return None
             if inverted is None:
                 parameters = faiss.SearchParameters(sel=selector)
             else:
                 parameters = faiss.SearchParametersIVF(sel=selector, nprobe=inverted.nlist)
             scores, found = inner.search(np.ascontiguousarray(query, np.float32)[None, :], k, params=parameters)
-            id_map = faiss.vector_to_array(self._index.id_map)
-        return scores[0], id_map[found[0]]
+            is_there = found[0] >= 0
+            there = faiss.vector_to_array(self._index.id_map)[found[0][is_there]]
+        return scores[0][is_there], there
 
     def save(self, path: Path) -> None:
         """Write the index beside `path` and move it there, so that a crash leaves the old file or the new one."""

@@ -46,6 +46,27 @@ def test_ranks_like_brute_force(factory: str, parameters: str):
             np.testing.assert_allclose(scores, (vectors @ query)[expected], atol=1e-5)
 
 
+@pytest.mark.parametrize("factory", [*(factory for factory, _ in FACTORIES[:4]), "IVF64_HNSW4,Flat"])
+def test_among_some_the_best_are_found_exactly_or_not_at_all(factory: str):
+    """A graph over the lists, unlike a flat one, does not lead to all of them, however many are asked for."""
+    index, ids, vectors = build(factory, count=64 * 39)
+    assert index.is_trained
+    some = RNG.choice(len(ids), 40, replace=False)
+    answers = [(query, index.search_among(query, 10, ids[some])) for query in random_vectors(20)]
+    assert all((answer is None) == ("_HNSW" in factory) for _, answer in answers)
+    for query, answer in answers:
+        if answer is not None:
+            expected = some[np.argsort(-(vectors[some] @ query))[:10]]
+            assert answer[1].tolist() == ids[expected].tolist()
+            np.testing.assert_allclose(answer[0], (vectors @ query)[expected], atol=1e-5)
+
+
+def test_what_compares_with_nothing_finds_none_among_some():
+    index, ids, _ = build("Flat")
+    scores, found = index.search_among(np.full(DIMENSION, np.nan, np.float32), 3, ids[:5])
+    assert (len(scores), len(found)) == (0, 0)
+
+
 def test_ivf_stays_flat_until_it_can_be_trained():
     index, ids, vectors = build("IVF4,Flat", "nprobe=4", count=4 * 39 - 1)
     assert index.training_size == 4 * 39
