@@ -59,7 +59,7 @@ def test_only_private_rows_run_with_8_bit_weights(tiny_folder, profiles, monkeyp
     steps.clear()
     request = engine.submit(prompt((SegmentKind.TAIL, 5)), greedy, principal="p", conversation="c")
     list(engine.stream(request))
-    assert {name for name, _ in steps} == {"full"}  # the conversation's next turn reads it
+    assert steps == [("full", 5), ("lean", 1), ("lean", 1)]  # the conversation's next turn reads the prompt alone
 
 
 def test_a_step_with_one_shared_row_runs_in_full(tiny_folder, profiles, monkeypatch):

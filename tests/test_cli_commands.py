@@ -260,7 +260,7 @@ def test_ctrl_c_ends_with_130_and_loses_nothing(tmp_path: Path, model: Path) -> 
 
     ingest = start("ingest", tmp_path / "text.txt")
     assert ingest.communicate()[1] == ""
-    asking = start("ask", "Who lights the lamp?", "--max-tokens", "3000", "--temperature", "1")
+    asking = start("ask", "Who lights the lamp?", "--max-tokens", "3000", "--temperature", "1", "--seed", "1")
     assert asking.stdout is not None
     assert asking.stdout.read(1)
     asking.send_signal(signal.SIGINT)

@@ -50,10 +50,9 @@ def test_a_streamed_answer_becomes_its_events() -> None:
 
     def handle(request: httpx.Request) -> httpx.Response:
         assert (request.method, request.url.path) == ("POST", "/v1/answer")
-        assert json.loads(request.content) == {
-            "question": "Who?", "collection": "c/d", "k": 2, "stream": True,
-            "temperature": 0.0, "top_k": 0, "top_p": 1.0,
-        }  # fmt: skip
+        asked = AnswerRequest(question="Who?", collection="c/d", k=2, stream=True)
+        assert json.loads(request.content) == asked.model_dump(mode="json", exclude_none=True)
+        assert AnswerRequest.model_validate_json(request.content) == asked
         body = ": hello\n\n" + "".join(f"event: {e.type}\ndata: {e.model_dump_json()}\n\n" for e in events)
         return httpx.Response(200, text=body, headers={"content-type": "text/event-stream"})
 

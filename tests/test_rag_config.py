@@ -21,7 +21,7 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_defaults_are_those_of_the_parts() -> None:
     config = load_config()
-    assert config.engine.build() == EngineConfig()
+    assert config.engine.build() == EngineConfig(max_share_waiting=256), "an engine of its own has one principal"
     assert config.retriever.build() == RetrieverConfig()
     assert (config.model, config.embedder, config.top_k) == ("smollm2-135m", "minilm", 4)
 
@@ -34,7 +34,7 @@ def test_what_is_passed_wins_over_the_environment(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PREREAD_EMBEDDER", "")
     config = load_config(model="given", top_k=None)
     assert (config.model, config.top_k, config.data_dir) == ("given", 7, tmp_path)
-    assert config.engine.build() == EngineConfig(block_size=32)
+    assert config.engine.build() == EngineConfig(block_size=32, max_share_waiting=256)
     assert config.embedder == "minilm"
 
 

@@ -85,7 +85,7 @@ def test_a_step_that_fails_costs_the_one_who_is_to_blame(
         eventually(lambda: api.stats().running == 1)
         problem = problem_of(api.http.post("/v1/answer", json=body | {"question": "Is ~ a lamp?"}), 500, "step-failed")
         assert other.result().json()["answer"] == whole
-    assert "a bit has flipped" in problem["detail"]
+    assert "a bit has flipped" not in problem["detail"], "reasons are for the log"
     assert "ask again" in problem["detail"]
     assert api.http.get("/readyz").status_code == 200
     with api.http.stream("POST", "/v1/answer", json=body | {"question": "Is ~ a lamp?", "stream": True}) as response:

@@ -218,10 +218,10 @@ def test_another_embedder(api: Running) -> None:
 def test_a_defect_is_logged_and_not_told(
     api: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **_more: object) -> None:
         raise RuntimeError("the secret path /etc/shadow")
 
-    monkeypatch.setattr(api.service.pipeline, "retrieve", fail)
+    monkeypatch.setattr(api.service.pipeline.preparation, "retrieve", fail)
     with caplog.at_level(logging.ERROR):
         for path, field in (("/v1/answer", "question"), ("/v1/search", "query")):
             response = api.http.post(path, json={field: "Who?", "collection": "docs"})
@@ -251,7 +251,7 @@ def test_a_step_that_fails(api: Running, monkeypatch: pytest.MonkeyPatch, stream
                 assert problem["status"] == 500
             else:
                 response.read()
-                problem = problem_of(response, 500, "internal-error")
+                problem = problem_of(response, 500, "step-failed")
     assert "shadow" not in str(problem)
     assert problem["request_id"] == response.headers["x-request-id"]
 

@@ -96,11 +96,12 @@ class ProblemError(HTTPException):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How a kind of error is told; `retry_after` is in seconds."""
+    """How a kind of error is told; `retry_after` is in seconds, and a reason that is not told is logged."""
 
     status: int
     slug: str
     retry_after: int | None = None
+    is_told: bool = True
 
     def problem(self, detail: str, **more: Any) -> Problem:
         """Make the problem document."""
@@ -108,7 +109,7 @@ class Rule:
         return Problem(type=TYPE_PREFIX + self.slug, title=title, status=self.status, detail=detail, **more)
 
 
-INTERNAL = Rule(500, "internal-error")
+INTERNAL = Rule(500, "internal-error", is_told=False)
 RULES: dict[type[Exception], Rule] = {
     rag_errors.InvalidKeyError: Rule(422, "invalid-request"),
     rag_errors.UnknownKeyError: Rule(404, "unknown-key"),
@@ -130,7 +131,7 @@ RULES: dict[type[Exception], Rule] = {
     engine_errors.QueueFullError: Rule(503, "queue-full", retry_after=5),
     engine_errors.ShareFullError: Rule(429, "queue-full", retry_after=5),
     engine_errors.DeadlineExceededError: Rule(504, "deadline-exceeded"),
-    engine_errors.StepFailedError: Rule(500, "step-failed"),
+    engine_errors.StepFailedError: Rule(500, "step-failed", is_told=False),
     engine_errors.EngineStoppedError: Rule(503, "stopping", retry_after=10),
     retriever_errors.SourceError: Rule(422, "unusable-documents"),
     retriever_errors.UnknownCollectionError: Rule(404, "unknown-collection"),
@@ -143,14 +144,14 @@ RULES: dict[type[Exception], Rule] = {
 
 
 def describe(error: Exception, request_id: str) -> Problem:
-    """Turn an error into a problem document; one that no rule names is logged and not told."""
+    """Turn an error into a problem document; what is a defect of ours is logged and not told."""
     if isinstance(error, ProblemError):
         return error.rule.problem(error.detail, skipped=error.skipped)
-    rule = _rule_of(error)
-    if rule is not None:
+    rule = _rule_of(error) or INTERNAL
+    if rule.is_told:
         return rule.problem(str(error))
     logger.error("request %s failed", request_id, exc_info=error)
-    return INTERNAL.problem(
+    return rule.problem(
         f"the server failed on this request; ask again, and report request {request_id} with the server's log if it "
         "fails again",
         request_id=request_id,
