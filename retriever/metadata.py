@@ -13,7 +13,8 @@ time); a value of another kind does not fit. `and` and `or` take lists of condit
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,11 +29,13 @@ MAX_METADATA_BYTES = 16 * 2**10
 MAX_CONDITIONS = 64
 MAX_DEPTH = 8
 MAX_LIST = 1024
+MAX_VALUES = 2**14  # SQLite binds twice as many
 LARGEST_INTEGER = 2**63  # what SQLite holds
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 CONNECTIVES = ("and", "or", "not")
 ORDERS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
+TEST = "EXISTS ("
 OPERATORS = ("eq", "ne", "in", "nin", *ORDERS, "exists")
 
 
@@ -77,16 +80,16 @@ class Filter:
         return self.sql.replace("{column}", column)
 
 
+ALWAYS, NEVER = Filter("1", ()), Filter("0", ())
+
+
 def parse_filter(condition: Mapping[str, Any]) -> Filter:
     """Turn a condition into SQL.
 
     Raises:
         FilterError: it is none; the message says where.
     """
-    found = _all_of(condition, 0)
-    if found.sql.count("EXISTS (") > MAX_CONDITIONS:
-        raise FilterError(f"the condition has more than {MAX_CONDITIONS} parts; ask for fewer")
-    return found
+    return _all_of(condition, 0)
 
 
 def _all_of(condition: object, depth: int) -> Filter:
@@ -94,7 +97,7 @@ def _all_of(condition: object, depth: int) -> Filter:
         raise FilterError(f"{_short(condition)} is no condition; give an object such as {{'year': {{'gte': 2020}}}}")
     if depth > MAX_DEPTH:
         raise FilterError(f"the condition is nested deeper than {MAX_DEPTH}; flatten it")
-    return _join("AND", [_one(name, wanted, depth) for name, wanted in condition.items()])
+    return _join("AND", (_one(name, wanted, depth) for name, wanted in condition.items()))
 
 
 def _one(name: object, wanted: object, depth: int) -> Filter:
@@ -103,19 +106,36 @@ def _one(name: object, wanted: object, depth: int) -> Filter:
     if name in ("and", "or"):
         if not isinstance(wanted, (list, tuple)) or not wanted:
             raise FilterError(f"{name!r} needs a list of conditions, not {_short(wanted)}")
-        return _join(str(name).upper(), [_all_of(part, depth + 1) for part in wanted])
+        return _join(str(name).upper(), (_all_of(part, depth + 1) for part in wanted))
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise FilterError(f"{_short(name)} cannot name metadata; use the names that the documents have")
     if not isinstance(wanted, Mapping):
         wanted = {"eq": wanted}
     if not wanted:
         raise FilterError(f"{name!r} has no operator; use one of: {', '.join(OPERATORS)}")
-    return _join("AND", [_test(name, operator, value) for operator, value in wanted.items()])
+    return _join("AND", (_test(name, operator, value) for operator, value in wanted.items()))
 
 
-def _join(word: str, parts: Sequence[Filter]) -> Filter:
-    sql = f" {word} ".join(f"({part.sql})" for part in parts) or "1"
-    return Filter(sql, tuple(value for part in parts for value in part.values))
+def _join(word: str, parts: Iterable[Filter]) -> Filter:
+    """Join conditions while they are read, at most so many; those that are always or never true leave no SQL."""
+    neutral, decisive = (ALWAYS, NEVER) if word == "AND" else (NEVER, ALWAYS)
+    kept: list[Filter] = []
+    is_decided, tests, values = False, 0, 0
+    for part in parts:
+        if part == decisive:
+            is_decided = True
+        elif part != neutral:
+            kept.append(part)
+            tests += part.sql.count(TEST)
+            values += len(part.values)
+        if tests > MAX_CONDITIONS:
+            raise FilterError(f"the condition has more than {MAX_CONDITIONS} parts; ask for fewer")
+        if values > MAX_VALUES:
+            raise FilterError(f"the condition compares with more than {MAX_VALUES} values; ask for fewer")
+    if is_decided or not kept:
+        return decisive if is_decided else neutral
+    sql = f" {word} ".join(f"({part.sql})" for part in kept)
+    return Filter(sql, tuple(value for part in kept for value in part.values))
 
 
 def _test(name: str, operator: object, value: object) -> Filter:
@@ -162,10 +182,12 @@ def _kinds(value: Scalar) -> str:
 
 def _some(name: str, test: str, values: tuple[Scalar, ...]) -> Filter:
     """Whether one of the values of a name passes a test; a value that is no list counts as a list of one."""
-    return Filter(f"EXISTS (SELECT 1 FROM json_each({{column}}, '$.\"{name}\"') j WHERE {test})", values)  # noqa: S608 - a checked name
+    return Filter(f"{TEST}SELECT 1 FROM json_each({{column}}, '$.\"{name}\"') j WHERE {test})", values)  # noqa: S608 - a checked name
 
 
 def _negated(inner: Filter) -> Filter:
+    if inner in (ALWAYS, NEVER):
+        return NEVER if inner == ALWAYS else ALWAYS
     return Filter(f"NOT ({inner.sql})", inner.values)
 
 
@@ -183,5 +205,5 @@ def _is_storable(text: str) -> bool:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    text = reprlib.repr(value)  # unlike `repr`, it goes neither deep nor through all of a long list
     return text if len(text) <= 80 else f"{text[:77]}..."

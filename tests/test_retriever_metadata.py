@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from retriever_helpers import CountingEmbedder, WordEncoder
 from retriever.config import CollectionSettings, RetrieverConfig, SplitSettings
 from retriever.document import TextSource
 from retriever.errors import FilterError, MetadataError, UnknownDocumentError
-from retriever.metadata import MAX_METADATA_BYTES, check_metadata, parse_filter
+from retriever.metadata import MAX_METADATA_BYTES, Filter, check_metadata, parse_filter
 from retriever.retriever import Library
 
 ORDERS = {
@@ -76,6 +77,7 @@ TESTS = st.one_of(
     ),
 )
 PLAIN = st.dictionaries(st.sampled_from(NAMES), TESTS, max_size=2)
+NESTED = reduce(lambda inner, _: {"not": inner}, range(10_000), {"a": 1})
 CONDITIONS = st.recursive(
     PLAIN,
     lambda inner: st.one_of(
@@ -87,16 +89,27 @@ CONDITIONS = st.recursive(
 )
 
 
+def answers(found: Filter, metadata: list[dict]) -> list[bool]:
+    statement = f"SELECT {found.over('m')} FROM (SELECT ? AS m) WHERE 1"
+    with sqlite3.connect(":memory:") as connection:
+        rows = [connection.execute(statement, (*found.values, check_metadata(item))) for item in metadata]
+        return [bool(row.fetchone()[0]) for row in rows]
+
+
 @settings(deadline=None, max_examples=120)
 @given(metadata=st.lists(METADATA, min_size=1, max_size=5), condition=CONDITIONS)
 def test_a_condition_means_what_it_says(metadata: list[dict], condition: dict) -> None:
     found = parse_filter(condition)
-    with sqlite3.connect(":memory:") as connection:
-        for item in metadata:
-            row = connection.execute(
-                f"SELECT {found.over('m')} FROM (SELECT ? AS m) WHERE 1", (*found.values, check_metadata(item))
-            ).fetchone()
-            assert bool(row[0]) is fits(item, condition), (item, condition, found.sql)
+    assert answers(found, metadata) == [fits(item, condition) for item in metadata], found.sql
+
+
+@pytest.mark.parametrize("empty", [{}, {"not": {}}, {"and": [{}]}])
+@pytest.mark.parametrize("word", ["and", "or"])
+def test_conditions_that_say_nothing_cost_nothing(word: str, empty: dict) -> None:
+    """SQLite takes no expression of more than a thousand levels, of which each part of a list makes one."""
+    found = parse_filter({word: [*[empty] * 2000, {"a": 1}]})
+    metadata = [{"a": 1}, {"a": 2}]
+    assert answers(found, metadata) == [fits(item, {word: [empty, {"a": 1}]}) for item in metadata]
 
 
 @pytest.mark.parametrize(
@@ -117,6 +130,9 @@ def test_a_condition_means_what_it_says(metadata: list[dict], condition: dict) -
         ({"a": 2**63}, "compared with"),
         ({"a": "\0"}, "compared with"),
         ({"or": [{"a": 1}] * 65}, "more than 64"),
+        ({"or": [{"a": {"in": list(range(1000))}}] * 17}, "more than 16384 values"),
+        ({"a": {"eq": NESTED}}, "compared with"),
+        ({"not": NESTED}, "nested"),
         ({"not": {"not": {"not": {"not": {"not": {"not": {"not": {"not": {"not": {"a": 1}}}}}}}}}}, "nested"),
     ],
 )
