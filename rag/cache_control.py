@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 from itertools import islice
 from time import perf_counter, sleep
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine.config import SamplingParams
 from engine.errors import OutdatedPromptError, QueueFullError
@@ -73,21 +73,25 @@ class CacheControl:
             yield _progress(done, len(segments), tokens, started)
         yield _progress(done, len(segments), tokens, started, finished=done == len(segments))
 
-    def pin(self, collection: str, document_id: str | None = None) -> Pinned:
+    async def pin(self, collection: str, document_id: str | None = None) -> Pinned:
         """Read passages and keep them in the engine's memory, until they are let go or deleted, or the server stops.
+
+        Questions go first. Cancelling the task ends it at once; what is kept by then stays.
 
         Raises:
             UnknownDocumentError: the collection has none of this id.
         """
-        row, segments = self._passages(collection, document_id)
+        row, segments = await asyncio.to_thread(self._passages, collection, document_id)
         head = self._components.layout_of(row).head
         worker, pinned = self._components.worker(), 0
-        for segment in segments:
-            self._read(row, [segment])
-            if not worker.call(partial(_pin, namespace_of(row.id), head, segment)).result():
-                break
-            pinned += 1
-        release_dead_pins(self._components)  # one of them may have been deleted meanwhile
+        try:
+            for segment in segments:
+                await self._read_one(row, segment)
+                if not await asyncio.wrap_future(worker.call(partial(_pin, namespace_of(row.id), head, segment))):
+                    break
+                pinned += 1
+        finally:  # one of them may have been deleted meanwhile
+            await asyncio.shield(asyncio.to_thread(release_dead_pins, self._components))
         return Pinned(passages=pinned, left_out=len(segments) - pinned)
 
     def unpin(self, collection: str, document_id: str | None = None) -> int:
@@ -151,18 +155,43 @@ class CacheControl:
         )
         return call.result() // 2
 
+    async def _read_one(self, row: "Collection", segment: "Segment") -> None:
+        """Do what `_read` does with one passage, in no thread: cancelling the task ends it."""
+        worker = self._components.worker()
+        await asyncio.to_thread(self._expect, row, [segment])
+        prompt, how = Prompt([self._components.layout_of(row).head, segment]), _background(row)
+        while True:
+            try:
+                handle = await worker.submit(prompt, SamplingParams(max_tokens=0), **how)
+            except QueueFullError:
+                await asyncio.sleep(RETRY_SECONDS)
+            except OutdatedPromptError:
+                return
+            else:
+                break
+        try:
+            async for _ in worker.stream(handle):
+                pass
+        finally:
+            worker.cancel(handle)
+
+    def _expect(self, row: "Collection", segments: "Sequence[Segment]") -> None:
+        """Tell the store, if there is one, whose KV is to come."""
+        if store := self._components.store.if_made:
+            head, worker = self._components.layout_of(row).head, self._components.worker()
+            store.expect(claims_of(worker.engine.identity, row.id, head, segments))
+
     def _read(self, row: "Collection", segments: "Sequence[Segment]") -> None:
         """Have the engine read passages; nothing happens to those that it has, and to those that have been deleted."""
         head, worker = self._components.layout_of(row).head, self._components.worker()
-        if store := self._components.store.if_made:
-            store.expect(claims_of(worker.engine.identity, row.id, head, segments))
-        how = {"namespace": namespace_of(row.id), "as_of": row.generation}
+        self._expect(row, segments)
+        how = _background(row)
         handles: list[Handle] = []
         for segment in segments:
             while len(handles) < AT_ONCE:
                 try:
                     prompt, sampling = Prompt([head, segment]), SamplingParams(max_tokens=0)
-                    handles.append(worker.submit_sync(prompt, sampling, background=True, **how))
+                    handles.append(worker.submit_sync(prompt, sampling, **how))
                 except QueueFullError:
                     sleep(RETRY_SECONDS)
                 except OutdatedPromptError:
@@ -172,6 +201,11 @@ class CacheControl:
         for handle in handles:
             for _ in worker.stream_sync(handle):
                 pass
+
+
+def _background(row: "Collection") -> dict[str, Any]:
+    """Return how passages of a collection are read for nobody in particular."""
+    return {"background": True, "namespace": namespace_of(row.id), "as_of": row.generation}
 
 
 def _pin(namespace: str, head: "Segment", passage: "Segment", engine: "Engine") -> bool:

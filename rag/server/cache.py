@@ -1,13 +1,16 @@
 """The cache: what it holds, and passages that are read ahead, kept, or forgotten."""
 
 import asyncio
+from functools import partial
 
-from fastapi import APIRouter, Depends
+from anyio import to_thread
+from fastapi import APIRouter, Depends, Request
 
 from rag.schemas.cache import CacheSelection, CacheStats, Flushed, FlushRequest, Pinned, Unpinned
 from rag.schemas.jobs import Job
 from rag.server.access import AccessDep
 from rag.server.answers import require_json
+from rag.server.feed import until_gone
 from rag.server.problems import problem_responses
 from rag.server.state import ReadyState
 
@@ -42,13 +45,19 @@ async def warm(body: CacheSelection, state: ReadyState, access: AccessDep) -> Jo
 
 
 @router.post("/pin", dependencies=JSON_BODY, responses=PROBLEMS)
-def pin(body: CacheSelection, state: ReadyState, access: AccessDep) -> Pinned:
+async def pin(body: CacheSelection, request: Request, state: ReadyState, access: AccessDep) -> Pinned:
     """Read passages and keep them in memory until they are let go or deleted, or the server stops.
 
     At most half of the memory can be kept so. Pins give way to a question that could not be answered beside them.
+    Whoever closes the connection ends the reading; what is kept by then stays.
     """
     access.require("write", body.collection)
-    return state.service.cache.pin(body.collection, body.document_id)
+
+    async def work() -> Pinned:
+        async with state.pinning:
+            return await state.service.cache.pin(body.collection, body.document_id)
+
+    return await until_gone(request.receive, work())
 
 
 @router.post("/unpin", dependencies=JSON_BODY, responses=PROBLEMS)
@@ -59,10 +68,11 @@ def unpin(body: CacheSelection, state: ReadyState, access: AccessDep) -> Unpinne
 
 
 @router.post("/flush", dependencies=JSON_BODY, responses=PROBLEMS)
-def flush(body: FlushRequest, state: ReadyState, access: AccessDep) -> Flushed:
+async def flush(body: FlushRequest, state: ReadyState, access: AccessDep) -> Flushed:
     """Forget the KV of passages, in memory or everywhere; they are read again when somebody asks. Unpins them too."""
     access.require("write", body.collection)
-    return state.service.cache.flush(body.collection, body.document_id, from_disk=body.tier == "all")
+    forget = partial(state.service.cache.flush, body.collection, body.document_id, from_disk=body.tier == "all")
+    return await to_thread.run_sync(forget, limiter=state.upkeep)
 
 
 def _check(state: ReadyState, body: CacheSelection) -> None:

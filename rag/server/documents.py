@@ -1,6 +1,7 @@
 """Documents: added, listed, changed, deleted, and their passages read ahead."""
 
 import json
+from functools import partial
 from typing import Annotated, Any
 
 from anyio import to_thread
@@ -132,10 +133,10 @@ async def _ingest_now(collection: str, wanted: IngestRequest, state: ServerState
 
 
 @router.get("/{collection}/precompute", responses=problem_responses(404, 409))
-def plan_precompute(collection: CollectionPath, state: ReadyState, access: AccessDep) -> PrecomputePlan:
+async def plan_precompute(collection: CollectionPath, state: ReadyState, access: AccessDep) -> PrecomputePlan:
     """Tell what it takes to store the KV of the collection's passages."""
     access.require("read", collection)
-    return state.service.precompute_plan(collection)
+    return await to_thread.run_sync(state.service.precompute_plan, collection, limiter=state.upkeep)
 
 
 @router.post("/{collection}/precompute", response_model=None, responses=PROGRESS | problem_responses(404, 409))
@@ -150,7 +151,7 @@ async def precompute(
     """
     access.require("write", collection)
     if not wait:
-        await to_thread.run_sync(state.service.precompute_plan, collection)
+        await to_thread.run_sync(state.service.precompute_plan, collection, limiter=state.upkeep)
         job = await state.jobs.submit("precompute", collection, access.caller.principal)
         headers = {"Location": f"/v1/jobs/{job.id}"}
         return Response(job.model_dump_json(), 202, headers, media_type=JSON)
@@ -188,7 +189,7 @@ def update_document(
 
 
 @router.delete("/{collection}/documents/{document_id}", responses=problem_responses(404))
-def delete_document(
+async def delete_document(
     collection: CollectionPath, document_id: DocumentId, state: SharedState, access: AccessDep, *, purge: Purged = False
 ) -> DeletedDocument:
     """Delete a document with its passages, and return it.
@@ -196,4 +197,5 @@ def delete_document(
     With `purge=true` the answer comes when no copy of its KV, its text and its vectors is left in memory and on disk.
     """
     access.require("write", collection)
-    return state.service.delete_document(collection, document_id, purge=purge)
+    delete = partial(state.service.delete_document, collection, document_id, purge=purge)
+    return await to_thread.run_sync(delete, limiter=state.upkeep if purge else None)

@@ -16,6 +16,9 @@ from rag.service import Service
 
 __all__ = ["ReadyState", "ServerState", "SharedState"]
 
+MAX_UPKEEP = 4
+MAX_PINNING = 4
+
 
 class ServerState:
     """What an app holds.
@@ -26,6 +29,9 @@ class ServerState:
 
     Attributes:
         owner_token: who presents it may read the data directory, and so may do everything; empty is nobody.
+        upkeep: threads for what goes through a collection, or waits for answers to end: purges, flushes, plans. They
+            are few, and none of those that searches and listings need.
+        pinning: the same of what reads passages to keep them, which waits for all questions.
     """
 
     def __init__(self, service: Service, settings: ServerSettings) -> None:
@@ -37,6 +43,8 @@ class ServerState:
         self.idempotent_requests = Once(lambda: IdempotentRequests(service.components.library().store))
         self.responses = ResponseStore()
         self.embedding = CapacityLimiter(1)  # of what clients want embedded; it uses every core anyway
+        self.upkeep = CapacityLimiter(MAX_UPKEEP)
+        self.pinning = CapacityLimiter(MAX_PINNING)
         self._stopping = False
 
     @property
