@@ -67,13 +67,17 @@ class FairQueue:
             del self._queues[request.principal]
             self._last = request.principal
 
+    def first_of(self, principal: str) -> Request:
+        """Return the first request of a principal that waits."""
+        return self._queues[principal][0]
+
     def next_of(self, principal: str) -> Request | None:
         """Return the request that a principal's turn is for: its first, or what that one waits for.
 
         Another's request may be what it waits for; it then goes first whoever it belongs to. None where all that it
         waits for runs.
         """
-        first = self._queues[principal][0]
+        first = self.first_of(principal)
         if first.is_ready:
             return first
         return next((other for other in first.prerequisites if other.state is RequestState.WAITING), None)

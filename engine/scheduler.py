@@ -195,21 +195,36 @@ class Scheduler:
         return Counter(request.principal for request in self.running if not request.background)
 
     def _yield_to_others(self) -> None:
-        """Preempt the newest request of the principal with most of them for one that has none and found no place.
+        """Preempt a request for a principal that has none running, has been served least and found no place.
 
-        It loses little: the passages of its prompt are published. Nobody gives up the last one, so that nobody is sent
-        to and fro.
+        It loses little: the passages of its prompt are published.
         """
         principal = self._whose_turn((), may_admit=True)
-        running = self._num_running()
-        if principal is None or running[principal] or self._background_running():
+        if principal is None or self._num_running()[principal] or self._background_running():
             return
         request = self.waiting.next_of(principal)
         if request is None or not (len(self.running) >= self._max_num_seqs or self._is_refused(request)):
             return
-        (most, count), *_ = running.most_common(1) or [("", 0)]
-        if count > 1:
-            self._preempt(next(other for other in reversed(self.running) if other.principal == most))
+        yielding = self._who_yields_to(principal)
+        if yielding is not None:
+            self._preempt(yielding)
+
+    def _who_yields_to(self, principal: str) -> Request | None:
+        """Return the newest request of whoever has most of them running, so that nobody is sent to and fro.
+
+        Nobody gives up the last one, nor a place that would be his again at once, because he has been served less; and
+        what the other waits for does not yield to it.
+        """
+        served, running = self.waiting.served, self._num_running()
+        awaited = self.waiting.first_of(principal).prerequisites
+        candidates = [
+            request
+            for request in reversed(self.running)
+            if running[request.principal] > 1
+            and served(request.principal) >= served(principal)
+            and request not in awaited
+        ]
+        return max(candidates, key=lambda request: running[request.principal], default=None)
 
     def _schedule_background(self, budget: int, work: list[ScheduledWork]) -> None:
         """Fill a step with what runs and waits in the background."""

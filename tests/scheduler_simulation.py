@@ -97,9 +97,12 @@ class Simulation:
         scheduler = self.scheduler
         decoding = {r for r in self.scheduler.running if r.held.num_remaining_tokens == 1}
         running, preemptions = list(scheduler.running), scheduler.num_preemptions
+        yielded = {request: request.num_preemptions for request in running}
         self.check_refusal()
         work = scheduler.schedule()
         self.check_step(work, running, decoding)
+        in_vain = [r for r, times in yielded.items() if r.num_preemptions > times and r in scheduler.running]
+        assert not in_vain or scheduler.running[0] in in_vain, "who gave way runs again at once beside others"
         self.check_nothing_is_computed_twice([r for r in scheduler.running if r not in running])
         tokens, decode_rows = sum(item.num_tokens for item in work), sum(item.decodes for item in work)
         leftover = scheduler.step_budget.tokens(len([r for r in decoding if r in scheduler.running])) - tokens
@@ -161,8 +164,8 @@ class Simulation:
         assert order[: len(decodes)] == decodes[: len(order)], "decodes come first"
         awaited = {other for request in scheduler.waiting for other in request.prerequisites}  # they may go first
         for principal in {r.principal for r in [*scheduler.running, *scheduler.waiting]}:
-            prefills = [r for r in survivors if r not in decoding and r.principal == principal]
-            rest = [r for r in order[len(decodes) :] if r.principal == principal]
+            prefills = [r for r in survivors if r not in decoding | awaited and r.principal == principal]
+            rest = [r for r in order[len(decodes) :] if r not in awaited and r.principal == principal]
             assert rest[: len(prefills)] == prefills[: len(rest)], "prefills under way come before new requests"
             ours = [r for r in [*scheduler.running, *scheduler.waiting] if r.principal == principal]
             ids = [r.id for r in ours if r not in awaited]

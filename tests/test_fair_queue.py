@@ -207,6 +207,105 @@ def test_the_flood_gives_way_once_and_the_rest_comes_with_time() -> None:
     assert simulation.scheduler.num_preemptions <= 3, "one of either where it has none left, not one for each share"
 
 
+def indebted(*, num_blocks: int, seqs: int) -> tuple[Simulation, Request]:
+    """One principal has been served a long prompt and asks again; the other's answers, cheap so far, leave no room."""
+    simulation = Simulation(num_blocks=num_blocks, seqs=seqs, budget=64)
+    known = [1, 2, 3, 1] * 8
+    simulation.run([text(0, known, 1)])
+    for i in range(3):
+        simulation.scheduler.add(text(1 + i, [*known, 4, *digits(i)], 60, principal="cheap"))
+    simulation.scheduler.add(question(10, "dear", length=120, answer=1))
+    for _ in range(6):
+        simulation.step()
+    assert [request.principal for request in simulation.scheduler.running] == ["cheap"] * 3
+    again = question(11, "dear", length=140)
+    simulation.scheduler.add(again)
+    assert simulation.scheduler.waiting.served("cheap") < simulation.scheduler.waiting.served("dear")
+    return simulation, again
+
+
+@pytest.mark.parametrize("want", ["a place", "blocks"])
+def test_nobody_gives_way_to_one_who_has_been_served_more(want: str) -> None:
+    """He would be admitted again at once, in the place that he made. When he has caught up, he gives way."""
+    simulation, again = indebted(num_blocks=4000, seqs=3) if want == "a place" else indebted(num_blocks=52, seqs=16)
+    served = simulation.scheduler.waiting.served
+    while served("cheap") + 3 * OUTPUT_COST < served("dear"):
+        simulation.step()
+        assert simulation.scheduler.num_preemptions == 0
+        assert again.state is RequestState.WAITING
+    for _ in range(4):
+        simulation.step()
+    assert again.output_tokens
+    assert 1 <= simulation.scheduler.num_preemptions <= 2
+    assert "cheap" in [request.principal for request in simulation.scheduler.running]
+    simulation.run([])
+
+
+def test_who_has_been_served_most_gives_way_even_if_another_has_more_that_run() -> None:
+    simulation = Simulation(num_blocks=4000, seqs=5, budget=64)
+    known = [1, 2, 3, 1] * 8
+    simulation.run([text(0, known, 1)])
+    for i in range(3):
+        simulation.scheduler.add(text(1 + i, [*known, 4, *digits(i)], 60, principal="cheap"))
+    simulation.scheduler.add(question(9, "dear", length=60, answer=1))
+    simulation.step()
+    simulation.step()
+    dearest = [question(10 + i, "dearest", length=120, answer=40) for i in range(2)]
+    for request in dearest:
+        simulation.scheduler.add(request)
+    for _ in range(6):
+        simulation.step()
+    assert len(simulation.scheduler.running) == 5
+    assert steps_to_first_token(simulation, question(12, "dear", length=60)) == 1
+    assert [request.num_preemptions for request in dearest] == [0, 1]
+    simulation.run([])
+
+
+def test_what_is_read_for_one_who_waits_does_not_give_way_to_him() -> None:
+    """Two passages longer than a step are to be read before his question, both by requests of the flood."""
+    simulation = Simulation(num_blocks=4000, seqs=3, budget=16)
+    for i in range(3):
+        simulation.scheduler.add(question(i, "flood", answer=200))
+    for _ in range(10):
+        simulation.step()
+    template = Segment((9, 9), SegmentKind.TEMPLATE)
+    passages = [Segment((*digits(i), *[1, 2] * 20), SegmentKind.PASSAGE) for i in range(2)]
+    reading = [Request(50 + i, Prompt([template, p]), 0, principal="flood") for i, p in enumerate(passages)]
+    prompt = Prompt([template, *passages, Segment((3,), SegmentKind.TAIL)])
+    asked = [Request(60, prompt, 2, prerequisites=tuple(reading), principal=name) for name in ("flood", "other")]
+    simulation.scheduler.add(asked[0], reading)
+    assert steps_to_first_token(simulation, asked[1]) <= 30
+    assert [request.num_preemptions for request in reading] == [0, 0]
+    simulation.run([])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    specs=st.lists(
+        st.tuples(st.sampled_from("abc"), st.booleans(), st.integers(9, 40), st.integers(0, 20), st.integers(0, 60)),
+        min_size=2,
+        max_size=14,
+    ),
+    seqs=st.integers(2, 5),
+    budget=st.sampled_from([6, 16, 64]),
+)
+def test_giving_way_is_bounded(specs: list[tuple[str, bool, int, int, int]], seqs: int, budget: int) -> None:
+    """However unequally they have been served: once for every request that finds its principal without another."""
+    simulation = Simulation(num_blocks=4000, seqs=seqs, budget=budget)
+    known = [1, 2, 3, 1] * 10
+    simulation.run([text(0, known, 1)])
+    arrivals: dict[int, list[Request]] = {}
+    for i, (principal, cached, length, answer, step) in enumerate(sorted(specs, key=lambda spec: spec[-1]), 1):
+        prompt = [*known, 4, *digits(i)] if cached else [*digits(i), *[4] * (length - 8)]
+        arrivals.setdefault(step, []).append(text(i, prompt, answer, principal=principal))
+    for step in range(max(arrivals) + 1):
+        for request in arrivals.get(step, []):
+            simulation.scheduler.add(request)
+        simulation.step()
+    simulation.run([])
+    assert simulation.scheduler.num_preemptions <= len(specs)
+
+
 def test_a_prompt_of_the_flood_that_is_being_read_does_not_hold_up_another_question() -> None:
     simulation = Simulation(num_blocks=4000, seqs=SEQS, budget=16)
     for i in range(4):
