@@ -38,6 +38,12 @@ while end.recv(2**16):
     pass
 """
 
+HOARDING = """
+from retriever.extract import html
+read, kept = html.extract, []
+html.extract = lambda *its: (kept.append(bytes(100 * 2**20)), read(*its))[1]  # of 192 MiB
+"""
+
 
 def raw(name: str, data: bytes) -> RawDocument:
     return RawDocument(f"t:{name}", data, name)
@@ -163,6 +169,7 @@ def test_what_takes_too_long_is_skipped(extractor: Extractor) -> None:
 
 def test_memory_runs_out_in_the_process_alone() -> None:
     extractor = Extractor(ExtractLimits(seconds=30, memory_bytes=2**24))
+    extractor.extract(raw("a.html", PAGE))
     with pytest.raises(ExtractError, match="more than 16 MiB of memory"):
         extractor.extract(raw("wide.txt", b"a\n\n" * 150_000))
     assert extractor._child is None, "what has run out of memory reads nothing more"
@@ -170,14 +177,47 @@ def test_memory_runs_out_in_the_process_alone() -> None:
     extractor.close()
 
 
-def test_a_process_that_dies_costs_one_file(extractor: Extractor) -> None:
+def test_a_process_that_dies_costs_one_file() -> None:
+    extractor = Extractor(LIMITS)
+    extractor._child = sandbox._Child(LIMITS)
+    children = [extractor._child]
+
+    class Doomed(sandbox._Child):
+        def __init__(self, limits: ExtractLimits) -> None:
+            super().__init__(limits)
+            children.append(self)
+            threading.Timer(0.3, os.kill, (self._process.pid, signal.SIGSEGV)).start()
+
+    threading.Timer(0.3, os.kill, (children[0]._process.pid, signal.SIGSEGV)).start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sandbox, "_Child", Doomed)
+        with pytest.raises(ExtractError, match=r"t:slow.md: the process that read it ended \(signal SIGSEGV\)"):
+            extractor.extract(raw("slow.md", SLOW))
+    assert len(children) == 2, "the first one had read others, but the second is its own work"
+    assert extractor.extract(raw("a.html", PAGE)).title == "Owls"
+    extractor.close()
+
+
+def test_a_process_that_died_meanwhile_costs_no_file(extractor: Extractor) -> None:
     extractor.extract(raw("a.html", PAGE))
     assert extractor._child is not None
-    pid = extractor._child._process.pid
-    threading.Timer(0.3, os.kill, (pid, signal.SIGSEGV)).start()
-    with pytest.raises(ExtractError, match=r"t:slow.md: the process that read it ended \(signal SIGSEGV\)"):
-        extractor.extract(raw("slow.md", SLOW))
+    os.kill(extractor._child._process.pid, signal.SIGKILL)
+    extractor._child._process.wait()
     assert extractor.extract(raw("a.html", PAGE)).title == "Owls"
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+def test_what_earlier_files_left_counts_against_no_later_one(
+    monkeypatch: pytest.MonkeyPatch, *, replaced: bool
+) -> None:
+    monkeypatch.setattr(sandbox, "START", sandbox.START.replace("\nmain(", f"{HOARDING}\nmain("))
+    if not replaced:
+        monkeypatch.setattr(sandbox, "KEPT_FRACTION", 1.0)
+    extractor = Extractor(LIMITS)
+    for _ in range(3):
+        assert extractor.extract(raw("a.html", PAGE)).title == "Owls"
+        assert (extractor._child is None) == replaced
+    extractor.close()
 
 
 def test_computing_ends_even_where_nobody_waits_any_more() -> None:

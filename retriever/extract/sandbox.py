@@ -1,9 +1,10 @@
 """Extraction in a process of its own, with limits of time and memory: a hostile file ends that process, not this one.
 
 A few kilobytes can unpack to gigabytes, or keep a parser busy for hours with Python's lock in its hands. So documents
-are read in a child process, one after the other, that is started for the first one and again after a death. What is
-kept as it is (plain text, source code, reStructuredText) and small, and Markdown of a few pages, is read in this
-process: one pass over so little costs less than sending it.
+are read in a child process, one after the other, that is started for the first one and again after a death or once it
+has kept much memory. A document is blamed only for what it does in a process that has read no other. What is kept as it
+is (plain text, source code, reStructuredText) and small, and Markdown of a few pages, is read in this process: one pass
+over so little costs less than sending it.
 """
 
 import json
@@ -30,6 +31,7 @@ CONTAINERS = (b"PK\x03\x04", b"%PDF-")
 MAX_STRUCTURE_BYTES = 2**26
 START_SECONDS = 120.0  # of a busy machine
 END_SECONDS = 0.5
+KEPT_FRACTION = 0.25  # of the memory for one document, that a process may keep of those before
 KEPT_VARIABLES = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "TMPDIR")
 START = """
 import sys
@@ -86,15 +88,28 @@ class Extractor:
         if os.name != "posix" or is_light(raw):  # elsewhere no process can be given a socket
             return extract(raw)
         with self._lock:
-            child, self._child = self._child or _Child(self._limits), None
+            is_fresh = self._child is None
             try:
-                found = child.extract(raw)
-            except BaseException:
-                child.end()
-                raise
-            self._child = child
+                found = self._read(raw)
+            except _LostError:
+                if is_fresh:
+                    raise
+                found = self._read(raw)
         if isinstance(found, ExtractError):
             raise found
+        return found
+
+    def _read(self, raw: RawDocument) -> "ExtractedText | ExtractError":
+        child, self._child = self._child or _Child(self._limits), None
+        try:
+            found = child.extract(raw)
+        except BaseException:
+            child.end()
+            raise
+        if child.kept_bytes() <= KEPT_FRACTION * self._limits.memory_bytes:
+            self._child = child
+        else:
+            child.end()
         return found
 
     def close(self) -> None:
@@ -103,6 +118,10 @@ class Extractor:
             if self._child is not None:
                 self._child.end()
                 self._child = None
+
+
+class _LostError(ExtractError):
+    """Report that a process ended or had too little memory, for which documents before may be to blame."""
 
 
 class _Child:
@@ -138,6 +157,7 @@ class _Child:
                 f"the process that reads documents did not start (exit code {self._process.returncode}); "
                 "install the package again"
             ) from error
+        self._bytes_at_start = self._bytes()
 
     def extract(self, raw: RawDocument) -> "ExtractedText | ExtractError":
         """Read a document; an error that is returned is the document's, one that is raised has ended the process.
@@ -156,7 +176,7 @@ class _Child:
             raise ExtractError(f"{raw.uri} took more than {limits.seconds:g} s to read; split or convert it") from error
         except ChannelError as error:
             self.end()
-            raise ExtractError(f"{raw.uri}: {self._death()}; it is broken or made to do harm, convert it") from error
+            raise self._death(raw) from error
         try:
             return _understood(json.loads(structure), text)
         except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
@@ -166,14 +186,27 @@ class _Child:
         except MemoryError:
             mebibytes = limits.memory_bytes // 2**20
             message = f"{raw.uri} took more than {mebibytes} MiB of memory to read; split or convert it"
-            raise ExtractError(message) from None
+            raise _LostError(message) from None
 
-    def _death(self) -> str:
+    def kept_bytes(self) -> int:
+        """Return how much address space the process has beyond that of its start; 0 where it cannot be told."""
+        return max(0, self._bytes() - self._bytes_at_start)
+
+    def _bytes(self) -> int:
+        try:
+            pages = int(Path(f"/proc/{self._process.pid}/statm").read_text("ascii").split()[0])
+        except (OSError, ValueError, IndexError):  # no Linux, or it has just ended
+            return 0
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def _death(self, raw: RawDocument) -> ExtractError:
         code = self._process.returncode
         if code == -signal.SIGXCPU:
-            return f"reading it took more than {self._limits.seconds:g} s"
+            return ExtractError(f"{raw.uri}: reading it took more than {self._limits.seconds:g} s; split or convert it")
         ended = f"signal {signal.Signals(-code).name}" if code and code < 0 else f"exit code {code}"
-        return f"the process that read it ended ({ended})"
+        return _LostError(
+            f"{raw.uri}: the process that read it ended ({ended}); it is broken or made to do harm, convert it"
+        )
 
 
 def _understood(structure: dict[str, Any], data: bytes) -> "ExtractedText | ExtractError":
