@@ -1,5 +1,6 @@
 """Files made to do harm end, at worst, the process that reads them; the files after them are read as if nothing was."""
 
+import errno
 import io
 import json
 import os
@@ -294,6 +295,26 @@ def test_a_process_that_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(sandbox, "START", "raise SystemExit(7) # {path} {descriptor} {limits}")
     with pytest.raises(ExtractError, match=r"did not start \(exit code 7\)"):
         Extractor(LIMITS).extract(raw("a.html", PAGE))
+
+
+@pytest.mark.parametrize("what", ["subprocess.Popen", "socket.socketpair"])
+def test_a_process_that_the_system_has_no_room_for_costs_what_needs_it_until_the_next_time(
+    what: str, tmp_path: Path
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    sources = [BytesSource("a.html", PAGE), BytesSource("b.txt", b"Owls hunt at night.")]
+    with Library.open(tmp_path, RetrieverConfig(), embedder=HashEmbedder()) as library:
+        library.create_collection("c")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(f"{sandbox.__name__}.{what}", fail)
+            report = library.ingest("c", sources, WordEncoder(), prune=True)
+        ((uri, reason),) = report.skipped
+        assert (uri, report.added) == ("a.html", 1)
+        assert "cannot be started (Resource temporarily unavailable); let it have more memory" in reason
+        report = library.ingest("c", sources, WordEncoder(), prune=True)
+        assert (report.added, report.unchanged, report.skipped) == (1, 1, [])
 
 
 def test_two_threads_take_turns(extractor: Extractor) -> None:

@@ -133,20 +133,13 @@ class _Child:
 
     def __init__(self, limits: ExtractLimits) -> None:
         self._limits = limits
-        ours, theirs = socket.socketpair()
-        self._channel = Channel(ours)
-        with theirs:
-            theirs.set_inheritable(True)
-            path = [*(entry for entry in sys.path if entry), str(Path(__file__).parents[2])]
-            code = START.format(path=path, descriptor=theirs.fileno(), limits=asdict(limits))
-            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter with our own code
-                [sys.executable, "-I", "-W", "ignore", "-c", code],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env={name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ},
-            )
+        try:
+            self._process, self._channel = _start(limits)
+        except OSError as error:
+            raise ExtractError(
+                f"the process that reads documents cannot be started ({error.strerror or error}); let it have more "
+                "memory, processes or open files (`ulimit`), and ingest again"
+            ) from error
         self.end = weakref.finalize(self, _end, self._process, self._channel)
         self._channel.allow(START_SECONDS)
         try:
@@ -207,6 +200,32 @@ class _Child:
         return _LostError(
             f"{raw.uri}: the process that read it ended ({ended}); it is broken or made to do harm, convert it"
         )
+
+
+def _start(limits: ExtractLimits) -> "tuple[subprocess.Popen[bytes], Channel]":
+    """Start a process, and return it with the channel to it.
+
+    Raises:
+        OSError: the system has no room for it.
+    """
+    ours, theirs = socket.socketpair()
+    with theirs:
+        theirs.set_inheritable(True)
+        path = [*(entry for entry in sys.path if entry), str(Path(__file__).parents[2])]
+        code = START.format(path=path, descriptor=theirs.fileno(), limits=asdict(limits))
+        try:
+            process = subprocess.Popen(  # noqa: S603 - our own interpreter with our own code
+                [sys.executable, "-I", "-W", "ignore", "-c", code],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ},
+            )
+        except BaseException:
+            ours.close()
+            raise
+    return process, Channel(ours)
 
 
 def _understood(structure: dict[str, Any], data: bytes) -> "ExtractedText | ExtractError":
