@@ -3,12 +3,13 @@
 import logging
 from collections import deque
 from collections.abc import Generator, Sequence
+from itertools import islice
 from threading import Event
 from time import perf_counter, sleep
 from typing import TYPE_CHECKING
 
 from engine.config import SamplingParams
-from engine.errors import OutdatedPromptError, QueueFullError
+from engine.errors import OutdatedPromptError, PromptError, QueueFullError
 from engine.output import Generation
 from engine.prompt import Prompt
 from engine.request import FinishReason
@@ -56,9 +57,10 @@ class PrecomputeRun:
         self._left = deque(passages)
         self._stopped = Event()
         self._in_flight: deque[tuple[Handle, Segment]] = deque()
-        self._done: list[bytes] = []  # keys
+        self._keys: dict[int, bytes] = {}  # of passages that are computed, or will be
         self._started = perf_counter()
         self._passages = 0
+        self._skipped = 0
         self._tokens = 0
         self._unwritten = 0
         self._declined = self._store.stats().declined
@@ -82,7 +84,7 @@ class PrecomputeRun:
             worker.cancel(handle)
 
     def rest(self) -> "PrecomputeRun | None":
-        """Return a run over what this one has left, if it has left anything."""
+        """Return a run over what this one has left, if it has left anything; what has failed is not tried again."""
         return PrecomputeRun(self._components, self._collection, self._left) if self._left else None
 
     def __iter__(self) -> Generator[PrecomputeProgress, None, None]:
@@ -95,11 +97,13 @@ class PrecomputeRun:
         finally:
             if self._in_flight:  # whoever iterates has left, or a step has failed
                 self.stop()
+                self._put_back([segment for _, segment in self._in_flight])
+                self._in_flight.clear()
         if self._stopped.is_set():  # somebody waits: what is computed is written behind their answer
             yield self._progress()
             return
         self._flush(worker.engine)
-        living = self._components.library().derived.living(self._done)
+        living = self._components.library().derived.living(self._keys.values())
         yield self._progress(finished=all(map(tier_of(worker.engine).holds, living)))
 
     @property
@@ -111,12 +115,16 @@ class PrecomputeRun:
     def _compute_batch(self, worker: "EngineWorker") -> Generator[PrecomputeProgress, None, None]:
         """Compute the next passages; wait for all of them only where they are the last ones."""
         generation, segments = self._read() if self._left and not self._stopped.is_set() else (0, [])
-        for i, segment in enumerate(segments):
-            while self._is_full(worker.engine, segment):
-                yield self._take(worker)
-            if not self._submit(worker, segment, generation):
-                self._left.extendleft(int(other.name) for other in reversed(segments[i:]))
-                break
+        waiting = deque(segments)
+        try:
+            while waiting:
+                while self._is_full(worker.engine, waiting[0]):
+                    yield self._take(worker)
+                if not self._submit(worker, waiting[0], generation):
+                    break
+                waiting.popleft()
+        finally:
+            self._put_back(waiting)
         while self._in_flight and (self._stopped.is_set() or not self._left):
             yield self._take(worker)
 
@@ -127,7 +135,7 @@ class PrecomputeRun:
             The generation of the collection in which they live, and the passages.
         """
         layout, library = self._components.layout_of(self._collection), self._components.library()
-        ids = [self._left.popleft() for _ in range(min(READ_AT_ONCE, len(self._left)))]
+        ids = list(islice(self._left, READ_AT_ONCE))
         try:
             row, passages = library.living(self._collection, ids)
         except UnknownCollectionError:
@@ -137,9 +145,15 @@ class PrecomputeRun:
         identity = self._components.worker().engine.identity
         own, *claims = claims_of(identity, row.id, layout.head, segments)
         living = library.derived.claim([own, *claims])
+        for _ in ids:  # only now: what cannot be written down is left
+            self._left.popleft()
         kept = [pair for pair in zip(claims, segments, strict=True) if pair[0].key in living]
-        self._done += [claim.key for claim, _ in kept]
+        self._keys |= {int(segment.name): claim.key for claim, segment in kept}
         return row.generation, [segment for _, segment in kept]
+
+    def _put_back(self, segments: "Sequence[Segment] | deque[Segment]") -> None:
+        """Leave passages that were taken and not computed for later, before all others."""
+        self._left.extendleft(int(segment.name) for segment in reversed(segments))
 
     def _is_full(self, engine: "Engine", segment: "Segment") -> bool:
         """Whether what is computed at once, with one more, could become too much to be written behind."""
@@ -158,7 +172,11 @@ class PrecomputeRun:
             logger.warning("KV cannot be written (%s); what is missing is computed when it is needed", error)
 
     def _submit(self, worker: "EngineWorker", segment: "Segment", generation: int) -> bool:
-        """Have a passage computed; False when it may have been deleted since it was read, or the run has stopped."""
+        """Have a passage computed, or leave it out where the engine never will.
+
+        Returns:
+            False when it may have been deleted since it was read, or the run has stopped.
+        """
         head = self._components.layout_of(self._collection).head
         prompt, how = Prompt([head, segment]), {"namespace": self._namespace}
         while not self._stopped.is_set():
@@ -170,6 +188,11 @@ class PrecomputeRun:
                 sleep(RETRY_SECONDS)
             except OutdatedPromptError:
                 return False
+            except PromptError as error:
+                logger.warning("passage %s is not read ahead: %s", segment.name, error)
+                self._skipped += 1
+                self._keys.pop(int(segment.name))
+                return True
             else:
                 self._in_flight.append((handle, segment))
                 if self._stopped.is_set():  # since it was looked at
@@ -180,14 +203,16 @@ class PrecomputeRun:
     def _take(self, worker: "EngineWorker") -> PrecomputeProgress:
         """Wait for the passage that was submitted first; one that was cancelled is left for later."""
         handle, segment = self._in_flight[0]
-        *_, end = worker.stream_sync(handle)
-        self._in_flight.popleft()
+        try:
+            *_, end = worker.stream_sync(handle)  # `stop` cancels it meanwhile
+        finally:
+            self._in_flight.popleft()  # also when its step has failed: nothing more comes
         if isinstance(end, Generation) and end.finish_reason is not FinishReason.CANCELLED:
             self._passages += 1
             self._tokens += len(segment.tokens)
             self._unwritten += record_bytes(worker.engine, len(segment.tokens))
         else:
-            self._left.appendleft(int(segment.name))
+            self._put_back([segment])
         if self._unwritten > WRITTEN_AT_ONCE:
             self._flush(worker.engine)
         if not self._stopped.is_set() and self._store.stats().declined > self._declined:
@@ -199,6 +224,7 @@ class PrecomputeRun:
     def _progress(self, *, finished: bool = False) -> PrecomputeProgress:
         return PrecomputeProgress(
             passages=self._passages,
+            skipped=self._skipped,
             total=self._total,
             tokens=self._tokens,
             seconds=perf_counter() - self._started,

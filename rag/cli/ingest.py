@@ -173,6 +173,12 @@ def _read_ahead(operations: "Operations", collection: str, *, quiet: bool) -> "P
     with precompute_progress(plan.to_compute) as show:
         for progress in operations.precompute(collection):
             show(progress)
+    if progress.skipped:
+        print(
+            f"WARNING: {number(progress.skipped)} of them are too long for the model or its memory; "
+            "see the log, and split the documents into shorter passages",
+            file=sys.stderr,
+        )
     if not progress.finished:
         print("WARNING: some of them could not be stored; look at `rag doctor`, and run it again", file=sys.stderr)
     if not quiet:

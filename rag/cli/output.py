@@ -133,7 +133,7 @@ def precompute_progress(total: int) -> "Iterator[Callable[[PrecomputeProgress], 
 
         def show(progress: "PrecomputeProgress") -> None:
             rate = progress.tokens / progress.seconds if progress.tokens else 0
-            bars.update(task, completed=progress.passages, description=f"{rate:.0f} tokens/s")
+            bars.update(task, completed=progress.passages + progress.skipped, description=f"{rate:.0f} tokens/s")
 
         yield show
 

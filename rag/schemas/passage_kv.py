@@ -32,10 +32,21 @@ class PrecomputePlan(Result):
 
 
 class PrecomputeProgress(Result):
-    """How far it is; in the end, `finished` tells whether everything is on disk."""
+    """How far it is.
+
+    Attributes:
+        type: what the event is.
+        passages: passages that are read.
+        skipped: passages that are left out, since the model or its memory has no room for one of them.
+        total: passages that there were to read.
+        tokens: of those that are read.
+        seconds: since it began.
+        finished: told in the end: all but what was skipped is kept.
+    """
 
     type: Literal["progress"] = "progress"
     passages: int
+    skipped: int = 0
     total: int
     tokens: int
     seconds: float
