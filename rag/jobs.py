@@ -88,12 +88,13 @@ class JobStore:
         return self._change(
             job_id,
             "UPDATE jobs SET state = 'running', attempts = attempts + 1, "
-            "started_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now') WHERE id = ?",
+            "started_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now') WHERE id = ? AND state = 'queued'",
         )
 
-    def put_back(self, job_id: str) -> Job:
-        """Write down that a job was cut short by a stop that it has nothing to do with."""
-        return self._change(job_id, "UPDATE jobs SET state = 'queued', attempts = attempts - 1 WHERE id = ?")
+    def put_back(self, job_id: str, *, counts: bool = False) -> Job:
+        """Write down that a job was cut short; it `counts` as an attempt where that may be the job's doing."""
+        statement = "UPDATE jobs SET state = 'queued', attempts = attempts - ? WHERE id = ? AND state = 'running'"
+        return self._change(job_id, statement, 0 if counts else 1)
 
     def end(self, job_id: str, state: JobState, progress: JobProgress, *, result: str = "", error: str = "") -> Job:
         """Write down how a job has ended; what it worked on is removed."""

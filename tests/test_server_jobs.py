@@ -211,6 +211,29 @@ def test_jobs_go_on_after_a_stop(tmp_path: Path, model: Path) -> None:
         assert api.http.get("/v1/collections/lasting").json()["documents"] == 301
 
 
+def test_jobs_that_are_watched_go_on_after_a_stop_too(tmp_path: Path, model: Path) -> None:
+    """Who watches is told of the stop, which waits for connections; no job fails while it does."""
+    config = make_config(tmp_path, model)
+    embedder = GatedEmbedder()
+    with Service(config, embedder=embedder) as service, running(service) as api:
+        embedder.gate.clear()
+        runs = post(api, "watched", *({"uri": f"u{n}", "text": f"Bees dance {n}. " * 30} for n in range(300)))
+        waits = post(api, "watched", {"uri": "late", "text": "Owls hunt."})
+        assert embedder.entered.acquire(timeout=30)
+        with api.http.stream("GET", f"/v1/jobs/{waits['id']}/events") as response:
+            events = events_of(response)
+            assert next(events)[0] == "progress"
+            api.server.should_exit = True
+            eventually(lambda: api.server._state._stopping)
+            embedder.gate.set()
+            *_, (name, problem) = events
+        assert (name, problem["status"]) == ("error", 503)
+    with Service(config, embedder=embedder) as service, running(service) as api:
+        first, second = ended(api, runs), ended(api, waits)
+        assert (first["state"], first["attempts"], second["state"]) == ("succeeded", 1, "succeeded")
+        assert api.http.get("/v1/collections/watched").json()["documents"] == 301
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     with_tables = Store(tmp_path / "library.sqlite3")

@@ -7,6 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from threading import Event
 
+from engine.errors import EngineStoppedError
 from rag.components import Once
 from rag.jobs import JobStore
 from rag.schemas import IngestReport, IngestRequest
@@ -40,6 +41,8 @@ class _Run:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: Event = field(default_factory=Event)
     in_thread: bool = False
+    is_ending: bool = False  # nothing may cut short the writing down
+    has_ended: bool = False  # from then on the store alone knows how
     task: "asyncio.Task[None] | None" = None
 
 
@@ -109,36 +112,56 @@ class JobRunner:
         run = self._runs.get(job_id)
         if run is None:
             return await self.get(job_id)
-        run.cancelled.set()
-        if not run.in_thread and run.task is not None:
-            run.task.cancel()
+        if not run.cancelled.is_set():
+            run.cancelled.set()
+            self._interrupt(run)
         await asyncio.wait({run.task} if run.task else set(), timeout=WATCH_SECONDS)
         return run.job
 
     async def watch(self, job_id: str) -> AsyncGenerator[JobEvent, None]:
-        """Yield a job as it is now, as it moves on, and as it has ended."""
-        run = self._runs.get(job_id)
-        if run is None:
-            run = _Run(await self.get(job_id))
+        """Yield a job as it is now, as it moves on, and as it has ended.
+
+        Raises:
+            UnknownJobError: there is none of this id.
+            ProblemError: it is to be begun again later, since the server stops or its end could not be written down.
+        """
+        run = self._runs.get(job_id) or _Run(await self.get(job_id), has_ended=True)
         while True:
             job, changed = run.job, run.changed
+            if run.has_ended and not is_over(job):
+                job = await self.get(job_id)
             yield JobEvent(type="done" if is_over(job) else "progress", job=job)
             if is_over(job):
                 return
+            if run.has_ended or self._stopping:
+                raise ProblemError(
+                    503, "stopping", f"job {job_id} is not worked on now; watch it again when the server has restarted"
+                )
             await changed.wait()
-            await asyncio.sleep(0 if is_over(run.job) else WATCH_SECONDS)
+            is_last = is_over(run.job) or run.has_ended or self._stopping
+            await asyncio.sleep(0 if is_last else WATCH_SECONDS)
+
+    def begin_stop(self) -> None:
+        """Begin nothing more; end what runs, which goes on with the next start, and who watches it."""
+        self._stopping = True
+        for run in self._runs.values():
+            self._interrupt(run)
+            self._wake(run)
 
     async def stop(self) -> None:
-        """End what runs; it goes on with the next start."""
-        self._stopping = True
-        tasks = [run.task for run in self._runs.values() if run.task]
-        for run in self._runs.values():
-            if not run.in_thread and run.task is not None:
-                run.task.cancel()
-        if tasks:
+        """Wait, for a while, until what ran has ended."""
+        if tasks := [run.task for run in self._runs.values() if run.task]:
             await asyncio.wait(tasks, timeout=STOP_SECONDS)
 
+    def _interrupt(self, run: _Run) -> None:
+        """End a run that is not in a thread, where it would look for the wish itself."""
+        if run.task is not None and not (run.in_thread or run.is_ending):
+            run.task.cancel()
+
     def _start(self, job: Job) -> None:
+        """Let a job begin when it is its turn; while the server stops, with the next start."""
+        if self._stopping:
+            return
         run = self._runs[job.id] = _Run(job)
         run.task = asyncio.create_task(self._run(run))
 
@@ -153,25 +176,31 @@ class JobRunner:
         except (_CancelledError, asyncio.CancelledError):
             await self._end(run, "cancelled")
         except Exception as error:  # noqa: BLE001 - it is told with the job
-            problem = describe(error, run.job.id)
-            await self._end(run, "failed", error=problem.detail)
+            await self._end(run, "failed", error=error)
         else:
             unusable = report is not None and report.skipped and not report.added + report.updated + report.unchanged
             reasons = "; ".join(item.reason for item in report.skipped[:MAX_REASONS]) if report and unusable else ""
             await self._end(run, "failed" if unusable else "succeeded", report, reasons)
         finally:
             del self._runs[run.job.id]
+            run.has_ended = True
+            self._wake(run)
 
-    async def _end(self, run: _Run, state: JobState, report: IngestReport | None = None, error: str = "") -> None:
-        """Write down how a job has ended; while the server stops, that it has not."""
+    async def _end(
+        self, run: _Run, state: JobState, report: IngestReport | None = None, error: Exception | str = ""
+    ) -> None:
+        """Write down how a job has ended; where the server stops or the engine has ended, that it has not."""
+        run.is_ending = True
         store, job = self._store(), run.job
-        cut_short = self._stopping and state != "succeeded" and not run.cancelled.is_set()
+        is_stop = self._stopping and state != "succeeded"
+        cut_short = (is_stop or isinstance(error, EngineStoppedError)) and not run.cancelled.is_set()
+        reason = error if isinstance(error, str) or cut_short else describe(error, job.id).detail
 
         def write() -> Job:
             if cut_short:
-                return store.put_back(job.id) if job.state == "running" else job
+                return store.put_back(job.id, counts=not is_stop)
             result = report.model_dump_json() if report is not None else ""
-            return store.end(job.id, state, job.progress, result=result, error=error)
+            return store.end(job.id, state, job.progress, result=result, error=str(reason))
 
         try:
             self._show(run, await asyncio.shield(asyncio.to_thread(write)))
@@ -180,6 +209,9 @@ class JobRunner:
 
     def _show(self, run: _Run, job: Job) -> None:
         run.job = job
+        self._wake(run)
+
+    def _wake(self, run: _Run) -> None:
         run.changed.set()
         run.changed = asyncio.Event()
 
@@ -197,7 +229,7 @@ class JobRunner:
 
         def work(check: Callable[[IngestEvent], None]) -> IngestReport:
             run.in_thread = True
-            if run.cancelled.is_set():
+            if run.cancelled.is_set() or self._stopping:
                 raise _CancelledError
             begun = store.begin(run.job.id)
             loop.call_soon_threadsafe(lambda: self._show(run, begun))

@@ -81,8 +81,9 @@ class ServerState:
         return self.is_stalled or (worker is not None and not worker.is_alive and not self._stopping)
 
     def stop(self) -> None:
-        """Take no more requests; ingestions end after their current batch."""
+        """Take no more requests; jobs go on with the next start, and ingestions end after their current batch."""
         self._stopping = True
+        self.jobs.begin_stop()  # first: it tells jobs that a stop ends them, not their own failure
         self.ingestions.stop()
 
 

@@ -1,0 +1,151 @@
+"""What becomes of jobs, and of those who watch them, when something comes between: stops, full disks, impatience."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rag_helpers import make_chat_model
+from server_helpers import make_config
+
+from engine.errors import EngineStoppedError
+from rag.jobs import JobStore
+from rag.schemas.jobs import JobEvent
+from rag.server.ingestions import Ingestions
+from rag.server.job_runner import JobRunner
+from rag.server.problems import ProblemError
+from rag.service import Service
+from retriever.errors import StoreError
+from retriever.hash_embedder import HashEmbedder
+
+DOCUMENT = b'{"documents": [{"uri": "u", "text": "Owls hunt."}]}'
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    model = make_chat_model(tmp_path / "tiny")
+    with Service(make_config(tmp_path / "data", model), embedder=HashEmbedder()) as made:
+        yield made
+
+
+def runner_of(service: Service, max_jobs: int = 10) -> JobRunner:
+    return JobRunner(service, Ingestions(), max_jobs)
+
+
+def store_of(service: Service) -> JobStore:
+    return JobStore(service.components.library().store, service.config.data_dir / "jobs")
+
+
+async def watched(runner: JobRunner, job_id: str) -> tuple[list[JobEvent], ProblemError | None]:
+    """Return the events of a job, and what they ended with where that was no end of the job."""
+    events: list[JobEvent] = []
+    try:
+        async with asyncio.timeout(20):
+            async for event in runner.watch(job_id):
+                events.append(event)  # noqa: PERF401 - those before an error are wanted
+    except ProblemError as problem:
+        return events, problem
+    return events, None
+
+
+def test_a_job_whose_engine_ends_is_begun_again_and_counts_as_an_attempt(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ended(_collection: str) -> AsyncIterator[Any]:
+        raise EngineStoppedError("the engine has stopped")
+        yield
+
+    monkeypatch.setattr(service, "precompute_async", ended)
+
+    async def scenario() -> None:
+        runner = runner_of(service)
+        job = await runner.submit("precompute", "c", "")
+        events, problem = await watched(runner, job.id)
+        assert problem is not None
+        assert events[-1].job.state == "queued"
+
+    asyncio.run(scenario())
+    assert [(job.state, job.attempts, job.error) for job in store_of(service).unfinished()] == [("queued", 1, None)]
+
+
+def test_a_stop_ends_what_waits_and_runs_and_nothing_begins_meanwhile(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def endless(_collection: str) -> AsyncIterator[Any]:
+        await asyncio.sleep(60)
+        yield
+
+    monkeypatch.setattr(service, "precompute_async", endless)
+
+    async def scenario() -> None:
+        runner = runner_of(service)
+        job = await runner.submit("precompute", "c", "")
+        watching = asyncio.create_task(watched(runner, job.id))
+        while (await runner.get(job.id)).state != "running":
+            await asyncio.sleep(0.01)
+        runner.begin_stop()
+        late = await runner.submit("ingest", "c", "", DOCUMENT)
+        await runner.stop()
+        events, problem = await watching
+        assert problem is not None
+        assert problem.status_code == 503
+        assert events[-1].job.state in ("running", "queued")
+        assert (await runner.get(late.id)).state == "queued"
+
+    asyncio.run(scenario())
+    assert [(job.kind, job.attempts) for job in store_of(service).unfinished()] == [("precompute", 0), ("ingest", 0)]
+
+
+def test_who_watches_a_job_whose_end_cannot_be_written_is_told_so(
+    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(JobStore, "end", full)
+
+    async def scenario() -> None:
+        runner = runner_of(service)
+        job = await runner.submit("ingest", "c", "", DOCUMENT)
+        for _ in range(2):  # while it runs, and afterwards
+            _, problem = await watched(runner, job.id)
+            assert problem is not None
+            assert "watch it again" in problem.detail
+
+    asyncio.run(scenario())
+    assert "could not be written down" in caplog.text
+
+
+def test_a_job_that_is_cancelled_twice_ends_once_and_is_seen_to_end(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, end = threading.Event(), JobStore.end
+
+    def slow(*args: Any, **more: Any) -> Any:
+        assert written.wait(20)
+        return end(*args, **more)
+
+    monkeypatch.setattr(JobStore, "end", slow)
+
+    async def endless(_collection: str) -> AsyncIterator[Any]:
+        await asyncio.sleep(60)
+        yield
+
+    monkeypatch.setattr(service, "precompute_async", endless)
+
+    async def scenario() -> None:
+        runner = runner_of(service)
+        job = await runner.submit("precompute", "c", "")
+        watching = asyncio.create_task(watched(runner, job.id))
+        while (await runner.get(job.id)).state != "running":
+            await asyncio.sleep(0.01)
+        for _ in range(2):
+            await runner.cancel(job.id)
+        written.set()
+        events, problem = await watching
+        assert problem is None
+        assert (events[-1].type, events[-1].job.state) == ("done", "cancelled")
+
+    asyncio.run(scenario())
