@@ -400,6 +400,8 @@ class Engine:
         try:
             self.scheduler.add(request, before)
         except QueueFullError as error:
+            for other in before:
+                self._intake.forget(other)
             error.retry_after = self._pace.seconds_until_place(len(self.scheduler.waiting), perf_counter())
             raise
 

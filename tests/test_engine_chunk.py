@@ -9,7 +9,7 @@ from certify_helpers import a_certificate
 from engine_helpers import BLOCK, ask, check_settled, collect, passage, random_tokens, tail, template, tiny_engine
 
 from engine import Generation, Prompt, Reuse, SamplingParams
-from engine.errors import ConfigError, PromptTooLongError, ReuseNotCertifiedError
+from engine.errors import ConfigError, PromptTooLongError, QueueFullError, ReuseNotCertifiedError, ShareFullError
 from engine.request import RequestState
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -61,6 +61,22 @@ def test_many_requests_for_one_new_passage_share_its_reading(engine):
     assert len({other for request in requests for other in request.prerequisites}) == 1
     results = [collect(engine.stream(request)) for request in requests]
     assert all(outcomes(result)[1] == "b:computed" for result in results)
+
+
+def test_who_finds_the_queue_full_leaves_nothing_that_others_wait_for(engine, monkeypatch):
+    """The next one who needs the passage reads it himself, for his own share."""
+    prompt = Prompt([TEMPLATE, A, B, QUESTION])
+    with monkeypatch.context() as patched:
+        patched.setattr(engine.scheduler, "_max_num_waiting", 0)
+        with pytest.raises(QueueFullError):
+            engine.submit(prompt, FOUR, principal="refused", **CHUNK)
+        patched.setattr(engine.scheduler, "_max_num_waiting", 10)
+        patched.setattr(engine.scheduler, "_max_share_waiting", 0)
+        with pytest.raises(ShareFullError):
+            engine.submit(prompt, FOUR, principal="refused", **CHUNK)
+    request = engine.submit(prompt, FOUR, principal="next", **CHUNK)
+    assert [other.principal for other in request.prerequisites] == ["next"]
+    assert outcomes(collect(engine.stream(request)))[1] == "b:computed"
 
 
 def test_whoever_is_cancelled_leaves_nothing(engine):
