@@ -340,7 +340,9 @@ class Engine:
     def end(self, request: Request, error: EngineError) -> None:
         """End a request now with an error in the place of its generation; nothing happens when it has ended already."""
         if request.state is not RequestState.FINISHED:
-            self.totals.failed += 1
+            is_late = isinstance(error, DeadlineExceededError)
+            self.totals.late += is_late
+            self.totals.failed += not is_late
             self._streams[request].events.append(error)
             self._close(request)
             self._cancel_unawaited(request.prerequisites)

@@ -49,7 +49,7 @@ class Timings:
 class Totals:
     """Counters since the engine started.
 
-    Finished are all that have ended; some of them were cancelled, others failed in a step or came too late.
+    Finished are all that have ended; some of them were cancelled, others failed in a step, others came too late.
     Of the drafted tokens, the accepted ones were right and became output tokens without a step of their own.
     """
 
@@ -57,6 +57,7 @@ class Totals:
     finished: int = 0
     cancelled: int = 0
     failed: int = 0
+    late: int = 0
     steps: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0

@@ -5,6 +5,7 @@ import random
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
 import pytest
 from engine_helpers import ask, check_settled, collect, passage, random_tokens, tail, template, tiny_engine
@@ -368,6 +369,22 @@ def test_an_engine_whose_steps_all_fail_is_not_well_until_one_succeeds(worker, a
     assert run(read(worker, PROMPT, LONG)).token_ids == answer.token_ids
 
 
+def test_an_engine_is_well_when_all_it_does_is_end_what_comes_too_late(worker):
+    """Each is late before a step has begun it."""
+    queue = SimpleQueue()
+
+    def submit_late(engine):
+        request = engine.submit(PROMPT, SAMPLING, deadline=time.perf_counter() + 0.01)
+        time.sleep(0.02)
+        return worker._register(request, queue.put, queue)
+
+    for _ in range(4):
+        with pytest.raises(DeadlineExceededError):
+            collect(worker.stream_sync(worker.call(submit_late).result(TIMEOUT)))
+    assert worker.engine.totals.steps == 0
+    assert worker.is_well
+
+
 def test_how_long_the_engine_has_been_at_one_thing(worker):
     assert worker.busy_seconds == 0
     started, release = threading.Event(), threading.Event()
@@ -409,7 +426,7 @@ def test_a_deadline_ends_what_runs_and_what_waits(tiny_folder, answer):
     with pytest.raises(DeadlineExceededError, match="ask again"):
         worker.submit_sync(PROMPT, deadline=time.perf_counter())
     wait_until_idle(worker)
-    assert worker.engine.totals.failed == 2
+    assert (worker.engine.totals.late, worker.engine.totals.failed) == (2, 0)
     assert not worker.engine._deadlines
     worker.close()
 
