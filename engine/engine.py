@@ -526,6 +526,8 @@ class Engine:
         self.scheduler.finish(request)
         self._intake.forget(request)
         self.totals.finished += 1
+        if not self.scheduler.has_work:
+            self._pace.rest(perf_counter())
         del self._samplers[request]
         self._deadlines.pop(request, None)
         if request in self._unread:

@@ -116,6 +116,19 @@ def test_a_full_queue(tiny_folder):
     check_settled(engine)
 
 
+def test_an_idle_hour_does_not_count_when_the_queue_is_full(engine, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("engine.engine.perf_counter", lambda: now)
+    ask(engine, PROMPT, SamplingParams(max_tokens=3))
+    now += 3600.0
+    monkeypatch.setattr(engine.scheduler, "_max_num_waiting", 4)
+    requests = [engine.submit(PROMPT, SamplingParams(max_tokens=3)) for _ in range(4)]
+    with pytest.raises(QueueFullError) as refused:
+        engine.submit(PROMPT)
+    assert refused.value.retry_after == 1.0
+    assert len({collect(engine.stream(request)).token_ids for request in requests}) == 1
+
+
 def test_what_fails_in_submit_leaves_nothing_queued(engine, monkeypatch):
     def fails(*args):
         raise RuntimeError("no stream")

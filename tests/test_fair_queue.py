@@ -427,6 +427,17 @@ def test_how_long_to_stay_away() -> None:
     assert pace.seconds_until_place(10_000, 20.0) == 60.0
 
 
+def test_an_idle_hour_is_no_time_to_wait() -> None:
+    pace = AdmissionPace()
+    for moment in range(10):
+        pace.note(2.0 * moment)
+    pace.rest(20.0)
+    pace.rest(100.0)
+    assert pace.seconds_until_place(40, 3600.0) == pytest.approx(20.0), "nothing runs yet"
+    pace.note(3600.0)
+    assert pace.seconds_until_place(44, 3602.0) == pytest.approx(22.0)
+
+
 def test_chunk_requests_of_two_take_their_turns() -> None:
     template = Segment((1, 2, 1), SegmentKind.TEMPLATE)
     passages = [Segment((i, *range(4, 11)), SegmentKind.PASSAGE) for i in range(1, 4)]
