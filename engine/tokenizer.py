@@ -158,8 +158,12 @@ class StopStrings:
 
         One that this text completes while not `armed` does not count.
         """
-        held = self._held + text
-        found = [(at + len(stop), at) for stop in self._stop if armed and (at := held.find(stop)) >= 0]
+        held, known = self._held + text, len(self._held)
+        found = [
+            (at + len(stop), at)
+            for stop in self._stop
+            if armed and (at := held.find(stop, max(known - len(stop) + 1, 0))) >= 0
+        ]
         if found:
             self._held = ""
             _, start = min(found)  # the first to be complete, so that the result does not depend on how text arrives

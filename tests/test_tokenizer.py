@@ -293,6 +293,29 @@ def test_stop_strings_equal_a_naive_reading(parts, stops):
     assert stopped == any(stop in text for stop in stops)
 
 
+@settings(max_examples=500, deadline=None)
+@given(
+    parts=st.lists(st.tuples(st.text(alphabet="abx", max_size=4), st.booleans()), max_size=12),
+    stops=st.lists(st.text(alphabet="abx", min_size=1, max_size=5), max_size=3),
+)
+@example(parts=[("xab", False), ("x", True)], stops=["ab", "xabab"])
+@example(parts=[("xab", False), ("", True)], stops=["ab", "xabab"])
+def test_a_stop_string_counts_by_the_part_that_completes_it(parts, stops):
+    strings, shown, stopped = StopStrings(stops), "", False
+    text = ""
+    for part, armed in parts:
+        new, stopped = strings.push(part, armed=armed)
+        shown, before, text = shown + new, len(text), text + part
+        ends = range(before + 1, len(text) + 1) if armed else ()
+        reached = next((end for end in ends if text[:end].endswith(tuple(stops))), None)
+        assert stopped == (reached is not None)
+        if reached is not None:
+            longest = max(len(stop) for stop in stops if text[:reached].endswith(stop))
+            assert shown == text[: reached - longest]
+            return
+    assert shown + strings.flush() == text
+
+
 def test_only_what_could_become_a_stop_string_is_held_back():
     strings = StopStrings(["END"])
     assert strings.push("the E") == ("the ", False)
