@@ -68,7 +68,10 @@ class Pins:
         for name in gone:
             blocks = pins.pop(name).blocks
             self._pool.drop(blocks)
-            self._holders -= Counter(blocks)
+            self._holders.subtract(blocks)
+            for block in blocks:
+                if not self._holders[block]:
+                    del self._holders[block]
         if not pins:
             self._pins.pop(namespace, None)
         return len(gone)

@@ -1,5 +1,6 @@
 """Pinned passages stay in the pool, whatever else is asked for, and never keep a request from running."""
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -83,6 +84,23 @@ def test_pins_give_way_to_a_request_that_could_never_run_beside_them(caplog: pyt
     assert not cache.pins
     assert "pinned no longer" in caplog.text
     cache.check_invariants()
+
+
+def test_letting_go_of_one_passage_looks_at_its_own_blocks_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Watched(Counter[int]):
+        def items(self) -> Any:
+            raise AssertionError("all pinned blocks are walked")
+
+    cache = PrefixCache(40, BLOCK)
+    monkeypatch.setattr(cache.pins, "_holders", Watched())
+    for passage in PASSAGES[:3]:
+        read(cache, passage)
+        assert cache.pin(SPACE, TEMPLATE, passage)
+    pinned = cache.pins.num_blocks
+    assert cache.unpin(SPACE, lambda passage: passage is not PASSAGES[1]) == 1
+    assert cache.pins.num_blocks == pinned - len(PASSAGES[1].tokens) // BLOCK - len(PASSAGES[1].tokens) % BLOCK
+    assert cache.unpin(SPACE) == 2
+    assert cache.pins.num_blocks == 0
 
 
 @pytest.mark.parametrize("how", ["purge", "drop", "clear"])
