@@ -7,7 +7,7 @@
 | `document_bodies`, `idempotent` | what documents come in; requests that may be sent twice |
 | `ingestions`, `job_runner` | work that takes long |
 | `feed`, `sse` | an answer that is sent while it is made, to a client that may leave |
-| `problems`, `middleware` | errors as problem documents, request ids, the limit of a body |
+| `problems`, `middleware`, `body_pace` | errors as problem documents, request ids, the size and pace of a body |
 | `hosts` | which hosts and web pages are refused |
 | `authentication`, `access`, `limits` | whose key a request has, what it may do, and how much |
 | `deadlines` | how long an answer is waited for |
@@ -33,6 +33,7 @@ from rag.schemas import AnswerEvent, PrecomputeProgress
 from rag.schemas.jobs import JobEvent
 from rag.server import answers, cache, collections, documents, health, jobs, keys, metrics, usage
 from rag.server.authentication import SECURITY, SECURITY_SCHEMES, Authentication
+from rag.server.body_pace import BodyPace
 from rag.server.deadlines import Deadlines
 from rag.server.hosts import HostGuard, allowed_hosts, is_loopback
 from rag.server.limits import Limits
@@ -104,6 +105,7 @@ def create_app(service: Service, settings: ServerSettings | None = None) -> Fast
         *openai_routes.ROUTERS,
     )
     add_handlers(app, [route for router in routers for route in router.routes])
+    app.add_middleware(BodyPace, patience_seconds=settings.body_seconds)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(Deadlines, max_seconds=settings.answer_seconds)
     app.add_middleware(Limits, state=app.state.preread)

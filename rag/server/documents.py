@@ -95,7 +95,7 @@ async def add_documents(
     can be watched and cancelled.
     """
     access.require("write", collection)
-    async with state.ingestions.room_for(request.headers.get("content-length", "")):
+    async with state.ingestions.room_for(request.headers, access.caller.principal):
         wanted = await read_documents(request, state.settings.max_files)
         if wanted.urls and not state.settings.allow_url_fetch:
             raise ProblemError(

@@ -1,8 +1,8 @@
 """The ingestions that run, whether a request waits for them or a job does them."""
 
 import logging
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import partial
 from threading import Event
 from weakref import WeakValueDictionary
@@ -15,12 +15,13 @@ from rag.schemas import IngestReport
 from rag.server.problems import ProblemError
 from retriever.ingest import IngestEvent, Stage
 
-__all__ = ["MAX_LARGE_BODIES", "SMALL_BODY_BYTES", "Ingestions"]
+__all__ = ["MAX_LARGE_BODIES", "MAX_OWN_BODIES", "SMALL_BODY_BYTES", "Ingestions"]
 
 logger = logging.getLogger(__name__)
 
 MAX_INGESTIONS = 2  # at once, each into its own collection; embedding uses every core anyway
 MAX_LARGE_BODIES = 2 * MAX_INGESTIONS  # in memory at once: some are worked on while others arrive
+MAX_OWN_BODIES = MAX_LARGE_BODIES // 2  # of one principal
 SMALL_BODY_BYTES = 2**20
 
 
@@ -31,15 +32,29 @@ class Ingestions:
         self._locks: WeakValueDictionary[str, Lock] = WeakValueDictionary()
         self._slots = CapacityLimiter(MAX_INGESTIONS)
         self._bodies = Semaphore(MAX_LARGE_BODIES)
+        self._own_bodies: WeakValueDictionary[str, Semaphore] = WeakValueDictionary()
         self._stopping = Event()
 
-    def room_for(self, length: str) -> Semaphore | nullcontext[None]:
-        """Wait until a body of this Content-Length may be in memory, and hold its place; a small one does not wait.
+    def room_for(
+        self, headers: Mapping[str, str], principal: str = ""
+    ) -> AbstractAsyncContextManager[None] | Semaphore:
+        """Wait until the body that these headers announce may be in memory, and hold its place; a small one does not.
 
-        Who sends slowly holds a place for bodies, not one for ingestions.
+        Who sends slowly holds a place for bodies, not one for ingestions; and nobody holds more than half of them.
+
+        Args:
+            headers: of the request.
+            principal: who sends it; without keys everybody is nobody, who may have every place.
         """
-        is_small = length.isdecimal() and int(length) <= SMALL_BODY_BYTES
-        return nullcontext() if is_small else self._bodies
+        length = "" if "transfer-encoding" in headers else headers.get("content-length", "")  # the first one counts
+        if length.isdecimal() and int(length) <= SMALL_BODY_BYTES:
+            return nullcontext()
+        return self._own_place(principal) if principal else self._bodies
+
+    @asynccontextmanager
+    async def _own_place(self, principal: str) -> AsyncIterator[None]:
+        async with self._own_bodies.setdefault(principal, Semaphore(MAX_OWN_BODIES)), self._bodies:
+            yield
 
     async def run(self, collection: str, work: Callable[[Progress], IngestReport]) -> IngestReport:
         """Ingest when it is this collection's turn.
