@@ -138,7 +138,8 @@ class ServerSettings(_Group):
         allowed_hosts: names, with commas between, by which requests may call the server besides `localhost` and the
             address that it listens on; `*` is any. Without one, a server that listens for this machine alone takes no
             other name, and one that others can reach takes any.
-        max_body_bytes: larger request bodies are refused.
+        max_body_bytes: larger uploads of documents are refused.
+        max_json_bytes: the same for all other request bodies, which are read by one thread for everybody.
         body_seconds: a request body may take so long, and a second more for each 32 KiB of it.
         ping_seconds: a streamed answer sends a comment after so long a silence.
         answer_seconds: an answer that is not complete after so long is ended; clients may ask for less with the header
@@ -166,6 +167,7 @@ class ServerSettings(_Group):
 
     allowed_hosts: str = ""
     max_body_bytes: int = Field(default=128 * 2**20, ge=1)
+    max_json_bytes: int = Field(default=2 * 2**20, ge=1)
     body_seconds: float = Field(default=30.0, gt=0)
     ping_seconds: float = Field(default=15.0, gt=0)
     answer_seconds: float = Field(default=600.0, gt=0)

@@ -1,6 +1,6 @@
 """What `/v1/chat/completions` takes and gives."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -56,7 +56,7 @@ class ChatRequest(SamplingFields):
     audio: Refused = None
     function_call: Refused = None
     functions: Refused = None
-    modalities: Literal["text"] | list[Literal["text"]] | None = None
+    modalities: Literal["text"] | Annotated[list[Literal["text"]], Field(fail_fast=True)] | None = None
     tool_choice: Refused = None
     tools: Refused = None
     web_search_options: Refused = None

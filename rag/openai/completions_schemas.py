@@ -14,9 +14,9 @@ MAX_TOKENS = 1_000_000
 MAX_PROMPTS = 64
 DEFAULT_TOKENS = 16
 
-Tokens = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
-Texts = Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
-TokenLists = Annotated[list[Tokens], Field(min_length=1, max_length=MAX_PROMPTS)]
+Tokens = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(fail_fast=True, min_length=1)]
+Texts = Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPTS)]
+TokenLists = Annotated[list[Tokens], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPTS)]
 
 
 class CompletionRequest(SamplingFields):

@@ -43,7 +43,7 @@ class EmbeddingsRequest(OpenAIRequest):
     """
 
     model: ModelName
-    input: Annotated[list[str], ONE_OR_SEVERAL, Field(min_length=1, max_length=MAX_TEXTS)]
+    input: Annotated[list[str], Field(fail_fast=True), ONE_OR_SEVERAL, Field(min_length=1, max_length=MAX_TEXTS)]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(default=None, ge=1)
     input_type: ItemKind = "document"

@@ -2,8 +2,9 @@
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
+from rag.schemas.base import Request
 from rag.schemas.sampling import MAX_BIASES, MAX_STOPS, Bias, ResponseFormat, Sampling, Stop, TokenId
 
 __all__ = [
@@ -39,10 +40,8 @@ Ignored = Annotated[Any, Field(description="Taken, and not used.")]
 Refused = Annotated[Any, AfterValidator(_refuse), Field(description="Refused unless it asks for nothing.")]
 
 
-class OpenAIRequest(BaseModel):
+class OpenAIRequest(Request):
     """A request; fields that OpenAI's API does not have are refused, as it does, and so are those left unsaid here."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class StreamOptions(OpenAIRequest):
@@ -84,13 +83,13 @@ class SamplingFields(Common):
     top_k: int | None = Field(default=None, ge=-1)
     min_p: float | None = Field(default=None, ge=0, le=1)
     seed: int | None = None
-    stop: Annotated[list[Stop], ONE_OR_SEVERAL, Field(max_length=MAX_STOPS)] | None = None
+    stop: Annotated[list[Stop], Field(fail_fast=True), ONE_OR_SEVERAL, Field(max_length=MAX_STOPS)] | None = None
     repetition_penalty: float | None = Field(default=None, gt=0, le=100)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     min_tokens: int | None = Field(default=None, ge=0, le=1_000_000)
     ignore_eos: bool | None = None
-    logit_bias: Annotated[dict[TokenId, Bias], Field(max_length=MAX_BIASES)] | None = None
+    logit_bias: Annotated[dict[TokenId, Bias], Field(fail_fast=True, max_length=MAX_BIASES)] | None = None
     n: int | None = Field(default=None, ge=1, le=16)
     stream: bool | None = None
     stream_options: StreamOptions | None = None

@@ -32,7 +32,7 @@ class Message(OpenAIRequest):
     """Something that was said; `developer` counts as `system`."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
     name: Ignored = None
     refusal: Ignored = None
     annotations: Ignored = None
@@ -48,7 +48,7 @@ class Message(OpenAIRequest):
         return self.content or ""
 
 
-Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+Messages = Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)]
 
 
 class Conversation(NamedTuple):

@@ -53,7 +53,7 @@ class RerankRequest(OpenAIRequest):
 
     model: ModelName
     query: Annotated[str, Field(min_length=1)]
-    documents: Annotated[list[str | RerankText], Field(min_length=1, max_length=MAX_TEXTS)]
+    documents: Annotated[list[str | RerankText], Field(fail_fast=True, min_length=1, max_length=MAX_TEXTS)]
     top_n: int | None = Field(default=None, ge=1)
     return_documents: bool | None = None
     max_tokens_per_doc: Ignored = None

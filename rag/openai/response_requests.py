@@ -32,7 +32,7 @@ __all__ = [
 MAX_TOKENS = 1_000_000
 MAX_ITEMS = 2000
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
-Metadata = Annotated[dict[str, MetadataValue], Field(max_length=16)]
+Metadata = Annotated[dict[str, MetadataValue], Field(fail_fast=True, max_length=16)]
 
 
 class InputText(OpenAIRequest):
@@ -49,7 +49,7 @@ class InputMessage(OpenAIRequest):
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[InputText]
+    content: str | Annotated[list[InputText], Field(fail_fast=True)]
     id: Ignored = None
     status: Ignored = None
     phase: Ignored = None
@@ -112,7 +112,7 @@ class Comparison(OpenAIRequest):
 
     type: Literal["eq", "ne", "gt", "gte", "lt", "lte", "in", "nin"]
     key: str
-    value: str | float | bool | list[str | float]
+    value: str | float | bool | Annotated[list[str | float], Field(fail_fast=True)]
 
     @property
     def where(self) -> dict[str, Any]:
@@ -124,7 +124,7 @@ class Compound(OpenAIRequest):
     """Conditions of which all, or one, must fit."""
 
     type: Literal["and", "or"]
-    filters: Annotated[list["Comparison | Compound"], Field(min_length=1)]
+    filters: Annotated[list["Comparison | Compound"], Field(fail_fast=True, min_length=1)]
 
     @property
     def where(self) -> dict[str, Any]:
@@ -142,7 +142,7 @@ class FileSearchTool(OpenAIRequest):
     """
 
     type: Literal["file_search"]
-    vector_store_ids: Annotated[list[str], Field(min_length=1, max_length=1)]
+    vector_store_ids: Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=1)]
     max_num_results: int | None = Field(default=None, ge=1, le=50)
     filters: Comparison | Compound | None = None
     ranking_options: Refused = None
@@ -169,7 +169,7 @@ class ResponseRequest(Common):
     """
 
     model: ModelName
-    input: str | Annotated[list[InputItem], Field(min_length=1, max_length=MAX_ITEMS)]
+    input: str | Annotated[list[InputItem], Field(fail_fast=True, min_length=1, max_length=MAX_ITEMS)]
     instructions: str | None = None
     previous_response_id: str | None = None
     store: bool | None = None
@@ -179,9 +179,9 @@ class ResponseRequest(Common):
     top_p: float | None = Field(default=None, gt=0, le=1)
     max_output_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
-    include: list[str] | None = None
+    include: Annotated[list[str], Field(fail_fast=True)] | None = None
     text: TextSettings | None = None
-    tools: Annotated[list[FileSearchTool], Field(max_length=1)] | None = None
+    tools: Annotated[list[FileSearchTool], Field(fail_fast=True, max_length=1)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     metadata: Metadata | None = None
     preread: RetrievalOptions | None = None

@@ -39,7 +39,7 @@ class AnswerRequest(Sampling):
     """
 
     question: Question
-    history: list[Turn] = Field(default=[], max_length=MAX_TURNS)
+    history: list[Turn] = Field(fail_fast=True, default=[], max_length=MAX_TURNS)
     instructions: str | None = None
     collection: CollectionName = "default"
     k: int | None = Field(default=None, ge=1, le=MAX_PASSAGES)

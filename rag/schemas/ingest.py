@@ -44,6 +44,7 @@ def _checked_url(url: str) -> str:
 
 
 Base64 = Annotated[bytes, EncodedBytes(encoder=_StrictBase64)]
+Url = Annotated[str, AfterValidator(_checked_url)]
 
 
 class DocumentInput(Request):
@@ -83,8 +84,8 @@ class IngestRequest(Request):
         metadata: of those that have none of their own.
     """
 
-    documents: list[DocumentInput] = Field(default_factory=list)
-    urls: list[Annotated[str, AfterValidator(_checked_url)]] = Field(default_factory=list, max_length=MAX_URLS)
+    documents: list[DocumentInput] = Field(fail_fast=True, default_factory=list)
+    urls: list[Url] = Field(fail_fast=True, default_factory=list, max_length=MAX_URLS)
     metadata: DocumentMetadata | None = None
 
     @check_model(mode="after")

@@ -29,7 +29,7 @@ class KeyRequest(Request):
     """
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=100)]
-    scopes: Annotated[list[ScopeText], Field(min_length=1, max_length=MAX_SCOPES)]
+    scopes: Annotated[list[ScopeText], Field(fail_fast=True, min_length=1, max_length=MAX_SCOPES)]
     questions_per_minute: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     tokens_per_day: Annotated[int, Field(ge=1, lt=2**63)] | None = None
     expires_at: AwareDatetime | None = None
@@ -81,4 +81,4 @@ class AccessList(Result):
 class AccessRequest(Request):
     """Which keys, by id, may do what with one collection; keys that are not named lose what they had by its name."""
 
-    scopes: Annotated[dict[str, ScopeName], Field(max_length=MAX_SCOPES)]
+    scopes: Annotated[dict[str, ScopeName], Field(fail_fast=True, max_length=MAX_SCOPES)]

@@ -91,11 +91,11 @@ class Sampling(Request):
     top_p: float = Field(default=1.0, gt=0, le=1)
     min_p: float = Field(default=0.0, ge=0, le=1)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
-    stop: list[Stop] = Field(default=[], max_length=MAX_STOPS)
+    stop: list[Stop] = Field(fail_fast=True, default=[], max_length=MAX_STOPS)
     repetition_penalty: float = Field(default=1.0, gt=0, le=100)
     presence_penalty: float = Field(default=0.0, ge=-2, le=2)
     frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
-    logit_bias: dict[TokenId, Bias] = Field(default={}, max_length=MAX_BIASES)
+    logit_bias: dict[TokenId, Bias] = Field(fail_fast=True, default={}, max_length=MAX_BIASES)
     logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
     min_tokens: int = Field(default=0, ge=0, le=1_000_000)
     ignore_eos: bool = False

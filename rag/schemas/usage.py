@@ -40,7 +40,7 @@ class UsageRequest(Request):
 
     since: Day | None = None
     until: Day | None = None
-    by: list[UsageColumn] = Field(default=list(COLUMNS), max_length=len(COLUMNS))
+    by: list[UsageColumn] = Field(fail_fast=True, default=list(COLUMNS), max_length=len(COLUMNS))
     key: str | None = Field(default=None, max_length=100)
     collection: CollectionName | None = None
 

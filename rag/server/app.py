@@ -106,7 +106,7 @@ def create_app(service: Service, settings: ServerSettings | None = None) -> Fast
     )
     add_handlers(app, [route for router in routers for route in router.routes])
     app.add_middleware(BodyPace, patience_seconds=settings.body_seconds)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, settings=settings)
     app.add_middleware(Deadlines, max_seconds=settings.answer_seconds)
     app.add_middleware(Limits, state=app.state.preread)
     app.add_middleware(Authentication, state=app.state.preread)

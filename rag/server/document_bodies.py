@@ -1,7 +1,8 @@
 """What documents come in: JSON, or a form with files."""
 
 import json
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from anyio import to_thread
 from fastapi import Request
@@ -19,6 +20,8 @@ JSON, FORM = "application/json", "multipart/form-data"
 FILES, URLS, METADATA = "files", "urls", "metadata"
 UNTYPED = "application/octet-stream"
 MAX_LIST_BYTES = 2**20
+
+T = TypeVar("T")
 
 
 async def read_documents(request: Request, max_files: int) -> IngestRequest:
@@ -38,12 +41,13 @@ async def read_documents(request: Request, max_files: int) -> IngestRequest:
             f"the body's Content-Type is {media_type!r}; send documents as {JSON}, or files as {FORM}",
             headers={"Accept-Post": f"{JSON}, {FORM}"},
         )
-    return _few(await to_thread.run_sync(_parse, await request.body()), max_files)
+    body = await request.body()
+    return _few(await to_thread.run_sync(_checked, IngestRequest.model_validate_json, body), max_files)
 
 
-def _parse(body: bytes) -> IngestRequest:
+def _checked(validate: Callable[[T], IngestRequest], given: T) -> IngestRequest:
     try:
-        return IngestRequest.model_validate_json(body)
+        return validate(given)
     except ValidationError as error:
         raise _refused(error) from error
 
@@ -80,10 +84,8 @@ async def _read_form(request: Request, max_files: int) -> IngestRequest:
                 )
     if not (files or urls):
         raise ProblemError(422, "invalid-request", f"the form has no files; send them in parts named {FILES!r}")
-    try:
-        return IngestRequest(documents=files, urls=urls, metadata=metadata)
-    except ValidationError as error:
-        raise _refused(error) from error
+    given = {"documents": files, "urls": urls, "metadata": metadata}
+    return await to_thread.run_sync(_checked, IngestRequest.model_validate, given)
 
 
 async def _read_file(part: UploadFile) -> DocumentInput:

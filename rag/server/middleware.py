@@ -1,17 +1,21 @@
 """What happens to every request: it gets an id, its body may not be too large, and a defect of ours is told as such."""
 
 import logging
+import re
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from rag.config import ServerSettings
 from rag.server.problems import ProblemError, describe, problem_response
 
 __all__ = ["BodyLimit", "RequestIds"]
 
 logger = logging.getLogger(__name__)
+
+UPLOADS = re.compile(r"/v1/collections/[^/]+/documents")
 
 
 class RequestIds:
@@ -54,23 +58,26 @@ class RequestIds:
 class BodyLimit:
     """Refuses bodies above a limit: before reading where their length is declared, otherwise while they arrive.
 
+    Documents have a limit of their own: other bodies are parsed on the event loop, where a large one stops all others.
+
     Args:
         app: what it wraps.
-        max_bytes: the limit.
+        settings: with the limits.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self._app = app
-        self._max_bytes = max_bytes
+        self._settings = settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        limit = self._limit_of(scope)
         declared = Headers(scope=scope).get("content-length", "")
-        if declared.isdecimal() and int(declared) > self._max_bytes:
-            problem = describe(self._too_large(), scope["state"]["request_id"])
+        if declared.isdecimal() and int(declared) > limit:
+            problem = describe(self._too_large(limit), scope["state"]["request_id"])
             await problem_response(problem, {"Connection": "close"}, path=scope["path"])(scope, receive, send)
             return
         received = 0
@@ -79,17 +86,22 @@ class BodyLimit:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self._max_bytes:
-                raise self._too_large()
+            if received > limit:
+                raise self._too_large(limit)
             return message
 
         await self._app(scope, receive_limited, send)
 
-    def _too_large(self) -> ProblemError:
+    def _limit_of(self, scope: Scope) -> int:
+        settings = self._settings
+        is_upload = scope["method"] == "POST" and UPLOADS.fullmatch(scope["path"])
+        return settings.max_body_bytes if is_upload else min(settings.max_json_bytes, settings.max_body_bytes)
+
+    def _too_large(self, limit: int) -> ProblemError:
+        name = "MAX_BODY_BYTES" if limit == self._settings.max_body_bytes else "MAX_JSON_BYTES"
         return ProblemError(
             413,
             "body-too-large",
-            f"the body has more than {self._max_bytes} bytes; send fewer documents at once, or raise the server's "
-            "PREREAD_SERVER__MAX_BODY_BYTES",
+            f"the body has more than {limit} bytes; send less at once, or raise the server's PREREAD_SERVER__{name}",
             headers={"Connection": "close"},
         )

@@ -44,6 +44,7 @@ MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:problem-type:preread:"
 CLIENT_GONE = 499  # nobody reads it; proxies' logs know the number
 MAX_NAMED = 3
+MAX_ERRORS = 20
 
 
 class FieldError(BaseModel):
@@ -56,7 +57,7 @@ class FieldError(BaseModel):
 
 
 class Problem(BaseModel):
-    """An error, as RFC 9457 lays it down; `errors`, `skipped` and `request_id` are there where they help."""
+    """An error, as RFC 9457 lays it down; `errors` (20 at most), `skipped`, `request_id` are there where they help."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -210,9 +211,10 @@ async def _invalid(request: Request, error: Exception) -> Response:
         place = "" if position is None else f" at character {position}"
         problem = Rule(400, "invalid-json").problem(f"the body is not JSON: {reason}{place}; correct it")
         return problem_response(problem, path=request.url.path)
-    errors = [FieldError(pointer=_pointer(item["loc"]), detail=_message(item)) for item in found]
+    errors = [FieldError(pointer=_pointer(item["loc"]), detail=_message(item)) for item in found[:MAX_ERRORS]]
     named = "; ".join(f"{item.pointer.removeprefix('#/') or 'body'}: {item.detail}" for item in errors[:MAX_NAMED])
-    more = f"; and {len(errors) - MAX_NAMED} more" if len(errors) > MAX_NAMED else ""
+    more = f"; and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
+    more += f", of which errors lists {MAX_ERRORS - MAX_NAMED}" if len(found) > MAX_ERRORS else ""
     detail = f"the request cannot be used: {named}{more}. Correct it; the fields are described at /openapi.json"
     return problem_response(Rule(422, "invalid-request").problem(detail, errors=errors), path=request.url.path)
 
