@@ -155,7 +155,7 @@ class ServerSettings(_Group):
         allow_url_fetch: clients may name URLs of documents, which the server fetches: only from the internet, never
             from its own network.
         url_seconds: fetching one document may take so long.
-        max_jobs: so many jobs may wait and run at once.
+        max_jobs: so many jobs may wait and run at once; of one key a quarter of them.
         price_book: a TOML file that says what tokens cost; see `rag.prices`.
         log_format: of what the server logs: `json` is one object a line, and one for every answer and request.
         log_questions: the text of questions goes to log and traces; otherwise it goes nowhere.

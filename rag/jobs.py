@@ -7,7 +7,7 @@ twice; one that takes the server down each time is left alone after a few attemp
 import json
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -65,12 +65,19 @@ class JobStore:
             raise UnknownJobError(f"there is no job {job_id!r}; list the jobs: those that ended long ago are forgotten")
         return _job(row)
 
-    def latest(self) -> list[Job]:
-        """Return jobs, the latest first."""
+    def latest(self, collections: Iterable[str] | None = None) -> list[Job]:
+        """Return jobs of these collections, or of every one, the latest first."""
+        named = None if collections is None else json.dumps(list(collections))
         with self._store.read() as reader:
-            statement = f"SELECT {COLUMNS} FROM jobs ORDER BY number DESC LIMIT ?"  # noqa: S608 - no outside text
-            rows = reader.connection.execute(statement, (MAX_LISTED,))
+            wanted = "?1 IS NULL OR collection IN (SELECT value FROM json_each(?1))"
+            statement = f"SELECT {COLUMNS} FROM jobs WHERE {wanted} ORDER BY number DESC LIMIT ?2"  # noqa: S608
+            rows = reader.connection.execute(statement, (named, MAX_LISTED))
             return [_job(row) for row in rows]
+
+    def owners(self) -> dict[str, str]:
+        """Return whose the jobs are that have not ended, by id."""
+        with self._store.read() as reader:
+            return dict(reader.connection.execute("SELECT id, owner FROM jobs WHERE state IN ('queued', 'running')"))
 
     def content(self, job_id: str) -> bytes:
         """Return what a job works on.

@@ -59,6 +59,11 @@ class Grants:
         held = [self.scopes[name] for name in (collection, EVERY) if name in self.scopes]
         return max(held, key=WIDTH.__getitem__, default=None)
 
+    @property
+    def collections(self) -> frozenset[str] | None:
+        """The names of those that may at least be read; None is every one."""
+        return None if EVERY in self.scopes else frozenset(self.scopes)
+
     def __str__(self) -> str:
         return " ".join(f"{scope}:{name}" for name, scope in sorted(self.scopes.items()))
 

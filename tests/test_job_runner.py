@@ -149,3 +149,46 @@ def test_a_job_that_is_cancelled_twice_ends_once_and_is_seen_to_end(
         assert (events[-1].type, events[-1].job.state) == ("done", "cancelled")
 
     asyncio.run(scenario())
+
+
+def test_jobs_that_come_together_do_not_get_the_same_place_and_one_key_does_not_get_all(service: Service) -> None:
+    async def scenario() -> list[int | str]:
+        runner = runner_of(service, max_jobs=8)
+        runner.begin_stop()  # so that none ends
+        sent = [("one", 6), ("", 5), ("two", 3)]
+        owners = [owner for owner, times in sent for _ in range(times)]
+        wanted = [runner.submit("ingest", "c", owner, DOCUMENT) for owner in owners]
+        outcomes = await asyncio.gather(*wanted, return_exceptions=True)
+        return [item.status_code if isinstance(item, ProblemError) else "accepted" for item in outcomes]
+
+    assert asyncio.run(scenario()) == [
+        *["accepted"] * 2,
+        *[429] * 4,
+        *["accepted"] * 5,
+        *["accepted", 503, 503],
+    ]
+
+    async def after_a_restart() -> None:
+        runner = runner_of(service, max_jobs=8)
+        with pytest.raises(ProblemError) as full:
+            await runner.submit("ingest", "c", "one", DOCUMENT)
+        assert full.value.status_code == 503
+        for job in store_of(service).latest():
+            await watched(runner, job.id)
+        for owner in ("one", "one", "two", "two"):
+            await runner.submit("ingest", "c", owner, DOCUMENT)
+        runner.begin_stop()
+        await runner.stop()
+
+    asyncio.run(after_a_restart())
+
+
+def test_jobs_of_others_do_not_hide_ones_own(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rag.jobs.MAX_LISTED", 3)
+    store = store_of(service)
+    mine = store.add("ingest", "mine", "me", DOCUMENT)
+    for _ in range(4):
+        store.add("ingest", "other", "somebody", DOCUMENT)
+    assert [job.id for job in asyncio.run(runner_of(service).latest({"mine", "none"}))] == [mine.id]
+    assert [job.collection for job in asyncio.run(runner_of(service).latest())] == ["other"] * 3
+    assert asyncio.run(runner_of(service).latest(frozenset())) == []

@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from math import ceil
 from threading import Event
 
 from engine.errors import EngineStoppedError
@@ -27,6 +29,7 @@ JOBS_NAME = "jobs"  # folder in the data directory
 WATCH_SECONDS = 0.1  # between two events of one job at least
 STOP_SECONDS = 10.0
 MAX_REASONS = 5
+SHARES = 4  # so many keys at least can have jobs at once
 
 
 class _CancelledError(Exception):
@@ -38,6 +41,7 @@ class _Run:
     """A job that waits or runs. What it is now is read and replaced on the event loop alone."""
 
     job: Job
+    owner: str = ""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: Event = field(default_factory=Event)
     in_thread: bool = False
@@ -52,7 +56,7 @@ class JobRunner:
     Args:
         service: does the work.
         ingestions: the slots that jobs share with requests that wait.
-        max_jobs: so many may wait and run at once.
+        max_jobs: so many may wait and run at once; of those of one key a quarter.
     """
 
     def __init__(self, service: Service, ingestions: Ingestions, max_jobs: int) -> None:
@@ -61,6 +65,7 @@ class JobRunner:
         self._max_jobs = max_jobs
         self._store = Once(lambda: JobStore(service.components.library().store, service.config.data_dir / JOBS_NAME))
         self._runs: dict[str, _Run] = {}
+        self._held: Counter[str] = Counter()  # places for jobs, by owner
         self._resuming = asyncio.Lock()
         self._resumed = self._stopping = False
 
@@ -71,25 +76,50 @@ class JobRunner:
             ProblemError: as many wait as may.
         """
         await self.resume()
-        if len(self._runs) >= self._max_jobs:
-            raise ProblemError(
-                503,
-                "queue-full",
-                f"{len(self._runs)} jobs wait or run already; send this one again when some of them have ended",
-                headers={"Retry-After": "30"},
-            )
-        job = await asyncio.to_thread(lambda: self._store().add(kind, collection, owner, content))
-        self._start(job)
+        self._take_place(owner)
+        accepting = asyncio.ensure_future(self._accept(kind, collection, owner, content))
+        try:
+            return await asyncio.shield(accepting)
+        except asyncio.CancelledError:  # what is accepted is begun, too, even where nobody is told any more
+            await asyncio.wait({accepting})
+            raise
+
+    def _take_place(self, owner: str) -> None:
+        """Hold a place before anything is waited for, so that requests that come together do not get the same one."""
+        share = ceil(self._max_jobs / SHARES) if owner else self._max_jobs
+        held, wait = self._held.total(), {"Retry-After": "30"}
+        if held >= self._max_jobs:
+            detail = f"{held} jobs wait or run already; send this one again when some of them have ended"
+            raise ProblemError(503, "queue-full", detail, headers=wait)
+        if self._held[owner] >= share:
+            detail = f"{share} jobs of yours wait or run already; send this one again when some of them have ended"
+            raise ProblemError(429, "queue-full", detail, headers=wait)
+        self._held[owner] += 1
+
+    async def _accept(self, kind: JobKind, collection: str, owner: str, content: bytes) -> Job:
+        try:
+            job = await asyncio.to_thread(lambda: self._store().add(kind, collection, owner, content))
+        except BaseException:
+            self._leave_place(owner)
+            raise
+        self._start(job, owner)
         return job
+
+    def _leave_place(self, owner: str) -> None:
+        self._held[owner] -= 1
+        self._held = +self._held  # without those who hold none
 
     async def resume(self) -> None:
         """Begin, or begin again, what the last stop or crash has left: once, before anything new is accepted."""
         async with self._resuming:
             if self._resumed:
                 return
-            for job in await asyncio.to_thread(lambda: self._store().unfinished()):
+            jobs = await asyncio.to_thread(lambda: self._store().unfinished())
+            owners = await asyncio.to_thread(lambda: self._store().owners())
+            for job in jobs:
                 logger.info("job %s (%s %s) goes on", job.id, job.kind, job.collection)
-                self._start(job)
+                self._held[owners[job.id]] += 1
+                self._start(job, owners[job.id])
             self._resumed = True
 
     async def get(self, job_id: str) -> Job:
@@ -102,9 +132,9 @@ class JobRunner:
             return run.job
         return await asyncio.to_thread(lambda: self._store().get(job_id))
 
-    async def latest(self) -> list[Job]:
-        """Return jobs, the latest first."""
-        stored = await asyncio.to_thread(lambda: self._store().latest())
+    async def latest(self, collections: Iterable[str] | None = None) -> list[Job]:
+        """Return jobs of these collections, or of every one, the latest first."""
+        stored = await asyncio.to_thread(lambda: self._store().latest(collections))
         return [run.job if (run := self._runs.get(job.id)) else job for job in stored]
 
     async def cancel(self, job_id: str) -> Job:
@@ -158,11 +188,11 @@ class JobRunner:
         if run.task is not None and not (run.in_thread or run.is_ending):
             run.task.cancel()
 
-    def _start(self, job: Job) -> None:
+    def _start(self, job: Job, owner: str) -> None:
         """Let a job begin when it is its turn; while the server stops, with the next start."""
         if self._stopping:
             return
-        run = self._runs[job.id] = _Run(job)
+        run = self._runs[job.id] = _Run(job, owner)
         run.task = asyncio.create_task(self._run(run))
 
     async def _run(self, run: _Run) -> None:
@@ -183,6 +213,7 @@ class JobRunner:
             await self._end(run, "failed" if unusable else "succeeded", report, reasons)
         finally:
             del self._runs[run.job.id]
+            self._leave_place(run.owner)
             run.has_ended = True
             self._wake(run)
 

@@ -30,7 +30,7 @@ EVENTS: dict[int | str, dict[str, Any]] = {
 @router.get("", responses=problem_responses())
 async def list_jobs(state: SharedState, access: AccessDep) -> JobList:
     """Return the latest jobs of the collections that the key may read, the latest first."""
-    return JobList(jobs=[job for job in await state.jobs.latest() if access.may("read", job.collection)])
+    return JobList(jobs=await state.jobs.latest(access.grants.collections))
 
 
 @router.get("/{job_id}", responses=problem_responses(404))
