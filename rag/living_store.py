@@ -141,8 +141,12 @@ class LivingStore:
         self._store.close()
 
     def sweep(self) -> None:
-        """Remove the records that no row names: of a library that was restored from a backup, or made anew."""
+        """Remove the records that no row names: of a library that was restored from a backup, or made anew.
+
+        Those of keys that have died are left to `clean`, which knows how they are to be removed.
+        """
         orphans = set(self._store.keys()) - self._keys.all()  # in this order, since rows come first
+        orphans -= {item.key for item in self._keys.dead()}
         if orphans:
             logger.info("%d records of the KV store belong to no passage and are removed", len(orphans))
             self._remove(orphans, [])
@@ -152,27 +156,34 @@ class LivingStore:
         try:
             with self._changing:
                 dead = self._keys.dead()
-                removed = self._remove(
+                gone = self._remove(
                     [item.key for item in dead if not item.erase], [item.key for item in dead if item.erase]
                 )
-                if dead and removed:
-                    self._keys.forget(item.key for item in dead)
+                if gone:
+                    self._keys.forget(gone)
         except StoreError as error:
             logger.warning("the library cannot write down which KV is gone: %s; it is tried again", error)
 
-    def _remove(self, deleted: Collection[bytes], erased: Collection[bytes]) -> bool:
-        """Delete records, and erase others; nothing reaches those that a failing disk does not let go."""
+    def _remove(self, deleted: Collection[bytes], erased: Collection[bytes]) -> list[bytes]:
+        """Delete records, and erase others; nothing reaches those that a failing disk does not let go.
+
+        Returns:
+            Keys of which nothing is to be done any more.
+        """
         try:
             self._store.delete(*deleted)
-            if erased:
-                self._store.purge(erased)
+            report = self._store.purge(erased) if erased else None
         except OSError as error:
             logger.warning("KV of deleted passages could not be removed (%s); it is tried again later", error)
-            return False
-        return True
+            return []
+        if report and not report.absent:
+            unreadable = ", ".join(report.unreadable) or "a record"
+            logger.warning("KV to be purged may be in %s, which cannot be read; it is tried again later", unreadable)
+            return list(deleted)
+        return [*deleted, *erased]
 
     def erase(self, keys: Iterable[bytes]) -> "PurgeReport":
-        """Remove the records of dead keys so that no copy is left.
+        """Remove the records of dead keys so that no copy is left; those that may not be absent stay in the queue.
 
         Raises:
             PurgeError: the disk does not let them be erased; `clean` tries again.
@@ -182,10 +193,11 @@ class LivingStore:
                 report = self._store.purge(keys)
             except OSError as error:
                 raise PurgeError(
-                    f"the document is deleted, but its KV could not be erased from the disk ({error}); that is tried "
-                    "again with every delete, ingestion and start: mend the disk and run one of them"
+                    f"it could not be erased ({error}); that is tried again with every delete, ingestion and start: "
+                    "mend the disk and run one of them"
                 ) from error
-            self._keys.forget(keys)
+            if report.absent:
+                self._keys.forget(keys)
             return report
 
     def _is_needed(self, key: bytes) -> bool:

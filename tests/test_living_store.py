@@ -133,7 +133,7 @@ def test_what_the_disk_does_not_let_go_is_tried_again(library: Library, tmp_path
     assert "tried again" in caplog.text
     erasure = library.delete_document("c", passage_at(library, "u:2").document_id, erase=True)
     assert erasure.keys == {key_of("b")}
-    with pytest.raises(PurgeError, match="is deleted, but"):
+    with pytest.raises(PurgeError, match="tried again with every delete"):
         store.erase(erasure.keys)
     assert set(library.derived.dead()) == {DeadKey(key_of("a"), erase=False), DeadKey(key_of("b"), erase=True)}
     store.sweep()
@@ -142,6 +142,36 @@ def test_what_the_disk_does_not_let_go_is_tried_again(library: Library, tmp_path
     store.clean()
     assert store.keys() == []
     assert library.derived.dead() == []
+    disk.close()
+
+
+def test_what_is_to_be_erased_is_not_forgotten_before_every_file_was_read(library: Library, tmp_path: Path) -> None:
+    """Neither by the purge, nor by a later clean-up, nor as an orphan after the disk was mended."""
+    folder = tmp_path / "other"
+    disk = ExtentStore(folder, capacity_bytes=2**22)
+    store = LivingStore(disk, library.derived)
+    store.expect([claim(library, "u:1", "a")])
+    assert put(store, "a")
+    disk.close()
+    (extent,) = folder.glob("extent-*")
+    content = extent.read_bytes()
+    extent.unlink()
+    extent.symlink_to("nowhere")  # cannot be opened
+    disk = ExtentStore(folder, capacity_bytes=2**22)
+    store = LivingStore(disk, library.derived)
+    assert not store.erase(library.delete_document("c", passage_at(library, "u:1").document_id, erase=True).keys).absent
+    store.clean()
+    assert library.derived.dead() == [DeadKey(key_of("a"), erase=True)]
+    disk.close()
+
+    extent.unlink()
+    extent.write_bytes(content)
+    disk = ExtentStore(folder, capacity_bytes=2**22)
+    store = LivingStore(disk, library.derived)
+    store.sweep()
+    assert store.keys() == [key_of("a")], "it is no orphan: it is to be overwritten"
+    store.clean()
+    assert (store.keys(), library.derived.dead()) == ([], [])
     disk.close()
 
 
