@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from engine.tokenizer import Tokenizer
     from engine.worker import EngineWorker
+    from rag.cleaning import MemoryPurge
     from rag.ledger import Ledger
     from rag.prompt_layout import PassageTokens, PromptLayout
     from rag.retrieval_log import RetrievalLog
@@ -129,6 +130,7 @@ class Components:
         self.retrieval_log: Once[RetrievalLog] = Once(self._make_retrieval_log)
         self.telemetry: Once[Telemetry] = Once(self._make_telemetry)
         self.activity = Activity()
+        self.purging: list[MemoryPurge] = []  # what answers under way still read in the engine's memory
         self.threads = FairThreads(QUESTIONS_AT_ONCE)
         self.layout_with = lru_cache(MAX_LAYOUTS)(self._layout_with)
         self._is_loaded = False

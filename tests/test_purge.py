@@ -12,15 +12,18 @@ from server_helpers import eventually
 from engine import Engine, EngineConfig, Prompt, SamplingParams
 from engine.errors import OutdatedPromptError
 from engine.output import Generation
+from engine.prompt import Segment
 from engine.request import FinishReason
+from rag import cleaning
 from rag.config import AnswerSettings, EngineSettings, RagConfig, load_config
-from rag.errors import NoPassagesError, PrecomputeRunningError
+from rag.errors import NoPassagesError, PrecomputeRunningError, PurgeError
 from rag.idle import IdlePrecompute
 from rag.operations import final_answer
 from rag.precompute import Precompute
 from rag.schemas import Answer, AnswerRequest, PrecomputeProgress
 from rag.service import Service
 from retriever.document import TextSource
+from retriever.errors import StoreError
 from retriever.hash_embedder import HashEmbedder
 
 TEMPLATE, A, B = template(range(20)), passage(range(30, 70), "1"), passage(range(80, 120), "2")
@@ -237,3 +240,97 @@ def test_no_file_of_the_data_directory_has_the_text(service: Service, config: Ra
     assert is_there()
     service.delete_document("docs", lighthouse(service), purge=True)
     assert not is_there()
+
+
+def texts_on_disk(config: RagConfig) -> bytes:
+    return b"".join(path.read_bytes() for path in config.data_dir.rglob("*") if path.is_file())
+
+
+def test_a_purge_that_an_answer_outlasts_empties_the_disk_and_is_finished_later(
+    service: Service, config: RagConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    *_, last = service.precompute("docs")
+    assert last.finished
+    monkeypatch.setattr(cleaning, "PATIENCE_SECONDS", 0.1)
+    tokens, document = tokens_of_lighthouse(service), lighthouse(service)
+    components = service.components
+    records = components.store().stats().records
+    events = service.answer(AnswerRequest(question="Who lights the lamp?", collection="docs", k=2, max_tokens=3000))
+    next(events)
+    next(events)
+    with pytest.raises(PurgeError) as caught:
+        service.delete_document("docs", document, purge=True)
+    told = str(caught.value)
+    assert "Erased: its KV on the disk, its text and vectors." in told
+    assert "Left: its KV in memory: an answer that uses its passages runs on" in told
+    assert b"Mara Venn" not in texts_on_disk(config)
+    assert components.store().stats().records == records - 1
+    service.ingest("docs", [TextSource("t:a", "An owl hunts.", "a")])
+    assert len(components.purging) == 1, "the answer still runs"
+    events.close()
+    engine = components.worker().engine
+    eventually(lambda: not engine.scheduler.has_work)
+    service.ingest("docs", [TextSource("t:b", "A bat sleeps.", "b")])
+    assert components.purging == []
+    assert not has_kv_of(service, tokens)
+
+
+def test_a_disk_that_keeps_kv_keeps_no_text(service: Service, config: RagConfig, monkeypatch) -> None:
+    *_, last = service.precompute("docs")
+    assert last.finished
+    store, tokens = service.components.store(), tokens_of_lighthouse(service)
+
+    def fail(_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._store, "purge", fail)
+        with pytest.raises(PurgeError, match=r"Erased: its KV in memory, its text and vectors\. Left: .*Input/output"):
+            service.delete_document("docs", lighthouse(service), purge=True)
+    assert b"Mara Venn" not in texts_on_disk(config)
+    assert has_kv_of(service, tokens)
+    service.ingest("docs", [TextSource("t:a", "An owl hunts.", "a")])
+    assert not has_kv_of(service, tokens)
+
+
+def test_a_library_that_keeps_text_is_told(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = tokens_of_lighthouse(service)
+    *_, last = service.precompute("docs")
+    assert last.finished
+
+    def fail() -> None:
+        raise StoreError("the log is still read")
+
+    monkeypatch.setattr(service.components.library().store, "erase_deleted", fail)
+    with pytest.raises(PurgeError, match=r"Erased: its KV in memory, its KV on the disk\. Left: its text and vectors"):
+        service.delete_document("docs", lighthouse(service), purge=True)
+    assert not has_kv_of(service, tokens)
+
+
+def test_what_is_pinned_while_dead_pins_are_looked_for_stays(service: Service, monkeypatch) -> None:
+    *_, last = service.precompute("docs")
+    assert last.finished
+    library, head = service.components.library(), service.components.layout().head
+    worker = service.components.worker()
+    passages = library.passages("docs")
+    first, second = (passage(one.token_ids, str(one.id)) for one in passages)
+    living = library.living
+
+    def pin(segment: Segment) -> bool:
+        return worker.call(lambda engine: engine.cache.pin("1", head, segment)).result()
+
+    def late(row, ids):
+        found = living(row, ids)
+        assert pin(second), "after the names were read, before the dead ones are let go"
+        return found
+
+    def pinned() -> set[str]:
+        return {segment.name for segment in worker.engine.cache.pins.passages("1")}
+
+    assert pin(first)
+    with monkeypatch.context() as patch:
+        patch.setattr(library, "living", late)
+        cleaning.release_dead_pins(service.components)
+    assert pinned() == {first.name, second.name}
+    service.delete_document("docs", passages[0].document_id)
+    assert pinned() == {second.name}
