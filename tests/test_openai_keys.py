@@ -81,6 +81,33 @@ def test_too_many_questions(client: Connect) -> None:
     assert int(error.value.response.headers["retry-after"]) > 0
 
 
+def test_a_request_for_many_completions_is_many_questions(client: Connect) -> None:
+    many = client("many", "read:docs", questions_per_minute=8)
+    four = {"model": BARE, "prompt": ["a", "b"], "n": 2, "max_tokens": 1}
+    with pytest.raises(openai.BadRequestError, match="18 answers"):
+        many.completions.create(model=BARE, prompt=["a"] * 9, n=2, max_tokens=1)
+    assert len(many.completions.create(**four).choices) == 4
+    with pytest.raises(openai.RateLimitError):
+        many.completions.create(**four)
+    several = client("several", "read:docs", questions_per_minute=3)
+    assert len(ask(several, QUESTION, model=BARE, n=2, max_tokens=1).choices) == 2
+    with pytest.raises(openai.RateLimitError):
+        ask(several, QUESTION, model=BARE, n=2, max_tokens=1)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_completions_do_not_begin_that_the_day_has_no_tokens_for(api: Api, client: Connect, *, stream: bool) -> None:
+    thrifty = client(f"thrifty-{stream}", "read:docs", tokens_per_day=50)
+    complete = {"model": BARE, "stream": stream}
+    with pytest.raises(openai.BadRequestError, match="lower max_tokens"):
+        thrifty.completions.create(prompt=["a"] * 5, n=2, max_tokens=10, **complete)
+    done = thrifty.completions.create(prompt=["a"], n=4, max_tokens=8, **complete)
+    assert list(done), "what is reserved is no more than what there is"
+    with pytest.raises(openai.RateLimitError, match="left"):
+        thrifty.completions.create(prompt=["a"], n=4, max_tokens=8, **complete)
+    assert set(api.running.server.config.app.state.preread.quotas._reserved.values()) == {0}
+
+
 def test_what_one_key_asks_does_not_help_another(client: Connect) -> None:
     one, two, three = (client(name, "read:docs") for name in ("one", "two", "three"))
     prompt = {"model": BARE, "prompt": PROMPT, "max_tokens": 2}

@@ -19,7 +19,7 @@ from rag.ledger import Account, Tokens
 from rag.server import access as access_module
 from rag.server.app import create_app
 from rag.server.authentication import OPEN_PATHS
-from rag.server.limits import QuestionWindow
+from rag.server.quotas import QuestionWindow
 from rag.service import Service
 from retriever.hash_embedder import HashEmbedder
 

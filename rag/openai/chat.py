@@ -51,6 +51,7 @@ async def chat_completions(
     """
     asked = conversation([("system" if m.role == "developer" else m.role, m.text) for m in body.messages])
     target = await to_thread.run_sync(resolve, body.model, state.service, access)
+    state.quotas.take_more(access, body.num_answers - 1)
     answers = [
         answering(
             state.service,

@@ -1,7 +1,7 @@
 """`/v1/completions`: the language model goes on after a prompt."""
 
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -10,6 +10,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from rag.bare_model import DEFAULT_MAX_TOKENS
 from rag.openai.completions_schemas import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
 from rag.openai.documentation import JSON_BODY, error_responses, event_stream
 from rag.openai.generation import Collected, collect, interleave
@@ -45,10 +46,13 @@ async def completions(
         )
     if body.echo and body.logprobs is not None:
         raise ProblemError(422, "invalid-request", "echo has no logprobs of the prompt; leave one of the two out")
+    state.quotas.take_more(access, len(body.prompts) * body.num_answers - 1)
     work = await to_thread.run_sync(_Work.of, body, state.service, access)
+    reserved = state.quotas.reserved(access, work.most_tokens)
     if not body.stream:
-        return work.whole(await until_gone(request.receive, collect(work.answers)))
-    feed = EventFeed(work.chunks())
+        with reserved:
+            return work.whole(await until_gone(request.receive, collect(work.answers)))
+    feed = EventFeed(work.chunks(reserved))
     return await EventStream.begin(feed, request, DataFrames(), ping_seconds=state.settings.ping_seconds)
 
 
@@ -59,12 +63,13 @@ class _Work:
     body: CompletionRequest
     answers: Sequence[AsyncGenerator[AnswerEvent, None]]
     echoes: Sequence[str]  # what each begins with
+    most_tokens: int  # of all prompts and answers
     offsets: dict[int, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, body: CompletionRequest, service: Service, access: Access) -> "_Work":
         tokenizer = service.components.tokenizer()
-        answers, echoes = [], []
+        answers, echoes, most_tokens = [], [], 0
         for prompt in body.prompts:
             tokens = tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else prompt
             text = prompt if isinstance(prompt, str) else tokenizer.decode(tokens, skip_special_tokens=False)
@@ -72,7 +77,8 @@ class _Work:
                 sampling = body.sampling(index, logprobs=body.logprobs, response_format=None)
                 answers.append(service.bare_model.complete(tokens, sampling, body.most_tokens, access.caller))
                 echoes.append(text if body.echo else "")
-        return cls(body, answers, echoes)
+                most_tokens += len(tokens) + (DEFAULT_MAX_TOKENS if body.most_tokens is None else body.most_tokens)
+        return cls(body, answers, echoes, most_tokens)
 
     def whole(self, collected: Sequence[Collected]) -> Completion:
         choices = [
@@ -87,7 +93,14 @@ class _Work:
         usage = self._usage([one.whole for one in collected])
         return Completion(id=new_id("cmpl-"), created=now(), model=self.body.model, choices=choices, usage=usage)
 
-    async def chunks(self) -> AsyncGenerator[Completion, None]:
+    async def chunks(self, reserved: AbstractContextManager[None]) -> AsyncGenerator[Completion, None]:
+        """Yield what comes, while the tokens for it are reserved."""
+        with reserved:
+            async with aclosing(self._chunks()) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+
+    async def _chunks(self) -> AsyncGenerator[Completion, None]:
         chunk = partial(Completion, id=new_id("cmpl-"), created=now(), model=self.body.model)
         ended: dict[int, Answer] = {}
         for index, echo in enumerate(self.echoes):

@@ -9,7 +9,7 @@
 | `feed`, `sse` | an answer that is sent while it is made, to a client that may leave |
 | `problems`, `middleware`, `body_pace` | errors as problem documents, request ids, the size and pace of a body |
 | `hosts` | which hosts and web pages are refused |
-| `authentication`, `access`, `limits` | whose key a request has, what it may do, and how much |
+| `authentication`, `access`, `limits`, `quotas` | whose key a request has, what it may do, and how much |
 | `deadlines` | how long an answer is waited for |
 | `metrics`, `request_log`, `usage` | what an operator sees |
 | `page` | the web page at `/` |

@@ -12,6 +12,7 @@ from rag.idempotency import IdempotentRequests
 from rag.openai.stored import ResponseStore
 from rag.server.ingestions import Ingestions
 from rag.server.job_runner import JobRunner
+from rag.server.quotas import Quotas
 from rag.service import Service
 
 __all__ = ["ReadyState", "ServerState", "SharedState"]
@@ -41,6 +42,7 @@ class ServerState:
         self.ingestions = Ingestions()
         self.jobs = JobRunner(service, self.ingestions, settings.max_jobs)
         self.idempotent_requests = Once(lambda: IdempotentRequests(service.components.library().store))
+        self.quotas = Quotas(service, settings)
         self.responses = ResponseStore()
         self.embedding = CapacityLimiter(1)  # of what clients want embedded; it uses every core anyway
         self.upkeep = CapacityLimiter(MAX_UPKEEP)
