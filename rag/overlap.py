@@ -23,7 +23,7 @@ __all__ = ["Overlap"]
 
 
 class Overlap:
-    """What was begun for one question.
+    """What was begun for one question; as a context, it drops that when the question fails in it.
 
     Args:
         components: layout and engine.
@@ -57,8 +57,21 @@ class Overlap:
 
     def settle(self, passage_ids: Sequence[int]) -> None:
         """Drop what was begun for other passages than these, which the question gets in this order."""
-        if self._speculation is not None and self._guess != list(passage_ids):
+        if self._guess != list(passage_ids):
+            self.drop()
+
+    def drop(self) -> None:
+        """Drop what was begun; harmless when it has ended."""
+        if self._speculation is not None:
             self._components.worker().cancel(self._speculation)
+
+    def __enter__(self) -> None:
+        """Begin what may fail."""
+
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        """Nobody comes for what was begun when the question has failed."""
+        if failure is not None:
+            self.drop()
 
     def _speculate(self, collection: "Collection", prompt: Prompt) -> "Handle | None":
         """Let the engine compute the prompt up to the question; nobody waits for that, and nobody misses it."""

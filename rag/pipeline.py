@@ -31,6 +31,8 @@ from rag.schemas import (
 from rag.transcripts import Transcripts
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from engine.output import Event
     from engine.request import Request
     from engine.worker import EngineWorker
@@ -97,7 +99,10 @@ class Pipeline:
         handle = None
         while handle is None:
             prepared = self.preparation.prepare(request, caller)
-            with suppress(OutdatedPromptError):  # a document was deleted meanwhile: it may be among what was found
+            with (
+                suppress(OutdatedPromptError),
+                prepared.overlap,
+            ):  # a document was deleted meanwhile: it may be among what was found
                 handle = worker.submit_sync(prepared.prompt, prepared.sampling, **prepared.how)
         run = self._run(prepared, answering, handle.request)
         try:
@@ -125,8 +130,11 @@ class Pipeline:
         handle = None
         while handle is None:
             prepare = partial(self.preparation.prepare, request, caller)
-            prepared = await asyncio.wrap_future(self._components.threads.submit(caller.principal, prepare))
-            with suppress(OutdatedPromptError):  # a document was deleted meanwhile: it may be among what was found
+            prepared = await self._prepared(self._components.threads.submit(caller.principal, prepare))
+            with (
+                suppress(OutdatedPromptError),
+                prepared.overlap,
+            ):  # a document was deleted meanwhile: it may be among what was found
                 handle = await worker.submit(prepared.prompt, prepared.sampling, **prepared.how)
         run = self._run(prepared, answering, handle.request)
         try:
@@ -138,6 +146,14 @@ class Pipeline:
                     worker.cancel(handle)
         finally:
             worker.cancel(handle)
+
+    async def _prepared(self, preparing: "Future[Prepared]") -> Prepared:
+        """Wait for a question's preparation; who leaves meanwhile leaves nothing behind that was begun for him."""
+        try:
+            return await asyncio.wrap_future(preparing)
+        except asyncio.CancelledError:
+            preparing.add_done_callback(_drop_begun)
+            raise
 
     def _answering(self, request: AnswerRequest, caller: Caller) -> "Answering":
         """Follow an answer to its end, for who watches the server."""
@@ -221,6 +237,12 @@ class _Run:
             yield out
         if self.wants_end:
             self._answering.stop()
+
+
+def _drop_begun(preparing: "Future[Prepared]") -> None:
+    """Drop what was begun for a question that is ready when nobody waits for it any more."""
+    if not preparing.cancelled() and preparing.exception() is None:
+        preparing.result().overlap.drop()
 
 
 def _since(moment: float) -> float:

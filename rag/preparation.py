@@ -67,6 +67,7 @@ class Prepared:
         caller: who asks.
         sources: the passages of the prompt, numbered by rank.
         warnings: what could not be used, and why.
+        overlap: what was begun for it; drop it when the question is not submitted.
         embed_ms: time spent on the question's vector.
         search_ms: time spent on the search.
     """
@@ -82,6 +83,7 @@ class Prepared:
     caller: Caller
     sources: tuple[Source, ...]
     warnings: tuple[str, ...]
+    overlap: Overlap
     embed_ms: float
     search_ms: float
 
@@ -144,6 +146,10 @@ class Preparation:
             caller = replace(caller, conversation=CHAT)
         request = filled_in(request, self._components.library().collection(request.collection))
         overlap = Overlap(self._components, self._config.answer, self._reuse(request))
+        with overlap:
+            return self._prepare(request, caller, overlap, started)
+
+    def _prepare(self, request: AnswerRequest, caller: Caller, overlap: Overlap, started: float) -> Prepared:
         query = search_query(request.question, said_before(request))
         found = self.retrieve(query, request.collection, request.k, overlap, request.where)
         if not found.hits:
@@ -174,6 +180,7 @@ class Preparation:
             caller=caller,
             sources=tuple(source_of(n, hit) for n, hit in enumerate(hits, 1)),
             warnings=tuple(_warnings(laid_out, limit)),
+            overlap=overlap,
             embed_ms=found.embed_ms,
             search_ms=found.search_ms,
         )

@@ -1,13 +1,16 @@
 """What is begun for candidates helps where they are the passages of the question, and changes nothing where not."""
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 
 import pytest
 from rag_helpers import make_chat_model
 from server_helpers import eventually
 from test_precompute import TEXTS, ask, make_config, read_ahead
 
+from engine.errors import QueueFullError
 from engine.prompt import Prompt
 from engine.worker import Handle
 from rag.config import AnswerSettings, RagConfig
@@ -118,6 +121,60 @@ def test_a_wrong_guess_that_runs_is_dropped(tmp_path: Path, model: Path, monkeyp
         monkeypatch.setattr(service.components.library(), "search", swapped)
         assert ask(service, k=2).answer == expected
         assert cancelled[0] is True
+
+
+@pytest.fixture
+def speculating(tmp_path: Path, model: Path, monkeypatch) -> Iterator[tuple[Service, list[Handle]]]:
+    """A service whose guesses are right, and the background requests that it has cancelled."""
+    with opened(tmp_path, model, speculate=True) as service:
+        service.components.load()
+        worker, cancelled = service.components.worker(), list[Handle]()
+        cancel = worker.cancel
+        monkeypatch.setattr(
+            worker, "cancel", lambda handle: cancelled.append(handle) if handle.request.background else cancel(handle)
+        )
+        yield service, cancelled
+        for handle in cancelled:
+            cancel(handle)
+
+
+@pytest.mark.parametrize("where", ["preparing", "submitting"])
+def test_a_question_that_fails_leaves_no_guess_behind(where: str, speculating, monkeypatch) -> None:
+    service, cancelled = speculating
+    worker, preparation = service.components.worker(), service.pipeline.preparation
+
+    def refuse(*_: object, **how: object) -> Handle:
+        raise QueueFullError("full")
+
+    if where == "preparing":
+        monkeypatch.setattr(preparation, "_limit", refuse)
+    else:
+        submit = worker.submit_sync
+        monkeypatch.setattr(
+            worker, "submit_sync", lambda *a, **how: submit(*a, **how) if how.get("background") else refuse()
+        )
+    with pytest.raises(QueueFullError):
+        ask(service, k=2)
+    assert len(cancelled) == 1
+
+
+def test_who_leaves_while_his_question_is_prepared_leaves_no_guess_behind(speculating, monkeypatch) -> None:
+    service, cancelled = speculating
+    reached, left = Event(), Event()
+    monkeypatch.setattr(service.pipeline.preparation, "_expect_kv", lambda *_: reached.set() or left.wait(10))
+    request = AnswerRequest(question="Who?", collection="docs", k=2)
+
+    async def leave() -> None:
+        asking = asyncio.create_task(anext(service.pipeline.answer_async(request)))
+        assert await asyncio.to_thread(reached.wait, 10)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        assert not cancelled
+        left.set()
+
+    asyncio.run(leave())
+    eventually(lambda: len(cancelled) == 1)
 
 
 def test_a_busy_engine_does_not_speculate(tmp_path: Path, model: Path) -> None:
