@@ -106,12 +106,14 @@ class JobStore:
     def end(self, job_id: str, state: JobState, progress: JobProgress, *, result: str = "", error: str = "") -> Job:
         """Write down how a job has ended; what it worked on is removed."""
         values = (state, progress.model_dump_json(), result or None, error or None)
-        job = self._change(
-            job_id,
-            "UPDATE jobs SET state = ?, progress = ?, result = ?, error = ?, "
-            "finished_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now') WHERE id = ?",
-            *values,
-        )
+        with self._store.write() as writer:
+            writer.connection.execute(
+                "UPDATE jobs SET state = ?, progress = ?, result = ?, error = ?, "
+                "finished_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now') WHERE id = ?",
+                (*values, job_id),
+            )
+            _trim(writer.connection)
+        job = self.get(job_id)
         self._path(job_id).unlink(missing_ok=True)
         return job
 
@@ -126,9 +128,7 @@ class JobStore:
                 (INTERRUPTED, MAX_ATTEMPTS),
             )
             connection.execute("UPDATE jobs SET state = 'queued' WHERE state = 'running'")
-            ended = "SELECT number FROM jobs WHERE state <> 'queued' ORDER BY number DESC LIMIT ?"
-            statement = f"DELETE FROM jobs WHERE state <> 'queued' AND number NOT IN ({ended})"  # noqa: S608
-            connection.execute(statement, (KEPT_JOBS,))
+            _trim(connection)
             statement = f"SELECT {COLUMNS} FROM jobs WHERE state = 'queued' ORDER BY number"  # noqa: S608
             jobs = [_job(row) for row in connection.execute(statement)]
         needed = {self._path(job.id) for job in jobs}
@@ -156,6 +156,16 @@ class JobStore:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _trim(connection: sqlite3.Connection) -> None:
+    """Forget jobs that ended long ago: those that ended last are kept."""
+    connection.execute(
+        """DELETE FROM jobs WHERE number IN (
+               SELECT number FROM jobs WHERE finished_at IS NOT NULL
+               ORDER BY finished_at DESC, number DESC LIMIT -1 OFFSET ?)""",
+        (KEPT_JOBS,),
+    )
 
 
 def _job(row: sqlite3.Row | tuple[object, ...]) -> Job:

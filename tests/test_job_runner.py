@@ -12,11 +12,12 @@ from server_helpers import make_config
 
 from engine.errors import EngineStoppedError
 from rag.jobs import JobStore
-from rag.schemas.jobs import JobEvent
+from rag.schemas.jobs import Job, JobEvent
 from rag.server.ingestions import Ingestions
 from rag.server.job_runner import JobRunner
 from rag.server.problems import ProblemError
 from rag.service import Service
+from retriever.document import TextSource
 from retriever.errors import StoreError
 from retriever.hash_embedder import HashEmbedder
 
@@ -192,3 +193,47 @@ def test_jobs_of_others_do_not_hide_ones_own(service: Service, monkeypatch: pyte
     assert [job.id for job in asyncio.run(runner_of(service).latest({"mine", "none"}))] == [mine.id]
     assert [job.collection for job in asyncio.run(runner_of(service).latest())] == ["other"] * 3
     assert asyncio.run(runner_of(service).latest(frozenset())) == []
+
+
+def test_a_job_does_not_tell_of_the_collections_of_others(service: Service) -> None:
+    service.ingest("secret", [TextSource("u", "Owls hunt.")])
+
+    async def scenario() -> str | None:
+        runner = runner_of(service)
+        job = await runner.submit("precompute", "gone", "one")
+        events, _ = await watched(runner, job.id)
+        return events[-1].job.error
+
+    error = asyncio.run(scenario())
+    assert error is not None
+    assert "gone" in error
+    assert "secret" not in error
+
+
+def test_urls_of_a_job_are_fetched_where_that_is_still_allowed(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[object] = []
+    monkeypatch.setattr("rag.fetch._get", lambda *given: fetched.append(given) or (b"<p>Salt.</p>", "text/html"))
+
+    async def scenario() -> Job:
+        runner = runner_of(service)
+        job = await runner.submit("ingest", "c", "", b'{"urls": ["https://example.org/salt"]}')
+        events, _ = await watched(runner, job.id)
+        return events[-1].job
+
+    job = asyncio.run(scenario())
+    assert (job.state, "fetches nothing" in str(job.error), fetched) == ("failed", True, [])
+
+
+def test_jobs_that_ended_long_ago_are_forgotten_while_the_server_runs(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rag.jobs.KEPT_JOBS", 2)
+    store = store_of(service)
+    first, *others = (store.add("ingest", "c", "", DOCUMENT) for _ in range(5))
+    for job in others:
+        store.begin(job.id)
+        store.end(job.id, "succeeded", job.progress)
+    assert store.end(first.id, "succeeded", first.progress).state == "succeeded", "the last to end is kept"
+    assert {job.id for job in store.latest()} == {first.id, others[-1].id}

@@ -27,6 +27,7 @@ from rag.server.collections import CollectionPath
 from rag.server.document_bodies import FILES, FORM, JSON, METADATA, URLS, read_documents
 from rag.server.feed import EventFeed
 from rag.server.idempotent import IdempotencyKey, once
+from rag.server.ingestions import require_fetch
 from rag.server.problems import ProblemError, problem_responses
 from rag.server.sse import EventStream, NamedFrames, event_content
 from rag.server.state import ReadyState, ServerState, SharedState
@@ -97,13 +98,7 @@ async def add_documents(
     access.require("write", collection)
     async with state.ingestions.room_for(request.headers, access.caller.principal):
         wanted = await read_documents(request, state.settings.max_files)
-        if wanted.urls and not state.settings.allow_url_fetch:
-            raise ProblemError(
-                403,
-                "no-url-fetch",
-                "this server fetches nothing from the web; send the documents themselves, or have its operator set "
-                "PREREAD_SERVER__ALLOW_URL_FETCH",
-            )
+        require_fetch(wanted, state.settings)
 
         async def ingest() -> tuple[int, BaseModel]:
             if wait:

@@ -10,12 +10,13 @@ from weakref import WeakValueDictionary
 import anyio.to_thread
 from anyio import CapacityLimiter, Lock, Semaphore
 
+from rag.config import ServerSettings
 from rag.operations import Progress
-from rag.schemas import IngestReport
+from rag.schemas import IngestReport, IngestRequest
 from rag.server.problems import ProblemError
 from retriever.ingest import IngestEvent, Stage
 
-__all__ = ["MAX_LARGE_BODIES", "MAX_OWN_BODIES", "SMALL_BODY_BYTES", "Ingestions"]
+__all__ = ["MAX_LARGE_BODIES", "MAX_OWN_BODIES", "SMALL_BODY_BYTES", "Ingestions", "require_fetch"]
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +24,21 @@ MAX_INGESTIONS = 2  # at once, each into its own collection; embedding uses ever
 MAX_LARGE_BODIES = 2 * MAX_INGESTIONS  # in memory at once: some are worked on while others arrive
 MAX_OWN_BODIES = MAX_LARGE_BODIES // 2  # of one principal
 SMALL_BODY_BYTES = 2**20
+
+
+def require_fetch(wanted: IngestRequest, settings: ServerSettings) -> None:
+    """Go on only where nothing is to be fetched, or that is allowed.
+
+    Raises:
+        ProblemError: it is not.
+    """
+    if wanted.urls and not settings.allow_url_fetch:
+        raise ProblemError(
+            403,
+            "no-url-fetch",
+            "this server fetches nothing from the web; send the documents themselves, or have its operator set "
+            "PREREAD_SERVER__ALLOW_URL_FETCH",
+        )
 
 
 class Ingestions:

@@ -15,7 +15,7 @@ from rag.jobs import JobStore
 from rag.schemas import IngestReport, IngestRequest
 from rag.schemas.cache import CacheSelection
 from rag.schemas.jobs import Job, JobEvent, JobKind, JobProgress, JobState, is_over
-from rag.server.ingestions import Ingestions
+from rag.server.ingestions import Ingestions, require_fetch
 from rag.server.problems import ProblemError, describe
 from rag.service import Service
 from rag.sources import sources_of
@@ -265,7 +265,9 @@ class JobRunner:
             begun = store.begin(run.job.id)
             loop.call_soon_threadsafe(lambda: self._show(run, begun))
             request = IngestRequest.model_validate_json(store.content(begun.id))
-            sources = sources_of(request, self._service.config.server.url_seconds)
+            settings = self._service.config.server
+            require_fetch(request, settings)  # which may have been allowed when the job came
+            sources = sources_of(request, settings.url_seconds)
 
             def progress(event: IngestEvent) -> None:
                 check(event)

@@ -145,7 +145,16 @@ RULES: dict[type[Exception], Rule] = {
 
 
 def describe(error: Exception, request_id: str) -> Problem:
-    """Turn an error into a problem document; what is a defect of ours is logged and not told."""
+    """Turn an error into a problem document; what is a defect of ours is logged and not told.
+
+    Nor are the names of other collections: whoever reads it may not be allowed to know of them.
+    """
+    if isinstance(error, retriever_errors.UnknownCollectionError) and error.known:
+        error = retriever_errors.UnknownCollectionError(error.name, is_gone=True)
+    return _described(error, request_id)
+
+
+def _described(error: Exception, request_id: str) -> Problem:
     if isinstance(error, ProblemError):
         return error.rule.problem(error.detail, skipped=error.skipped)
     rule = _rule_of(error) or INTERNAL
@@ -193,7 +202,7 @@ def _rule_of(error: Exception) -> Rule | None:
 async def _expected(request: Request, error: Exception) -> Response:
     if isinstance(error, retriever_errors.UnknownCollectionError) and error.known:  # some of which he may not see
         error = retriever_errors.UnknownCollectionError(error.name, request.state.access.visible(error.known))
-    problem = describe(error, request.state.request_id)
+    problem = _described(error, request.state.request_id)
     headers = dict(error.headers or {}) if isinstance(error, ProblemError) else {}
     rule = _rule_of(error)
     if rule is not None and rule.retry_after is not None:
