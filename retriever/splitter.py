@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+import numpy as np
+
 from retriever.config import SplitSettings
 from retriever.document import Block, BlockKind, ExtractedText
 from retriever.errors import PassageEncoderError, SettingsError
@@ -146,12 +148,15 @@ def _bounded(text: str, start: int, end: int, limit: int = MAX_PIECE) -> list[tu
 
 
 def _counted(count: Count, texts: list[str]) -> list[int]:
-    tokens = list(count(texts)) if texts else []
-    if len(tokens) != len(texts):
+    """Return the number of tokens of each text, of which equal ones (short lines mostly are) are counted once."""
+    distinct = list(dict.fromkeys(texts))
+    tokens = list(count(distinct)) if distinct else []
+    if len(tokens) != len(distinct):
         raise PassageEncoderError(
-            f"the passage encoder counted {len(tokens)} of {len(texts)} texts; it must count each"
+            f"the passage encoder counted {len(tokens)} of {len(distinct)} texts; it must count each"
         )
-    return tokens
+    tokens_of = dict(zip(distinct, tokens, strict=True))
+    return [tokens_of[text] for text in texts]
 
 
 def _fit_pieces(
@@ -201,20 +206,24 @@ def _smaller(text: str, piece: _Piece, tokens: int, room: int) -> list[_Piece]:
 
 
 def _best_cuts(blocks: Sequence[Block], pieces: list[_Piece], tokens: list[int], room: int) -> list[tuple[int, int]]:
-    """Return the cheapest division as ranges of pieces; time is pieces times pieces per passage."""
-    sums = [0, *accumulate(tokens)]
-    merges = [0.0, *accumulate(_merge_costs(blocks, pieces))]
-    cost = [0.0] + [float("inf")] * len(pieces)
+    """Return the cheapest division as ranges of pieces, none of more than `room` tokens, as no piece has.
+
+    Time is pieces times pieces per passage. That is a lot where lines are tiny, so NumPy looks at all possible starts
+    of a passage at once; of equally good ones it takes the last.
+    """
+    sums = np.array([0, *accumulate(tokens)], np.float64)
+    merges = np.array([0.0, *accumulate(_merge_costs(blocks, pieces))])
+    cuts = [*(piece.cut for piece in pieces), 0.0]
+    start_costs = np.array(cuts)  # becomes that of the cut and of all passages before it, one after the other
     best = [0] * (len(pieces) + 1)
+    first = 0
     for end in range(1, len(pieces) + 1):
-        for start in range(end - 1, -1, -1):
-            total = sums[end] - sums[start]
-            if total > room and start < end - 1:
-                break
-            empty = max(0.0, 1 - total / room)
-            here = cost[start] + pieces[start].cut + 1 + empty * empty + merges[end] - merges[start + 1]
-            if here < cost[end]:
-                cost[end], best[end] = here, start
+        while sums[end] - sums[first] > room:
+            first += 1
+        empty = 1 - (sums[end] - sums[first:end]) / room
+        cost = start_costs[first:end] + 1 + empty * empty + merges[end] - merges[first + 1 : end + 1]
+        best[end] = end - 1 - int(cost[::-1].argmin())
+        start_costs[end] = cost[best[end] - first] + cuts[end]
     ranges = []
     end = len(pieces)
     while end:

@@ -1,6 +1,7 @@
 """Passages fit their budget, are the text they claim to be, and are cut where the structure allows it."""
 
 import re
+import sys
 from itertools import pairwise
 
 import pytest
@@ -144,6 +145,39 @@ def test_counting_is_batched():
     documents = [read(f"# H\n\nA paragraph of document {n}. " * 10) for n in range(50)]
     split(documents, SplitSettings(64), count)
     assert len(calls) <= 3
+
+
+def test_equal_lines_are_counted_once():
+    counted: list[str] = []
+
+    def count(texts):
+        counted.extend(texts)
+        return count_words(texts)
+
+    found = passages("a\n" * 1000, 64, media_type="text/plain", count=count)
+    assert "\n".join(found) == "\n".join("a" * 1000)
+    assert len(counted) <= 6, "lines are alike, and so are passages but for one line more or less"
+
+
+def test_what_a_line_costs_does_not_grow_with_the_lines_of_a_passage():
+    document = read("a\n" * 1000, "text/plain")
+
+    def calls(budget: int) -> int:
+        made = 0
+
+        def note(*_: object) -> None:
+            nonlocal made
+            made += 1
+
+        before = sys.getprofile()
+        sys.setprofile(note)
+        try:
+            split([document], SplitSettings(budget), lambda texts: [text.count("a") for text in texts])
+        finally:
+            sys.setprofile(before)
+        return made
+
+    assert calls(512) < 1.5 * calls(32)
 
 
 def test_pages_and_offsets_of_a_known_text():
