@@ -10,7 +10,7 @@ from pydantic import Field
 from rag.openai.documentation import JSON_BODY, error_responses
 from rag.openai.fields import ONE_OR_SEVERAL, Ignored, ModelName, OpenAIRequest
 from rag.openai.results import Result
-from rag.openai.vectors import documents_of, queries_of, require_embedder
+from rag.openai.vectors import embed, require_embedder
 from rag.server.access import AccessDep
 from rag.server.feed import until_gone
 from rag.server.problems import ProblemError
@@ -82,10 +82,13 @@ async def embeddings(body: EmbeddingsRequest, request: Request, state: ReadyStat
         raise ProblemError(
             422, "invalid-request", f"{body.model} makes vectors of {embedder.dimension} dimensions alone; leave it out"
         )
-    embed = queries_of if body.input_type == "query" else documents_of
-    embedded = await until_gone(request.receive, embed(embedder, body.input, state.embedding))
     telemetry = state.service.components.telemetry()
-    telemetry.count(access.caller, pipeline="embeddings", model=body.model, prompt_tokens=embedded.num_tokens)
+
+    def count(num_tokens: int) -> None:
+        telemetry.count(access.caller, pipeline="embeddings", model=body.model, prompt_tokens=num_tokens)
+
+    texts = {"queries" if body.input_type == "query" else "documents": body.input}
+    embedded = await until_gone(request.receive, embed(embedder, state.embedding, count, **texts))
     as_base64 = body.encoding_format == "base64"
     data = [
         Embedding(index=index, embedding=_base64(vector) if as_base64 else vector.tolist())

@@ -14,7 +14,7 @@ from pydantic import Field
 from rag.openai.documentation import JSON_BODY, error_responses
 from rag.openai.fields import Ignored, ModelName, OpenAIRequest, Refused
 from rag.openai.results import Result, new_id, sparse
-from rag.openai.vectors import documents_of, queries_of, require_embedder
+from rag.openai.vectors import embed, require_embedder
 from rag.server.access import AccessDep
 from rag.server.feed import until_gone
 from rag.server.state import ReadyState
@@ -97,9 +97,15 @@ async def rerank(body: RerankRequest, request: Request, state: ReadyState, acces
     """Put texts in order by how close the embedder's vectors are to the query's; no model reads both together."""
     embedder = await to_thread.run_sync(require_embedder, body.model, state, access)
     texts = [item if isinstance(item, str) else item.text for item in body.documents]
-    query = await until_gone(request.receive, queries_of(embedder, [body.query], state.embedding))
-    embedded = await until_gone(request.receive, documents_of(embedder, texts, state.embedding))
-    scores = np.array([float((windows @ query.windows[0][0]).max()) for windows in embedded.windows])
+    telemetry = state.service.components.telemetry()
+
+    def count(num_tokens: int) -> None:
+        telemetry.count(access.caller, pipeline="rerank", model=body.model, prompt_tokens=num_tokens)
+
+    work = embed(embedder, state.embedding, count, queries=[body.query], documents=texts)
+    embedded = await until_gone(request.receive, work)
+    query, *documents = embedded.windows
+    scores = np.array([float((windows @ query[0]).max()) for windows in documents])
     order = np.argsort(-scores, kind="stable")[: body.top_n]
     with_text = body.return_documents is not False
     results = [
@@ -110,7 +116,5 @@ async def rerank(body: RerankRequest, request: Request, state: ReadyState, acces
         )
         for index in order
     ]
-    usage = RerankUsage(total_tokens=query.num_tokens + embedded.num_tokens)
-    telemetry = state.service.components.telemetry()
-    telemetry.count(access.caller, pipeline="rerank", model=body.model, prompt_tokens=usage.total_tokens)
+    usage = RerankUsage(total_tokens=embedded.num_tokens)
     return Reranked(id=new_id("rerank-"), model=body.model, results=results, usage=usage)

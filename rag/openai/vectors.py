@@ -1,7 +1,9 @@
 """Texts to vectors, for the routes that give away what the embedder can do."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from threading import Event
 from typing import NamedTuple
 
 import numpy as np
@@ -13,9 +15,11 @@ from rag.server.problems import ProblemError
 from rag.server.state import ServerState
 from retriever.embedder import TextEmbedder, Vectors
 
-__all__ = ["Embedded", "documents_of", "queries_of", "require_embedder"]
+__all__ = ["MAX_CHARACTERS", "MAX_TEXT_CHARACTERS", "Embedded", "embed", "require_embedder"]
 
-BATCH = 32  # texts; a client that goes away is noticed between two
+MAX_TEXT_CHARACTERS = 100_000
+MAX_CHARACTERS = 1_000_000  # of all texts of a request
+BATCH_TEXTS, BATCH_CHARACTERS = 32, 32_000  # some 32 windows; a client that goes away is noticed between two batches
 
 
 class Embedded(NamedTuple):
@@ -48,31 +52,94 @@ def require_embedder(model: str, state: ServerState, access: Access) -> TextEmbe
     return state.service.components.embedder()
 
 
-async def documents_of(embedder: TextEmbedder, texts: Sequence[str], limiter: CapacityLimiter) -> Embedded:
-    """Embed texts as documents."""
-    return await _embed(partial(_documents, embedder), embedder, texts, limiter)
+async def embed(
+    embedder: TextEmbedder,
+    limiter: CapacityLimiter,
+    count: Callable[[int], None],
+    *,
+    queries: Sequence[str] = (),
+    documents: Sequence[str] = (),
+) -> Embedded:
+    """Embed questions and documents, in batches; a task that is cancelled lets the batch end that runs.
 
+    Args:
+        embedder: makes the vectors.
+        limiter: held while a batch is embedded, whoever waits for it.
+        count: given the number of tokens that were embedded, once, even where nobody waits any more.
+        queries: their vectors come first.
+        documents: long ones have several vectors.
 
-async def queries_of(embedder: TextEmbedder, texts: Sequence[str], limiter: CapacityLimiter) -> Embedded:
-    """Embed texts as questions."""
-    return await _embed(partial(_queries, embedder), embedder, texts, limiter)
+    Raises:
+        ProblemError: a text is empty, or they are too long.
+    """
+    _check(queries)
+    _check(documents)
+    gone = Event()
+    work = asyncio.ensure_future(_embed(embedder, limiter, count, gone, [(False, queries), (True, documents)]))
+    try:
+        return await asyncio.shield(work)  # a thread cannot be ended, so its place must not be given away
+    except asyncio.CancelledError:
+        gone.set()
+        raise
 
 
 async def _embed(
-    embed: "partial[list[Vectors]]", embedder: TextEmbedder, texts: Sequence[str], limiter: CapacityLimiter
+    embedder: TextEmbedder,
+    limiter: CapacityLimiter,
+    count: Callable[[int], None],
+    gone: Event,
+    given: Sequence[tuple[bool, Sequence[str]]],
 ) -> Embedded:
-    blank = next((number for number, text in enumerate(texts) if not text.strip()), None)
-    if blank is not None:
-        raise ProblemError(422, "invalid-request", f"text number {blank} is empty; leave it out")
     windows: list[Vectors] = []
-    for start in range(0, len(texts), BATCH):
-        windows += await to_thread.run_sync(embed, texts[start : start + BATCH], limiter=limiter)
-    return Embedded(windows, await to_thread.run_sync(embedder.num_tokens, texts, limiter=limiter))
+    num_tokens = 0
+
+    def run(texts: Sequence[str], *, are_documents: bool) -> None:
+        nonlocal num_tokens
+        if gone.is_set():
+            return
+        num_tokens += embedder.num_tokens(texts)
+        if are_documents:
+            windows.extend(embedder.embed_documents(texts))
+        else:
+            windows.extend(embedder.embed_query(text)[None] for text in texts)
+
+    try:
+        for are_documents, texts in given:
+            for batch in _batches(texts):
+                await to_thread.run_sync(partial(run, batch, are_documents=are_documents), limiter=limiter)
+    finally:
+        count(num_tokens)
+    return Embedded(windows, num_tokens)
 
 
-def _documents(embedder: TextEmbedder, texts: Sequence[str]) -> list[Vectors]:
-    return embedder.embed_documents(texts)
+def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Cut texts into batches that take about as long; a text that is longer than one is one."""
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        if batch and (len(batch) == BATCH_TEXTS or characters + len(text) > BATCH_CHARACTERS):
+            yield batch
+            batch, characters = [], 0
+        batch.append(text)
+        characters += len(text)
+    if batch:
+        yield batch
 
 
-def _queries(embedder: TextEmbedder, texts: Sequence[str]) -> list[Vectors]:
-    return [embedder.embed_query(text)[None] for text in texts]
+def _check(texts: Sequence[str]) -> None:
+    for number, text in enumerate(texts):
+        if not text.strip():
+            raise ProblemError(422, "invalid-request", f"text number {number} is empty; leave it out")
+        if len(text) > MAX_TEXT_CHARACTERS:
+            raise ProblemError(
+                422,
+                "invalid-request",
+                f"text number {number} has {len(text)} characters, above {MAX_TEXT_CHARACTERS}; send it in parts",
+            )
+    total = sum(map(len, texts))
+    if total > MAX_CHARACTERS:
+        raise ProblemError(
+            422,
+            "invalid-request",
+            f"the texts have {total} characters, above {MAX_CHARACTERS}; send them in several requests",
+        )
