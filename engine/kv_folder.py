@@ -122,7 +122,14 @@ class ExtentFolder:
         self._remove_if_empty(record.extent)
 
     def discard(self, records: Sequence[StoredRecord]) -> None:
-        """Erase records that nobody looks up; one that cannot be erased is logged, and does no harm."""
+        """Overwrite and erase records that nobody looks up; one that cannot be erased is logged, and does no harm.
+
+        Whoever purges a key later could not find these copies of it any more.
+        """
+        try:
+            self.overwrite(records)
+        except OSError as error:
+            logger.warning("KV in %s cannot be overwritten: %s", self._folder, error)
         for record in records:
             try:
                 self.erase(record)

@@ -24,7 +24,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class DeadKey:
-    """A key that nothing needs any more; `erase` asks that no copy of its data is left, not even in free space."""
+    """A key that nothing needs any more; `erase` asks that its data is overwritten where it lies, not only freed."""
 
     key: bytes
     erase: bool

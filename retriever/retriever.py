@@ -275,7 +275,7 @@ class Library:
         Args:
             collection: where it is.
             document_id: which one.
-            erase: ask that no copy of data derived from its passages is left, not even in free space.
+            erase: ask that data derived from its passages is overwritten where it lies, not only freed.
 
         Returns:
             What there was of it, so that others can end theirs.

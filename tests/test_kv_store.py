@@ -229,6 +229,38 @@ def test_a_flush_makes_durable_what_was_put(store, accesses):
     assert accesses == ["sync", "sync folder"]
 
 
+@pytest.mark.parametrize("how", ["evicted", "moved"])
+def test_a_record_that_leaves_its_place_leaves_no_copy_in_free_space(store, monkeypatch, how):
+    """A later purge of its key finds only where it is then. Zeros have to be on the disk before the space is freed."""
+    for n in range(30):
+        put(store, n)
+    freed, dirty = list[bytes](), set[int]()
+    punch, pwrite = kv_extent._punch_hole, os.pwrite
+
+    def write(fd, content, offset):
+        dirty.add(fd)
+        return pwrite(fd, content, offset)
+
+    def free(fd, start, end):
+        assert fd not in dirty, "the hole takes zeros with it that have not been written yet"
+        freed.append(os.pread(fd, end - start, start))
+        return punch(fd, start, end)
+
+    if how == "moved":
+        store.delete(*(key_of(n) for n in range(30) if n % 4))
+    monkeypatch.setattr(os, "pwrite", write)
+    monkeypatch.setattr(os, "fsync", dirty.discard)
+    monkeypatch.setattr(kv_extent, "_punch_hole", free)
+    if how == "moved":
+        assert store.compact() > 0
+    else:
+        for n in range(30, 200):
+            put(store, n)
+        assert store.stats().evicted > 0
+    assert freed
+    assert not any(content.strip(b"\0") for content in freed)
+
+
 def test_purge_finds_copies_that_the_index_does_not_know(store, tmp_path):
     """A header came to light again, or a record lies twice."""
     put(store, 1)

@@ -39,7 +39,7 @@ router = APIRouter(prefix="/v1/collections", tags=["documents"])
 
 DocumentId = Annotated[str, Path(description="The document's id, as the listing has it.")]
 Wait = Annotated[bool, Query(description="Answer when it is done; otherwise at once, with a job.")]
-Purged = Annotated[bool, Query(description="Leave no copy of its KV, text and vectors, not even in free space.")]
+Purged = Annotated[bool, Query(description="Overwrite its KV, text and vectors, and see that no KV of it is left.")]
 
 Responses = dict[int | str, dict[str, Any]]
 
