@@ -4,15 +4,18 @@ Who asks chooses a key for what he wants done once, and sends it with every atte
 hash of what was asked for, so that a key that is used for something else by mistake is noticed.
 """
 
+import sqlite3
 from dataclasses import dataclass
+from threading import Lock
 
 from rag.errors import KeyInUseError, KeyReusedError
 from retriever.document import digest
 from retriever.store import Store
 
-__all__ = ["KEPT_HOURS", "IdempotentRequests", "Remembered", "fingerprint_of"]
+__all__ = ["KEPT_HOURS", "Claim", "IdempotentRequests", "Remembered", "fingerprint_of"]
 
 KEPT_HOURS = 24
+OLDEST = f"strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-{KEPT_HOURS} hours')"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,57 +31,77 @@ def fingerprint_of(*parts: str | bytes) -> bytes:
     return digest(*(part.encode() if isinstance(part, str) else part for part in parts))
 
 
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A key for what is asked for; `fingerprint` is a hash of that."""
+
+    owner: str
+    key: str
+    fingerprint: bytes
+
+
 class IdempotentRequests:
     """The keys of one library; every method may be called from any thread.
 
+    Answers are in the database, requests that are worked on in memory alone: nothing is left of one that fails, even
+    where the disk is full.
+
     Args:
-        store: the library's database. What was begun when it was open last, and not finished, is forgotten.
+        store: the library's database.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        with store.write() as writer:
-            writer.connection.execute("DELETE FROM idempotent_requests WHERE status IS NULL")
+        self._lock = Lock()
+        self._working: dict[tuple[str, str], Claim] = {}
 
-    def begin(self, owner: str, key: str, fingerprint: bytes) -> Remembered | None:
-        """Take a key, or return the answer of the request that had it.
+    def begin(self, claim: Claim) -> Remembered | None:
+        """Take a key until it is released, or return the answer of the request that had it.
 
         Raises:
             KeyReusedError: that request asked for something else.
             KeyInUseError: it is still worked on.
         """
-        with self._store.write() as writer:
-            connection = writer.connection
-            age = f"-{KEPT_HOURS} hours"
-            connection.execute(
-                """DELETE FROM idempotent_requests
-                   WHERE status IS NOT NULL AND created_at < strftime('%Y-%m-%dT%H:%M:%fZ', 'now', ?)""",
-                (age,),
-            )
-            statement = "SELECT fingerprint, status, body FROM idempotent_requests WHERE owner = ? AND key = ?"
-            found = connection.execute(statement, (owner, key)).fetchone()
-            if found is None:
-                values = (owner, key, fingerprint)
-                connection.execute("INSERT INTO idempotent_requests (owner, key, fingerprint) VALUES (?, ?, ?)", values)
+        answer: Remembered | None = None
+        with self._lock:
+            first = self._working.get((claim.owner, claim.key))
+            if first is None:
+                first, answer = self._find(claim)
+            if first is None:
+                self._working[claim.owner, claim.key] = claim
                 return None
-        if found[0] != fingerprint:
-            raise KeyReusedError(f"the idempotency key {key!r} was used for another request; choose a new one for this")
-        if found[1] is None:
-            raise KeyInUseError(
-                f"the request with the idempotency key {key!r} is being worked on; ask again in a while"
+        if first.fingerprint != claim.fingerprint:
+            raise KeyReusedError(
+                f"the idempotency key {claim.key!r} was used for another request; choose a new one for this"
             )
-        return Remembered(found[1], found[2])
+        if answer is None:
+            raise KeyInUseError(
+                f"the request with the idempotency key {claim.key!r} is being worked on; ask again in a while"
+            )
+        return answer
 
-    def finish(self, owner: str, key: str, answer: Remembered) -> None:
+    def finish(self, claim: Claim, answer: Remembered) -> None:
         """Remember the answer to a request."""
         with self._store.write() as writer:
-            writer.connection.execute(
-                "UPDATE idempotent_requests SET status = ?, body = ? WHERE owner = ? AND key = ?",
-                (answer.status, answer.body, owner, key),
-            )
+            self.keep(claim, answer, writer.connection)
 
-    def forget(self, owner: str, key: str) -> None:
-        """Let a key be used again: its request has failed and changed nothing for good."""
-        with self._store.write() as writer:
-            statement = "DELETE FROM idempotent_requests WHERE owner = ? AND key = ? AND status IS NULL"
-            writer.connection.execute(statement, (owner, key))
+    def keep(self, claim: Claim, answer: Remembered, connection: sqlite3.Connection) -> None:
+        """Remember the answer to a request with what else a transaction writes: both or neither."""
+        statement = f"DELETE FROM idempotent_requests WHERE created_at < {OLDEST}"  # noqa: S608 - no outside text
+        connection.execute(statement)
+        connection.execute(
+            "INSERT OR REPLACE INTO idempotent_requests (owner, key, fingerprint, status, body) VALUES (?, ?, ?, ?, ?)",
+            (claim.owner, claim.key, claim.fingerprint, answer.status, answer.body),
+        )
+
+    def release(self, claim: Claim) -> None:
+        """End the work on a request; its key may be used again where no answer was kept."""
+        with self._lock:
+            del self._working[claim.owner, claim.key]
+
+    def _find(self, claim: Claim) -> tuple[Claim, Remembered] | tuple[None, None]:
+        with self._store.read() as reader:
+            statement = f"""SELECT fingerprint, status, body FROM idempotent_requests
+                            WHERE owner = ? AND key = ? AND status IS NOT NULL AND created_at >= {OLDEST}"""  # noqa: S608
+            row = reader.connection.execute(statement, (claim.owner, claim.key)).fetchone()
+        return (None, None) if row is None else (Claim(claim.owner, claim.key, row[0]), Remembered(row[1], row[2]))

@@ -7,7 +7,7 @@ twice; one that takes the server down each time is left alone after a few attemp
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -15,7 +15,9 @@ from rag.errors import UnknownJobError
 from rag.schemas.jobs import Job, JobKind, JobProgress, JobState
 from retriever.store import Store
 
-__all__ = ["MAX_ATTEMPTS", "JobStore"]
+__all__ = ["MAX_ATTEMPTS", "Also", "JobStore"]
+
+Also = Callable[[Job, sqlite3.Connection], None]
 
 MAX_ATTEMPTS = 3
 KEPT_JOBS = 1000  # that have ended
@@ -40,8 +42,16 @@ class JobStore:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    def add(self, kind: JobKind, collection: str, owner: str, content: bytes = b"") -> Job:
-        """Accept a job: when this returns, a crash does not lose it."""
+    def add(self, kind: JobKind, collection: str, owner: str, content: bytes = b"", also: Also | None = None) -> Job:
+        """Accept a job: when this returns, a crash does not lose it.
+
+        Args:
+            kind: what it does.
+            collection: with what.
+            owner: a principal.
+            content: what it works on.
+            also: writes what is to be written with the job, in the same transaction.
+        """
         job_id = uuid4().hex
         if content:
             self._write(job_id, content)
@@ -50,7 +60,11 @@ class JobStore:
                 "INSERT INTO jobs (id, kind, collection, owner, state) VALUES (?, ?, ?, ?, 'queued')",
                 (job_id, kind, collection, owner),
             )
-        return self.get(job_id)
+            statement = f"SELECT {COLUMNS} FROM jobs WHERE id = ?"  # noqa: S608 - no outside text
+            job = _job(writer.connection.execute(statement, (job_id,)).fetchone())
+            if also is not None:
+                also(job, writer.connection)
+        return job
 
     def get(self, job_id: str) -> Job:
         """Return a job as it was when it was last written down.

@@ -10,7 +10,7 @@ from rag.idempotency import fingerprint_of
 from rag.schemas import CollectionInfo, CollectionList, CollectionPatch, NewCollection
 from rag.server.access import AccessDep
 from rag.server.answers import require_json
-from rag.server.idempotent import IdempotencyKey, once
+from rag.server.idempotent import IdempotencyKey, Keep, once
 from rag.server.problems import problem_responses
 from rag.server.state import SharedState
 
@@ -45,7 +45,7 @@ async def create_collection(
     """
     access.require("write", body.name)
 
-    async def create() -> tuple[int, CollectionInfo]:
+    async def create(_keep: Keep) -> tuple[int, CollectionInfo]:
         return 201, await asyncio.to_thread(state.service.create_collection, body)
 
     return await once(

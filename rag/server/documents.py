@@ -26,7 +26,7 @@ from rag.server.answers import require_json
 from rag.server.collections import CollectionPath
 from rag.server.document_bodies import FILES, FORM, JSON, METADATA, URLS, read_documents
 from rag.server.feed import EventFeed
-from rag.server.idempotent import IdempotencyKey, once
+from rag.server.idempotent import IdempotencyKey, Keep, once
 from rag.server.ingestions import require_fetch
 from rag.server.problems import ProblemError, problem_responses
 from rag.server.sse import EventStream, NamedFrames, event_content
@@ -100,11 +100,12 @@ async def add_documents(
         wanted = await read_documents(request, state.settings.max_files)
         require_fetch(wanted, state.settings)
 
-        async def ingest() -> tuple[int, BaseModel]:
+        async def ingest(keep: Keep) -> tuple[int, BaseModel]:
             if wait:
                 return 200, await _ingest_now(collection, wanted, state)
             content = await to_thread.run_sync(lambda: wanted.model_dump_json(exclude_none=True).encode())
-            return 202, await state.jobs.submit("ingest", collection, access.caller.principal, content)
+            principal = access.caller.principal
+            return 202, await state.jobs.submit("ingest", collection, principal, content, partial(keep, 202))
 
         def fingerprint() -> bytes:
             return fingerprint_of("documents", collection, str(wait), wanted.model_dump_json())

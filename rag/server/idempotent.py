@@ -1,6 +1,8 @@
 """The header `Idempotency-Key`: what was done under it is not done again, but answered again."""
 
 import asyncio
+import logging
+import sqlite3
 from collections.abc import Awaitable, Callable
 from typing import Annotated
 
@@ -8,12 +10,16 @@ from fastapi import Header
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from rag.idempotency import KEPT_HOURS, Remembered
+from rag.idempotency import KEPT_HOURS, Claim, IdempotentRequests, Remembered
 from rag.server.access import Access
 from rag.server.state import ServerState
+from retriever.errors import StoreError
 
-__all__ = ["REPLAYED", "IdempotencyKey", "once"]
+__all__ = ["REPLAYED", "IdempotencyKey", "Keep", "once"]
 
+logger = logging.getLogger(__name__)
+
+Keep = Callable[[int, BaseModel, sqlite3.Connection], None]  # of status and body
 REPLAYED = "Idempotency-Replayed"
 
 IdempotencyKey = Annotated[
@@ -33,7 +39,7 @@ async def once(
     access: Access,
     key: str | None,
     fingerprint: Callable[[], bytes],
-    work: Callable[[], Awaitable[tuple[int, BaseModel]]],
+    work: Callable[[Keep], Awaitable[tuple[int, BaseModel]]],
 ) -> Response:
     """Do some work and answer with its status and body; under a key that was used before, answer as then.
 
@@ -42,27 +48,41 @@ async def once(
         access: who asks: keys are his own.
         key: without one, the work is simply done.
         fingerprint: makes a hash of what is asked for.
-        work: what to do. Where it fails the key may be used again.
+        work: what to do. Where it fails the key may be used again. What must not be done twice even after a crash is
+            written in one transaction with the answer, for which it is given a function.
 
     Raises:
         KeyReusedError: the key was used for something else.
         KeyInUseError: the request that has it is still worked on.
     """
     if key is None:
-        return _response(await work())
-    remembered, owner = await asyncio.to_thread(state.idempotent_requests), access.caller.principal
-    wanted = await asyncio.to_thread(fingerprint)
-    done = await asyncio.to_thread(remembered.begin, owner, key, wanted)
+        return _response(await work(lambda *_: None))
+    remembered = await asyncio.to_thread(state.idempotent_requests)
+    claim = Claim(access.caller.principal, key, await asyncio.to_thread(fingerprint))
+    done = await asyncio.to_thread(remembered.begin, claim)
     if done is not None:
         return Response(done.body, done.status, {REPLAYED: "true"}, media_type="application/json")
+    kept: list[Remembered] = []
+
+    def keep(status: int, result: BaseModel, connection: sqlite3.Connection) -> None:
+        kept.append(Remembered(status, result.model_dump_json()))
+        remembered.keep(claim, kept[-1], connection)
+
     try:
-        status, result = await work()
-        body = result.model_dump_json()
-        await asyncio.shield(asyncio.to_thread(remembered.finish, owner, key, Remembered(status, body)))
-    except BaseException:
-        await asyncio.shield(asyncio.to_thread(remembered.forget, owner, key))
-        raise
-    return Response(body, status, media_type="application/json")
+        response = _response(await work(keep))
+        if not kept:
+            await _remember(remembered, claim, Remembered(response.status_code, bytes(response.body).decode()))
+    finally:
+        remembered.release(claim)
+    return response
+
+
+async def _remember(remembered: IdempotentRequests, claim: Claim, answer: Remembered) -> None:
+    """Remember an answer; where the disk does not take it, what was done is told none the less."""
+    try:
+        await asyncio.shield(asyncio.to_thread(remembered.finish, claim, answer))
+    except StoreError as error:
+        logger.warning("the answer under an idempotency key is not remembered: %s", error)
 
 
 def _response(done: tuple[int, BaseModel]) -> Response:

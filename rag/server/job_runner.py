@@ -11,7 +11,7 @@ from threading import Event
 
 from engine.errors import EngineStoppedError
 from rag.components import Once
-from rag.jobs import JobStore
+from rag.jobs import Also, JobStore
 from rag.schemas import IngestReport, IngestRequest
 from rag.schemas.cache import CacheSelection
 from rag.schemas.jobs import Job, JobEvent, JobKind, JobProgress, JobState, is_over
@@ -69,15 +69,25 @@ class JobRunner:
         self._resuming = asyncio.Lock()
         self._resumed = self._stopping = False
 
-    async def submit(self, kind: JobKind, collection: str, owner: str, content: bytes = b"") -> Job:
+    async def submit(
+        self, kind: JobKind, collection: str, owner: str, content: bytes = b"", also: Also | None = None
+    ) -> Job:
         """Accept a job and let it begin when it is its turn; once this returns, a crash does not lose it.
+
+        Args:
+            kind: what it does.
+            collection: with what.
+            owner: a principal.
+            content: what it works on.
+            also: see `JobStore.add`.
 
         Raises:
             ProblemError: as many wait as may.
         """
         await self.resume()
         self._take_place(owner)
-        accepting = asyncio.ensure_future(self._accept(kind, collection, owner, content))
+        adding = asyncio.to_thread(lambda: self._store().add(kind, collection, owner, content, also))
+        accepting = asyncio.ensure_future(self._accept(adding, owner))
         try:
             return await asyncio.shield(accepting)
         except asyncio.CancelledError:  # what is accepted is begun, too, even where nobody is told any more
@@ -96,9 +106,9 @@ class JobRunner:
             raise ProblemError(429, "queue-full", detail, headers=wait)
         self._held[owner] += 1
 
-    async def _accept(self, kind: JobKind, collection: str, owner: str, content: bytes) -> Job:
+    async def _accept(self, adding: Awaitable[Job], owner: str) -> Job:
         try:
-            job = await asyncio.to_thread(lambda: self._store().add(kind, collection, owner, content))
+            job = await adding
         except BaseException:
             self._leave_place(owner)
             raise
