@@ -10,6 +10,7 @@ from contextlib import aclosing
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from engine.errors import PromptTooLongError
 from engine.output import Event, Generation
 from engine.prompt import Prompt
 from rag.answer import AnswerAssembler
@@ -30,6 +31,7 @@ __all__ = ["DEFAULT_MAX_TOKENS", "BareModel", "PlainAssembler"]
 
 DEFAULT_MAX_TOKENS = 1024
 NAMESPACE = "prompts/"  # collections' are numbers
+MAX_TOKEN_CHARACTERS = 32  # on average; no text that is said has half as many
 
 
 class PlainAssembler(AnswerAssembler):
@@ -69,8 +71,7 @@ class BareModel:
         """
         await asyncio.to_thread(self._components.load)
         tokenizer, whose = self._components.tokenizer(), (caller.principal,)
-        spoken = self._transcripts.spoken(whose, turns, tokenizer)
-        tokens = await asyncio.to_thread(ChatFormat(tokenizer).encode, spoken)
+        tokens = await asyncio.to_thread(self._encode, whose, turns)
         async with aclosing(self._run("chat", tokens, sampling, max_tokens, caller)) as events:
             async for event, generation in events:
                 if generation is not None and isinstance(event, DoneEvent):
@@ -78,6 +79,17 @@ class BareModel:
                     if written:
                         self._transcripts.note(whose, [*turns, ("assistant", event.answer.answer)], written)
                 yield event
+
+    def _encode(self, whose: Sequence[str], turns: Sequence[Said]) -> list[int]:
+        """Turn a conversation into a prompt, which takes seconds for a text that is far too long: that is refused."""
+        tokenizer, context = self._components.tokenizer(), self._components.worker().engine.max_model_len
+        characters = sum(len(text) for _, text in turns)
+        if characters > context * MAX_TOKEN_CHARACTERS:
+            raise PromptTooLongError(
+                f"the conversation has {characters} characters, and the model reads {context} tokens; leave out its "
+                "oldest messages, or use a model with a longer context"
+            )
+        return ChatFormat(tokenizer).encode(self._transcripts.spoken(whose, turns, tokenizer))
 
     async def complete(
         self, tokens: Sequence[int], sampling: Sampling, max_tokens: int | None, caller: Caller

@@ -1,5 +1,6 @@
 """Conversations with the real `openai` client."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from itertools import pairwise
@@ -218,3 +219,29 @@ def test_a_client_that_goes_away_cancels_its_requests(api: Api) -> None:
     with pytest.raises(openai.APITimeoutError):
         impatient.chat.completions.create(messages=said, **long)
     eventually(lambda: api.running.stats().running == 0)
+
+
+def test_a_conversation_is_tokenised_beside_the_event_loop(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, on_loop = api.running.service.components.tokenizer(), list[bool]()
+    encode = type(tokenizer).encode
+
+    def recorded(self: object, text: str, **options: bool) -> list[int]:
+        try:
+            on_loop.append(asyncio.get_running_loop().is_running())
+        except RuntimeError:
+            on_loop.append(False)
+        return encode(self, text, **options)
+
+    monkeypatch.setattr(type(tokenizer), "encode", recorded)
+    api.chat("Who lights the lamp?", model=BARE, max_tokens=2)
+    assert on_loop
+    assert not any(on_loop)
+
+
+def test_a_conversation_far_beyond_the_context_is_not_tokenised(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = api.running.service
+    monkeypatch.setattr(type(service.components.tokenizer()), "encode", lambda *_, **__: pytest.fail("tokenised"))
+    context = service.components.worker().engine.max_model_len
+    with pytest.raises(openai.BadRequestError, match="characters") as refusal:
+        api.chat("a" * 32 * context, "b", "c", model=BARE)
+    assert refusal.value.code == "context_length_exceeded"
