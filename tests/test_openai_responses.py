@@ -6,6 +6,10 @@ import openai
 import pytest
 from openai_helpers import BARE, DOCS, Api, openai_api
 from rag_helpers import LIGHTHOUSE
+from server_helpers import events_of
+
+from rag.openai.response_schemas import Response
+from rag.openai.stored import ResponseStore, Stored
 
 QUESTION = "Who lights the lamp?"
 YES = {
@@ -155,3 +159,58 @@ def test_what_cannot_be_answered(api: Api, fields: dict, param: str | None) -> N
     unknown = {"type": "file_search", "vector_store_ids": ["nowhere"]}
     with pytest.raises(openai.NotFoundError):
         api.client.responses.create(model=BARE, input=QUESTION, tools=[unknown])
+
+
+def stored(name: str, *, instructions: str = "", said: str = "") -> Stored:
+    """Make a response."""
+    response = Response(
+        id=name, created_at=0, status="completed", instructions=instructions, max_output_tokens=None, metadata={},
+        model=BARE, output=[], previous_response_id=None, store=True, temperature=0, text={}, tool_choice="auto",
+        tools=[], top_logprobs=0, top_p=1, usage=None,
+    )  # fmt: skip
+    return Stored(response, (("user", said),))
+
+
+def test_a_response_counts_with_all_that_it_has() -> None:
+    small = stored("a").size
+    assert stored("a", instructions="x" * 1000).size == small + 1000
+    assert stored("a", said="x" * 1000).size == small + 1000
+
+
+def test_a_large_response_is_not_stored_and_displaces_nothing() -> None:
+    store = ResponseStore(max_characters=16 * 2000)
+    assert store.add("ada", stored("small"))
+    assert not store.add("ada", stored("large", instructions="x" * 2000))
+    assert store.get("ada", "small")
+    assert store.get("ada", "large") is None
+
+
+@pytest.mark.parametrize("limits", [{"max_responses": 20}, {"max_characters": 20 * stored("00").size}])
+def test_who_stores_most_loses_his_own(limits: dict[str, int]) -> None:
+    store = ResponseStore(**limits)
+    for number in range(10, 13):
+        assert store.add("ada", stored(str(number)))
+    for number in range(10, 90):
+        assert store.add("bob", stored(str(number)))
+    assert all(store.get("ada", str(number)) for number in range(10, 13))
+    kept = [number for number in range(10, 90) if store.get("bob", str(number))]
+    assert kept == list(range(73, 90)), "the latest"
+    assert store.remove("bob", "89")
+    assert not store.remove("bob", "89")
+    assert not store.remove("eve", "10")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_response_that_is_not_stored_says_so(api: Api, stream: bool) -> None:
+    body = {"model": BARE, "input": "Count.", "max_output_tokens": 2, "stream": stream}
+    body |= {"metadata": {"a": "b"}, "text": {"format": {"type": "text"}}}
+    store = api.running.server.config.app.state.preread.responses
+    before = store._max_characters
+    store._max_characters = 16
+    try:
+        answer = api.running.http.post("/v1/responses", json=body)
+    finally:
+        store._max_characters = before
+    response = [data for _, data in events_of(answer)][-1]["response"] if stream else answer.json()
+    assert response["store"] is False
+    assert api.running.http.get(f"/v1/responses/{response['id']}").status_code == 404

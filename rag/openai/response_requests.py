@@ -161,7 +161,8 @@ class ResponseRequest(Common):
         input: the question, or what was said; the last message is the user's.
         instructions: how to answer; not kept for the next response.
         previous_response_id: the response that this goes on from; known to the key that asked for it alone.
-        store: keep the response for that, and for looking it up; the latest ones are kept while the server runs.
+        store: keep the response for that, and for looking it up; the latest ones are kept while the server runs,
+            but for one that is very large: its `store` is false.
         tools: `file_search` over one collection, for the bare model; `rag/<collection>` has its own.
         include: `file_search_call.results`, `message.output_text.logprobs`.
         text: what form the answer has to have.

@@ -107,20 +107,22 @@ class _Work:
         async with aclosing(self.answer) as events:
             async for event in events:
                 self.draft.take(event)
-        self._keep()
-        return self.draft.response
+        return self._keep()
 
     async def events(self) -> AsyncGenerator[Event, None]:
         async with aclosing(self.answer) as answer:
             async for event in self.draft.events(answer):
                 if event["type"] in ("response.completed", "response.incomplete"):
-                    self._keep()
+                    event = {**event, "response": self._keep()}  # noqa: PLW2901 - the last one says whether it is kept
                 yield event
 
-    def _keep(self) -> None:
-        if self.body.store is not False:
-            response = self.draft.response
-            self.store.add(self.principal, Stored(response, (*self.said, ("assistant", self.draft.text))))
+    def _keep(self) -> Response:
+        """Store the response where that is wanted; return it, with `store` saying whether it is stored."""
+        response = self.draft.response
+        stored = Stored(response, (*self.said, ("assistant", self.draft.text)))
+        if not response.store or self.store.add(self.principal, stored):
+            return response
+        return response.model_copy(update={"store": False})
 
 
 def _target(body: ResponseRequest, state: ServerState, access: Access) -> tuple[Target, RetrievalOptions]:
