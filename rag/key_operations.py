@@ -123,6 +123,7 @@ def _info(key: Key) -> KeyInfo:
         expires_at=_text(key.expires_at),
         revoked_at=_text(key.revoked_at),
         last_used_at=_text(key.last_used_at),
+        is_written=key.is_written,
     )
 
 

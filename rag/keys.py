@@ -82,6 +82,7 @@ class Key:
         expires_at: from when on it is refused; None is never.
         revoked_at: since when it is refused for good.
         last_used_at: when it was last presented.
+        is_written: whether its revocation is on the disk, if it is revoked.
     """
 
     id: str
@@ -93,6 +94,7 @@ class Key:
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
     last_used_at: datetime | None = None
+    is_written: bool = True
 
     def is_valid(self, now: datetime) -> bool:
         """Return whether it is accepted at a time."""
@@ -214,6 +216,8 @@ class KeyStore:
     def revoke(self, name_or_id: str) -> Key:
         """Refuse a key from now on, for good; nothing happens to one that is revoked already.
 
+        A disk that does not take it keeps no key alive: `is_written` tells so, and `flush` tries again.
+
         Raises:
             UnknownKeyError: there is none of this id, and none that lives of this name.
         """
@@ -221,12 +225,27 @@ class KeyStore:
             key = self.find(name_or_id)
             if key.revoked_at is not None:
                 return key
-            key = replace(key, revoked_at=datetime.now(UTC).replace(microsecond=0))
-            with self._store.write() as writer:
-                values = (_text(key.revoked_at), key.id)
-                writer.connection.execute("UPDATE api_keys SET revoked_at = ? WHERE id = ?", values)
+            key = replace(key, revoked_at=datetime.now(UTC).replace(microsecond=0), is_written=False)
             self._keys = {**self._keys, key.id: key}
-        return key
+            self._write_revoked()
+            return self._keys[key.id]
+
+    def _write_revoked(self) -> None:
+        """Write down which keys are revoked that are not on the disk as such; needs the lock."""
+        pending = [key for key in self._keys.values() if not key.is_written]
+        if not pending:
+            return
+        try:
+            with self._store.write() as writer:
+                rows = [(_text(key.revoked_at), key.id) for key in pending]
+                writer.connection.executemany("UPDATE api_keys SET revoked_at = ? WHERE id = ?", rows)
+        except StoreError as error:
+            names = ", ".join(key.name for key in pending)
+            logger.warning(
+                "that these keys are revoked is not written down yet, and is tried again: %s: %s", names, error
+            )
+        else:
+            self._keys = {**self._keys, **{key.id: replace(key, is_written=True) for key in pending}}
 
     def access(self, collection: str) -> dict[str, Scope]:
         """Return which living keys are granted what on a collection by its own name, by key id."""
@@ -255,8 +274,10 @@ class KeyStore:
     def flush(self) -> None:
         """Write down when the keys were last used; presenting one only notes it, so that nobody waits for the disk.
 
-        What the disk does not take is noted again.
+        What the disk does not take is noted again. So are revocations that it has not taken before.
         """
+        with self._lock:
+            self._write_revoked()
         used: dict[str, datetime] = {}
         while self._used:
             key_id, moment = self._used.popitem()  # others note uses meanwhile

@@ -11,6 +11,7 @@ import pytest
 from rag import keys as module
 from rag.errors import InvalidKeyError, UnknownKeyError
 from rag.keys import Grants, KeyStore, parse_scopes
+from retriever.errors import StoreError
 from retriever.store import Store
 
 READ_DOCS = parse_scopes(["read:docs"])
@@ -165,6 +166,31 @@ def test_the_last_use_is_noted_at_once_and_written_down_later(store: Store) -> N
     assert written == noted.replace(microsecond=0)
     keys.flush()
     assert keys.list()[0].last_used_at == noted
+
+
+def test_a_key_is_revoked_even_where_the_disk_does_not_take_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = KeyStore(store)
+    _, token = keys.create("app", READ_DOCS)
+    with monkeypatch.context() as full:
+
+        def refuse() -> None:
+            raise StoreError("the disk is full")
+
+        full.setattr(store, "write", refuse)
+        revoked = keys.revoke("app")
+        assert revoked.revoked_at is not None
+        assert not revoked.is_written
+        assert keys.authenticate(token) is None
+        keys.flush()
+        assert not keys.list()[0].is_written
+    assert caplog.text.count("the disk is full") == 2
+    assert KeyStore(store).authenticate(token) is not None, "a restart would bring it back: that is why it is told"
+    keys.flush()
+    assert keys.list()[0].is_written
+    assert KeyStore(store).authenticate(token) is None
+    assert keys.revoke(revoked.id).revoked_at == revoked.revoked_at
 
 
 def test_access_to_a_collection_is_changed_for_all_keys_at_once(store: Store) -> None:

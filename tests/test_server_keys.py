@@ -242,6 +242,8 @@ def test_who_may_read_a_collection_is_changed_for_it_alone(api: Running) -> None
         {"name": "x", "scopes": ["read:docs"], "questions_per_minute": 0},
         {"name": "x", "scopes": ["read:docs"], "expires_at": "2001-01-01T00:00:00Z"},
         {"name": "x", "scopes": ["read:docs"], "expires_at": "2101-01-01T00:00:00"},
+        {"name": "x", "scopes": ["read:docs"], "expires_at": "9999-12-31T23:59:59-12:00"},
+        {"name": "x", "scopes": ["read:docs"], "expires_at": "0001-01-01T00:00:00+12:00"},
         {"name": "first", "scopes": ["read:docs"]},
         {"name": "x", "scopes": ["read:docs"], "secret": "s"},
     ],
@@ -249,6 +251,17 @@ def test_who_may_read_a_collection_is_changed_for_it_alone(api: Running) -> None
 def test_a_key_that_cannot_be_made_like_this(api: Running, wanted: dict) -> None:
     response = api.http.post("/v1/keys", json=wanted, headers=as_owner(api))
     problem_of(response, 422, "invalid-request")
+
+
+def test_the_end_of_a_key_is_told_in_utc(api: Running) -> None:
+    made = create(api, "far", "read:docs", expires_at="9998-12-31T23:59:59-12:00")
+    assert made.json()["expires_at"] == "9999-01-01T11:59:59+00:00"
+    listed = api.http.get("/v1/keys", headers=as_owner(api)).json()["keys"]
+    assert {key["expires_at"] for key in listed if key["name"] == "far"} == {"9999-01-01T11:59:59+00:00"}
+    stored = api.service.components.library().store
+    with stored.read() as reader:
+        rows = reader.connection.execute("SELECT expires_at FROM api_keys WHERE name = 'far'").fetchall()
+    assert rows == [("9999-01-01T11:59:59+00:00",)]
 
 
 def test_questions_a_minute(api: Running) -> None:
@@ -417,6 +430,7 @@ def test_the_command_line_without_a_server(tmp_path: Path, capsys: pytest.Captur
         (["x"], "scope"),
         (["x", "--scope", "own:docs"], "scopes"),
         (["x", "--scope", "read", "--expires", "soon"], "12h, 30d"),
+        (["x", "--scope", "read", "--expires", "9999-12-31T23:59:59-12:00"], "12h, 30d"),
         (["x", "--scope", "read", "--questions-per-minute", "0"], "questions_per_minute"),
     ],
 )

@@ -105,6 +105,8 @@ def revoke(
         print_json(revoked)
         return
     print(printable(f"revoked {revoked.id} ({revoked.name})"))
+    if not revoked.is_written:
+        print("WARNING: it is not written down yet, and accepted again if the server ends before", file=sys.stderr)
 
 
 def _limit(value: int | None) -> str:
@@ -113,9 +115,9 @@ def _limit(value: int | None) -> str:
 
 def _end_of(text: str) -> datetime:
     """Return the time that a period from now, or a time in ISO 8601, means; one without zone is this machine's."""
-    if period := PERIOD.fullmatch(text):
-        return datetime.now(UTC) + timedelta(hours=int(period[1]) * HOURS[period[2]])
     try:
+        if period := PERIOD.fullmatch(text):
+            return datetime.now(UTC) + timedelta(hours=int(period[1]) * HOURS[period[2]])
         return datetime.fromisoformat(text).astimezone(UTC)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise typer.BadParameter(f"expires is {text!r}: write 12h, 30d, 8w, 1y, or a time in ISO 8601") from error

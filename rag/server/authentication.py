@@ -70,6 +70,7 @@ class Authentication:
         keys = components.keys.if_made
         if keys is None:
             keys = await asyncio.to_thread(components.keys)
+        self._write_down(keys)
         owner = self._state.owner_token
         if owner and hmac.compare_digest(token.encode(), owner.encode()):
             return Access(caller=Caller(request_id=request_id), grants=EVERYTHING, is_proven=True)
@@ -77,7 +78,6 @@ class Authentication:
             return Access(caller=Caller(request_id=request_id), grants=EVERYTHING)
         key = keys.authenticate(token) if token else None
         if key is not None:
-            self._write_down(keys)
             return Access(
                 key_id=key.id,
                 name=key.name,
@@ -95,7 +95,7 @@ class Authentication:
         raise key_required(f"this server needs a key; {HOW}")
 
     def _write_down(self, keys: KeyStore) -> None:
-        """Have the times of the last uses written now and then, by a thread that may wait for the disk."""
+        """Have written now and then what the keys have noted, by a thread that may wait for the disk."""
         now = monotonic()
         if now - self._written >= USES_SECONDS and (self._writing is None or self._writing.done()):
             self._written = now
