@@ -178,6 +178,19 @@ def test_what_has_no_room_is_told(rag: Rag, docs: Path, monkeypatch: pytest.Monk
     assert (refused.code, "PREREAD_ENGINE__KV_STORE_BYTES" in refused.err) == (1, True)
 
 
+def test_passages_that_are_too_long_are_left_out_and_told(
+    rag: Rag, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    (folder / "long.md").write_text("The owls of Orrin hunt at night beside the old stone bridge. " * 12)
+    (folder / "short.md").write_text("Bats sleep.")
+    monkeypatch.setenv("PREREAD_ENGINE__MAX_MODEL_LEN", "300")
+    ran = rag("ingest", folder, "--precompute")
+    assert (ran.code, "1 passages read ahead in " in ran.out) == (0, True), ran.err
+    assert "WARNING: 3 of them are too long for the model" in ran.err, "as many as the long document has"
+
+
 def test_documents_are_purged_at_the_command_line(rag: Rag, docs: Path) -> None:
     rag("ingest", docs, "--precompute")
     first, second = (document["id"] for document in json.loads(rag("documents", "list", "--json").out))
