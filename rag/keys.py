@@ -157,6 +157,11 @@ class KeyStore:
         self._used[key_id] = now
         return key
 
+    def valid(self, key_id: str) -> Key | None:
+        """Return a key that was presented before; None where it is accepted no more."""
+        key = self._keys.get(key_id)
+        return key if key is not None and key.is_valid(datetime.now(UTC)) else None
+
     def create(
         self,
         name: str,

@@ -1,16 +1,16 @@
 """What a request may do: decided by its key, never by its body."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from fastapi import Depends, Request
 
 from rag.caller import Caller
-from rag.keys import EVERY, Grants, Scope
+from rag.keys import EVERY, Grants, KeyStore, Scope
 from rag.server.problems import ProblemError
 
-__all__ = ["EVERYTHING", "Access", "AccessDep", "key_required"]
+__all__ = ["EVERYTHING", "Access", "AccessDep", "key_required", "require_still"]
 
 EVERYTHING = Grants({EVERY: "admin"})
 
@@ -68,6 +68,22 @@ class Access:
     def visible(self, names: Iterable[str]) -> list[str]:
         """Return those of the collections that the key may read."""
         return [name for name in names if self.may("read", name)]
+
+
+def require_still(keys: KeyStore, access: Access, scope: Scope, collection: str) -> None:
+    """Go on only where a scope is granted now: a key may be revoked or narrowed while it is answered.
+
+    Raises:
+        ProblemError: 401 without a key that is still accepted, 403 with one that may no more.
+    """
+    if access.key_id:
+        key = keys.valid(access.key_id)
+        if key is None:
+            raise key_required("the key has expired or was revoked meanwhile; use another one", error="invalid_token")
+        access = replace(access, grants=key.grants)
+    elif keys.is_on and not access.is_proven:
+        raise key_required("this server needs a key by now; ask again with one")
+    access.require(scope, collection)
 
 
 async def _access(request: Request) -> Access:

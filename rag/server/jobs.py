@@ -1,5 +1,6 @@
 """Jobs: listed, watched, cancelled."""
 
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
@@ -7,7 +8,7 @@ from starlette.responses import Response
 
 from rag.errors import UnknownJobError
 from rag.schemas.jobs import Job, JobList
-from rag.server.access import Access, AccessDep
+from rag.server.access import Access, AccessDep, require_still
 from rag.server.feed import EventFeed
 from rag.server.problems import problem_responses
 from rag.server.sse import EventStream, NamedFrames, event_content
@@ -21,7 +22,8 @@ JobId = Annotated[str, Path(description="The job's id.")]
 
 EVENTS: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "Events `progress`, then `done`; the data of each has the `job`.",
+        "description": "Events `progress`, then `done`; the data of each has the `job`. Or `error`, whose data is a "
+        "problem document, where the server stops before the job ends, or the key may not watch it any more.",
         "content": event_content("JobEvent"),
     }
 }
@@ -42,9 +44,10 @@ async def get_job(job_id: JobId, state: SharedState, access: AccessDep) -> Job:
 @router.get("/{job_id}/events", response_model=None, responses=EVENTS | problem_responses(404))
 async def watch_job(job_id: JobId, request: Request, state: SharedState, access: AccessDep) -> Response:
     """Send a job as it is now, as it moves on, and as it has ended. Whoever closes the connection leaves it running."""
-    await _visible(job_id, state, access)
+    job = await _visible(job_id, state, access)
+    check = partial(require_still, state.service.components.keys(), access, "read", job.collection)
     feed = EventFeed(state.jobs.watch(job_id))
-    return await EventStream.begin(feed, request, NamedFrames(), ping_seconds=state.settings.ping_seconds)
+    return await EventStream.begin(feed, request, NamedFrames(), ping_seconds=state.settings.ping_seconds, check=check)
 
 
 @router.delete("/{job_id}", responses=problem_responses(404))

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any, Generic, Protocol, Self, TypeVar
 
@@ -75,6 +75,7 @@ class EventStream(EventSourceResponse, Generic[T]):
         ping_seconds: a comment is sent after so long a silence.
         send_seconds: a client that takes nothing for so long is let go.
         request_id: named in the log where the work fails.
+        check: called before everything that is sent; what it raises ends the stream.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class EventStream(EventSourceResponse, Generic[T]):
         ping_seconds: float,
         send_seconds: float,
         request_id: str,
+        check: Callable[[], None],
     ) -> None:
         super().__init__(self._frames(first), headers=HEADERS)
         self._feed = feed
@@ -93,9 +95,18 @@ class EventStream(EventSourceResponse, Generic[T]):
         self._ping_seconds = ping_seconds
         self._send_seconds = send_seconds
         self._request_id = request_id
+        self._check = check
 
     @classmethod
-    async def begin(cls, feed: EventFeed[T], request: Request, framing: Framing[T], *, ping_seconds: float) -> Self:
+    async def begin(
+        cls,
+        feed: EventFeed[T],
+        request: Request,
+        framing: Framing[T],
+        *,
+        ping_seconds: float,
+        check: Callable[[], None] = lambda: None,
+    ) -> Self:
         """Wait for the first event, so that an error before it gets a status of its own."""
         try:
             first = await until_gone(request.receive, feed.next())
@@ -110,6 +121,7 @@ class EventStream(EventSourceResponse, Generic[T]):
             ping_seconds=ping_seconds,
             send_seconds=request.app.state.preread.settings.send_seconds,
             request_id=request.state.request_id,
+            check=check,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
@@ -136,12 +148,14 @@ class EventStream(EventSourceResponse, Generic[T]):
         event: T | None = first
         try:
             while event is not None:
+                self._check()
                 yield self._framing.event(event)
                 while True:
                     try:
                         event = await self._feed.next(self._ping_seconds)
                         break
                     except SilenceError:
+                        self._check()
                         yield PING
             yield self._framing.end()
         except Exception as error:  # noqa: BLE001 - the status is sent already: the stream tells it

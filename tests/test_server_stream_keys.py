@@ -1,0 +1,69 @@
+"""Streams that stay open while the key of their reader is revoked or narrowed."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from rag_helpers import make_chat_model
+from server_helpers import DOCUMENTS, Running, events_of, eventually, make_config, running
+
+from rag.schemas import PrecomputeProgress
+from rag.schemas.keys import AccessRequest, CreatedKey, KeyRequest
+from rag.service import Service
+from retriever.hash_embedder import HashEmbedder
+
+
+async def endless(_collection: str) -> AsyncIterator[PrecomputeProgress]:
+    yield PrecomputeProgress(passages=0, total=2, tokens=0, seconds=0)
+    await asyncio.sleep(20)  # longer than the test needs
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server that reads ahead without an end; the owner's token opens it."""
+    folder: Path = tmp_path_factory.mktemp("data")
+    config = make_config(folder / "data", make_chat_model(folder / "tiny"), server={"ping_seconds": 0.05})
+    with (
+        pytest.MonkeyPatch.context() as patched,
+        Service(config, embedder=HashEmbedder()) as service,
+        running(service) as server,
+    ):
+        assert server.add(*DOCUMENTS).status_code == 200
+        patched.setattr(service, "precompute_async", endless)
+        make(server, "first", "admin:*")
+        yield server
+
+
+def make(api: Running, name: str, *scopes: str) -> CreatedKey:
+    return api.service.keys.create(KeyRequest(name=name, scopes=list(scopes)))
+
+
+def bearer(key: CreatedKey) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key.key}"}
+
+
+def test_who_watches_a_job_is_told_when_the_key_is_revoked(api: Running) -> None:
+    writer, reader = make(api, "writer", "write:docs"), make(api, "reader", "read:docs")
+    path = "/v1/collections/docs/precompute?wait=false"
+    job = api.http.post(path, headers=bearer(writer)).json()
+    eventually(lambda: api.http.get(f"/v1/jobs/{job['id']}", headers=bearer(reader)).json()["state"] == "running")
+    with api.http.stream("GET", f"/v1/jobs/{job['id']}/events", headers=bearer(reader)) as response:
+        events = events_of(response)
+        assert next(events)[0] == "progress"
+        assert next(event for event in events if event[0] == ":"), "it stays open with a key that is good"
+        api.service.keys.revoke("reader")
+        *_, (name, problem) = events
+    assert (name, problem["status"]) == ("error", 401)
+    assert "revoked" in problem["detail"]
+    assert api.http.get(f"/v1/jobs/{job['id']}", headers=bearer(writer)).json()["state"] == "running"
+
+
+def test_reading_ahead_ends_when_the_key_may_not_write_any_more(api: Running) -> None:
+    key = make(api, "narrowed", "write:docs")
+    with api.http.stream("POST", "/v1/collections/docs/precompute", headers=bearer(key)) as response:
+        events = events_of(response)
+        assert next(events)[0] == "progress"
+        api.service.keys.set_access("docs", AccessRequest(scopes={key.id: "read"}))
+        *_, (name, problem) = events
+    assert (name, problem["status"]) == ("error", 403)
