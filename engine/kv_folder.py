@@ -126,10 +126,11 @@ class ExtentFolder:
 
         Whoever purges a key later could not find these copies of it any more.
         """
-        try:
-            self.overwrite(records)
-        except OSError as error:
-            logger.warning("KV in %s cannot be overwritten: %s", self._folder, error)
+        for extent in {record.extent for record in records}:
+            try:
+                self.overwrite([record for record in records if record.extent is extent])
+            except OSError as error:
+                logger.warning("KV in %s cannot be overwritten: %s", extent.path, error)
         for record in records:
             try:
                 self.erase(record)

@@ -261,6 +261,25 @@ def test_a_record_that_leaves_its_place_leaves_no_copy_in_free_space(store, monk
     assert not any(content.strip(b"\0") for content in freed)
 
 
+def test_an_extent_that_cannot_be_overwritten_does_not_keep_others_from_it(store, monkeypatch, caplog):
+    for n in range(30):
+        put(store, n)
+    records = [store._index.get(key_of(n)) for n in range(30)]
+    first, last = records[0].extent, records[-1].extent
+    overwrite, seen = kv_extent.Extent.overwrite, set[kv_extent.Extent]()
+
+    def failing(extent, start, end):
+        seen.add(extent)
+        if extent in (first, last):
+            raise OSError("a bad sector")
+        overwrite(extent, start, end)
+
+    monkeypatch.setattr(kv_extent.Extent, "overwrite", failing)
+    store._folder.discard(records)
+    assert seen == {record.extent for record in records}
+    assert caplog.text.count("cannot be overwritten: a bad sector") == 2
+
+
 def test_purge_finds_copies_that_the_index_does_not_know(store, tmp_path):
     """A header came to light again, or a record lies twice."""
     put(store, 1)
