@@ -197,6 +197,7 @@ def _resolve(host: str, port: int) -> list[str]:
     """Return every address of a host, in the system's order."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise SourceError(f"{host} cannot be found ({error.strerror or error}); check the URL") from error
+    except (OSError, UnicodeError) as error:  # what cannot be encoded is no name
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise SourceError(f"{host} cannot be found ({reason}); check the URL") from error
     return list(dict.fromkeys(str(address[0]) for *_, address in found))

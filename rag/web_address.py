@@ -8,6 +8,7 @@ from retriever.errors import SourceError
 __all__ = ["check_url", "is_public"]
 
 MAX_URL = 2048
+MAX_HOST, MAX_LABEL = 253, 63  # characters (RFC 1035)
 PORTS = (80, 443, 8080, 8443)
 TRANSLATED = ip_network("64:ff9b::/96")  # NAT64
 
@@ -27,6 +28,9 @@ def check_url(url: str) -> str:
         raise SourceError(f"a URL has at most {MAX_URL} printable ASCII characters; encode the others with %")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise SourceError(f"{url!r} is not fetched; give a URL that begins with http:// or https:// and a host")
+    labels = parts.hostname.removesuffix(".").split(".")
+    if len(parts.hostname) > MAX_HOST or not all(0 < len(label) <= MAX_LABEL for label in labels):
+        raise SourceError(f"{parts.hostname!r} is no name of a host: a part of it is empty or too long; correct it")
     if parts.username is not None or parts.password is not None:
         raise SourceError("a URL with a user's name or password is not fetched; download the document and upload it")
     if port is not None and port not in PORTS:

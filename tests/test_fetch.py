@@ -40,12 +40,18 @@ def test_addresses_that_are_not(address: str) -> None:
         "file:///etc/passwd", "ftp://example.org/x", "gopher://example.org/", "//example.org/x", "example.org", "http://",
         "http://user:secret@example.org/", "http://user@example.org/", "http://example.org:22/", "http://example.org:x/",
         "http://example.org/a b", "http://example.org/\r\nHost: x", "http://exämple.org/", "http://[::1/",
-        "http://example.org/" + "x" * 2048,
+        "http://example.org/" + "x" * 2048, "http://a..b/", "http://.b/", f"http://{'x' * 64}.org/",
+        f"http://{'x.' * 127}org/",
     ],
 )  # fmt: skip
 def test_urls_that_are_not_tried(url: str) -> None:
     with pytest.raises(SourceError):
         check_url(url)
+
+
+def test_a_name_that_cannot_be_encoded_is_one_skipped_document() -> None:
+    with pytest.raises(SourceError, match="cannot be found"):
+        fetch._resolve("a..b", 80)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "0x7f000001", "2130706433", "127.1"])
