@@ -7,8 +7,15 @@ from itertools import pairwise
 
 import openai
 import pytest
+from fastapi.exceptions import RequestValidationError
 from openai_helpers import BARE, DOCS, Api, openai_api
 from server_helpers import eventually
+
+from rag.caller import NOBODY
+from rag.openai.generation import answering
+from rag.openai.messages import Conversation
+from rag.openai.targets import Target
+from rag.schemas import Sampling
 
 BLOCK = 16
 
@@ -245,3 +252,17 @@ def test_a_conversation_far_beyond_the_context_is_not_tokenised(api: Api, monkey
     with pytest.raises(openai.BadRequestError, match="characters") as refusal:
         api.chat("a" * 32 * context, "b", "c", model=BARE)
     assert refusal.value.code == "context_length_exceeded"
+
+
+def test_what_a_collection_cannot_be_asked_is_no_defect(api: Api) -> None:
+    service = api.running.service
+    asked = Conversation("", [("user", "a")] * 2001, "b")
+    with pytest.raises(RequestValidationError) as refusal:
+        answering(service, Target(DOCS, "docs"), asked, Sampling(), 1, NOBODY)
+    assert [item["loc"] for item in refusal.value.errors()] == [("body", "history")]
+
+
+def test_many_messages_are_read(api: Api) -> None:
+    with pytest.raises(openai.BadRequestError) as refusal:
+        api.chat(*["a"] * 1501)
+    assert refusal.value.code == "context_length_exceeded", "not a defect"

@@ -214,3 +214,29 @@ def test_a_response_that_is_not_stored_says_so(api: Api, stream: bool) -> None:
     response = [data for _, data in events_of(answer)][-1]["response"] if stream else answer.json()
     assert response["store"] is False
     assert api.running.http.get(f"/v1/responses/{response['id']}").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        {"type": "eq", "key": "no name", "value": 1},
+        {"type": "eq", "key": "year", "value": [1, 2]},
+        {"type": "and", "filters": [{"type": "eq", "key": "", "value": 1}]},
+        {"type": "in", "key": "year", "value": 3},
+    ],
+)
+def test_a_filter_that_cannot_be_used(api: Api, filters: dict) -> None:
+    tool = {"type": "file_search", "vector_store_ids": ["docs"], "filters": filters}
+    response = api.running.http.post("/v1/responses", json={"model": BARE, "input": QUESTION, "tools": [tool]})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "tools[0].filters"), response.text
+
+
+def test_a_conversation_of_too_many_messages(api: Api) -> None:
+    said = [{"role": role, "content": "a"} for _ in range(750) for role in ("user", "assistant")]
+    asked = [*said, {"role": "user", "content": QUESTION}]
+    first = api.running.http.post("/v1/responses", json={"model": DOCS, "input": asked})
+    assert first.json().get("error", {}) is None or first.json()["error"]["code"] == "context_length_exceeded"
+    stored = api.client.responses.create(model=BARE, input="a", max_output_tokens=1)
+    body = {"model": DOCS, "input": [*said, *asked[-500:]], "previous_response_id": stored.id}
+    response = api.running.http.post("/v1/responses", json=body)
+    assert (response.status_code, "2002 messages" in response.text) == (400, True), response.text

@@ -6,6 +6,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from pydantic import ValidationError
+
 from rag.caller import CHAT, Caller
 from rag.openai.messages import Conversation
 from rag.openai.results import Evidence
@@ -23,6 +25,7 @@ from rag.schemas import (
     TokenLogprob,
     Turn,
 )
+from rag.server.problems import refused
 from rag.service import Service
 
 __all__ = ["Collected", "answering", "collect", "interleave"]
@@ -39,18 +42,25 @@ def answering(
     caller: Caller,
     options: RetrievalOptions | None = None,
 ) -> AsyncGenerator[AnswerEvent, None]:
-    """Answer a conversation's question."""
+    """Answer a conversation's question.
+
+    Raises:
+        RequestValidationError: it is nothing that a collection can be asked.
+    """
     if target.collection is None:
         return service.bare_model.chat(asked.turns, sampling, max_tokens, caller)
-    request = AnswerRequest(
-        question=asked.question,
-        history=[Turn.model_validate({"role": role, "content": text}) for role, text in asked.history],
-        instructions=asked.instructions or None,
-        collection=target.collection,
-        max_tokens=max_tokens,
-        **dict(sampling),
-        **dict(options or ()),
-    )
+    try:
+        request = AnswerRequest(
+            question=asked.question,
+            history=[Turn.model_validate({"role": role, "content": text}) for role, text in asked.history],
+            instructions=asked.instructions or None,
+            collection=target.collection,
+            max_tokens=max_tokens,
+            **dict(sampling),
+            **dict(options or ()),
+        )
+    except ValidationError as error:
+        raise refused(error) from error
     return service.answer_async(request, replace(caller, conversation=CHAT))
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import Field
 
 from rag.openai.fields import Ignored, OpenAIRequest, Refused
+from rag.schemas.answers import MAX_TURNS
 from rag.server.problems import ProblemError
 from rag.transcripts import Said
 
@@ -16,8 +17,6 @@ __all__ = [
     "TextPart",
     "conversation",
 ]
-
-MAX_MESSAGES = 2000
 
 
 class TextPart(OpenAIRequest):
@@ -48,7 +47,7 @@ class Message(OpenAIRequest):
         return self.content or ""
 
 
-Messages = Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)]
+Messages = Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MAX_TURNS)]
 
 
 class Conversation(NamedTuple):

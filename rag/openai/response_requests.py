@@ -2,11 +2,12 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, StringConstraints, Tag
+from pydantic import ConfigDict, Discriminator, Field, StringConstraints, Tag, field_validator
 
 from rag.openai.fields import Common, Ignored, ModelName, OpenAIRequest, Refused, StreamOptions
 from rag.openai.retrieval_options import RetrievalOptions
 from rag.schemas import Sampling
+from rag.schemas.answers import MAX_TURNS
 from rag.schemas.sampling import (
     MAX_TOP_LOGPROBS,
     JsonObjectFormat,
@@ -15,6 +16,8 @@ from rag.schemas.sampling import (
     ResponseFormat,
     TextFormat,
 )
+from retriever.errors import FilterError
+from retriever.metadata import parse_filter
 
 __all__ = [
     "Comparison",
@@ -30,7 +33,6 @@ __all__ = [
 ]
 
 MAX_TOKENS = 1_000_000
-MAX_ITEMS = 2000
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
 Metadata = Annotated[dict[str, MetadataValue], Field(fail_fast=True, max_length=16)]
 
@@ -147,6 +149,16 @@ class FileSearchTool(OpenAIRequest):
     filters: Comparison | Compound | None = None
     ranking_options: Refused = None
 
+    @field_validator("filters", mode="after")
+    @classmethod
+    def _usable(cls, filters: Comparison | Compound | None) -> Comparison | Compound | None:
+        try:
+            if filters is not None:
+                parse_filter(filters.where)
+        except FilterError as error:
+            raise ValueError(str(error)) from error
+        return filters
+
 
 class ToolChoice(OpenAIRequest):
     """The tool to use, which is used anyway."""
@@ -170,7 +182,7 @@ class ResponseRequest(Common):
     """
 
     model: ModelName
-    input: str | Annotated[list[InputItem], Field(fail_fast=True, min_length=1, max_length=MAX_ITEMS)]
+    input: str | Annotated[list[InputItem], Field(fail_fast=True, min_length=1, max_length=MAX_TURNS)]
     instructions: str | None = None
     previous_response_id: str | None = None
     store: bool | None = None

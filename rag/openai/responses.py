@@ -21,6 +21,7 @@ from rag.openai.retrieval_options import RetrievalOptions
 from rag.openai.stored import ResponseStore, Stored
 from rag.openai.targets import PIPELINE, Target, resolve
 from rag.schemas import AnswerEvent
+from rag.schemas.answers import MAX_TURNS
 from rag.server.access import Access, AccessDep
 from rag.server.feed import EventFeed, until_gone
 from rag.server.problems import ProblemError
@@ -150,9 +151,15 @@ def _said(body: ResponseRequest, store: ResponseStore, access: Access) -> list[S
     if body.previous_response_id is not None:
         before = list(_stored(body.previous_response_id, store, access).turns)
     if isinstance(body.input, str):
-        return [*before, ("user", body.input)]
-    messages = [item for item in body.input if item.type == "message"]
-    return [*before, *(("system" if m.role == "developer" else m.role, m.text) for m in messages)]
+        said = [*before, ("user", body.input)]
+    else:
+        messages = [item for item in body.input if item.type == "message"]
+        said = [*before, *(("system" if m.role == "developer" else m.role, m.text) for m in messages)]
+    if len(said) > MAX_TURNS:
+        raise ProblemError(
+            422, "invalid-request", f"the conversation has {len(said)} messages, above {MAX_TURNS}; begin a new one"
+        )
+    return said
 
 
 def _stored(response_id: str, store: ResponseStore, access: Access) -> Stored:

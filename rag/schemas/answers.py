@@ -14,7 +14,7 @@ __all__ = [
     "Timings", "Usage",
 ]  # fmt: skip
 
-MAX_TURNS = 1000
+MAX_TURNS = 2000
 
 
 class AnswerRequest(Sampling):

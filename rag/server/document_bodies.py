@@ -6,12 +6,11 @@ from typing import Any, TypeVar
 
 from anyio import to_thread
 from fastapi import Request
-from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
 from rag.schemas import DocumentInput, IngestRequest
-from rag.server.problems import ProblemError
+from rag.server.problems import ProblemError, refused
 from retriever.extract import is_told_by_name
 
 __all__ = ["FILES", "FORM", "JSON", "METADATA", "URLS", "read_documents"]
@@ -49,7 +48,7 @@ def _checked(validate: Callable[[T], IngestRequest], given: T) -> IngestRequest:
     try:
         return validate(given)
     except ValidationError as error:
-        raise _refused(error) from error
+        raise refused(error) from error
 
 
 def _few(wanted: IngestRequest, max_files: int) -> IngestRequest:
@@ -96,7 +95,7 @@ async def _read_file(part: UploadFile) -> DocumentInput:
     try:  # what has been read needs no decoding, which validation would do
         checked = DocumentInput(uri=part.filename, text="", name=part.filename, media_type=media_type)
     except ValidationError as error:
-        raise _refused(error) from error
+        raise refused(error) from error
     return checked.model_copy(update={"text": None, "data": data})
 
 
@@ -117,8 +116,3 @@ def _json_of(text: str) -> Any:
         raise ProblemError(
             422, "invalid-request", f"the part {METADATA!r} is not JSON ({error}); correct it"
         ) from error
-
-
-def _refused(error: ValidationError) -> RequestValidationError:
-    found = error.errors(include_url=False, include_input=False)
-    return RequestValidationError([{**item, "loc": ("body", *item["loc"])} for item in found])

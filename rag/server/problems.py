@@ -14,7 +14,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -36,6 +36,7 @@ __all__ = [
     "describe",
     "problem_response",
     "problem_responses",
+    "refused",
 ]
 
 logger = logging.getLogger(__name__)
@@ -174,6 +175,12 @@ def problem_response(problem: Problem, headers: Mapping[str, str] | None = None,
         return JSONResponse(error_body(problem).model_dump(mode="json"), error_status(problem.status), headers)
     content = problem.model_dump(mode="json", exclude_none=True)
     return JSONResponse(content, problem.status, headers, media_type=MEDIA_TYPE)
+
+
+def refused(error: ValidationError) -> RequestValidationError:
+    """Turn what our own code found wrong with a request into what FastAPI raises where it finds it."""
+    found = error.errors(include_url=False, include_input=False)
+    return RequestValidationError([{**item, "loc": ("body", *item["loc"])} for item in found])
 
 
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
