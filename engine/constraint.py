@@ -80,21 +80,22 @@ class Grammars:
         self._vocab_size = vocab_size
         self._compiled = lru_cache(MOST_COMPILED)(self._compile)
 
-    def prepare(self, grammar: Grammar) -> None:
-        """Compile a grammar that an answer will need, for as long as that takes.
+    def prepare(self, grammar: Grammar) -> "LLMatcher":
+        """Compile a grammar that an answer will need, for as long as that takes; return it for `constraint`.
 
         Raises:
             GrammarError: it cannot be compiled.
         """
-        self._compiled(grammar)
+        return self._compiled(grammar)
 
-    def constraint(self, grammar: Grammar) -> Constraint:
-        """Return a new answer's way through a grammar.
+    def constraint(self, grammar: Grammar, compiled: "LLMatcher | None" = None) -> Constraint:
+        """Return a new answer's way through a grammar; at once where it comes compiled, however many there are.
 
         Raises:
             GrammarError: it cannot be compiled.
         """
-        return Constraint(self._compiled(grammar).deep_copy())
+        compiled = self._compiled(grammar) if compiled is None else compiled
+        return Constraint(compiled.deep_copy())
 
     def _compile(self, grammar: Grammar) -> "LLMatcher":
         from llguidance import LLMatcher, LLParserLimits

@@ -47,6 +47,7 @@ from engine.step_budget import StepBudget
 from engine.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from llguidance import LLMatcher
     from torch import Tensor
 
     from engine.certificate import Certificates
@@ -166,6 +167,7 @@ class Engine:
         forced: Sequence[int] | None = None,
         deadline: float | None = None,
         as_of: int | None = None,
+        compiled: "LLMatcher | None" = None,
     ) -> Request:
         """Queue a prompt; a plain token list is one text segment.
 
@@ -184,6 +186,7 @@ class Engine:
             background: advance only while no other request does.
             deadline: when nobody waits for the answer any more, in seconds of `time.perf_counter`; it is then ended.
             as_of: the state of the namespace that the prompt was made of, see `outdate`.
+            compiled: the sampling's grammar, from `grammars.prepare`; None compiles it here.
             forced: the answer to give, whatever the model says of it; `Generation.forced_logprobs` is what it says.
 
         Raises:
@@ -216,7 +219,7 @@ class Engine:
             keeps_answer=self.runner.lean is None,
             principal=principal,
         )
-        sampler = self._make_sampler(sampling, prompt) if forced is None else ForcedSampler(tuple(forced))
+        sampler = self._make_sampler(sampling, prompt, compiled) if forced is None else ForcedSampler(tuple(forced))
         request = self._intake.make(wanted, uncertified_repair=uncertified_repair)
         before = [other for other in request.prerequisites if other not in self._streams]
         streams = {other: OutputStream(other, sampling, self.tokenizer) for other in before}
@@ -393,10 +396,11 @@ class Engine:
         """Assert the conservation laws of DESIGN section 3."""
         self.cache.check_invariants()
 
-    def _make_sampler(self, params: SamplingParams, prompt: Prompt) -> Sampler:
+    def _make_sampler(self, params: SamplingParams, prompt: Prompt, compiled: "LLMatcher | None") -> Sampler:
         ends = sorted(stop_tokens(params, self.tokenizer))
         wanted = adjustments(params, prompt.tokens, ends, self.runner.model.config.vocab_size)
-        return Sampler(params, wanted, None if params.grammar is None else self.grammars.constraint(params.grammar))
+        constraint = None if params.grammar is None else self.grammars.constraint(params.grammar, compiled)
+        return Sampler(params, wanted, constraint)
 
     def _enqueue(self, request: Request, before: Sequence[Request]) -> None:
         try:

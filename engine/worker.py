@@ -110,7 +110,7 @@ class EngineWorker:
     async def submit(self, prompt: PromptLike, sampling: SamplingParams | None = None, **kwargs: Any) -> Handle:
         """Queue a prompt; arguments and errors are those of `Engine.submit`."""
         if sampling is not None and sampling.grammar is not None:  # steps go on while it is compiled
-            await asyncio.to_thread(self.engine.grammars.prepare, sampling.grammar)
+            kwargs["compiled"] = await asyncio.to_thread(self.engine.grammars.prepare, sampling.grammar)
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[Event | Exception] = asyncio.Queue()
 
@@ -142,7 +142,7 @@ class EngineWorker:
     def submit_sync(self, prompt: PromptLike, sampling: SamplingParams | None = None, **kwargs: Any) -> Handle:
         """Queue a prompt from a thread."""
         if sampling is not None and sampling.grammar is not None:
-            self.engine.grammars.prepare(sampling.grammar)
+            kwargs["compiled"] = self.engine.grammars.prepare(sampling.grammar)
         queue: SimpleQueue[Event | Exception] = SimpleQueue()
         register = self.call(lambda engine: self._register(engine.submit(prompt, sampling, **kwargs), queue.put, queue))
         return register.result()

@@ -1,8 +1,10 @@
 """Answers are what their grammar says, whatever the model would like to write: a tiny random one knows no JSON."""
 
+import asyncio
 import json
 import random
 import re
+import threading
 
 import jsonschema_rs
 import pytest
@@ -16,6 +18,7 @@ from tokenizers.models import BPE, WordLevel
 from engine import (
     Engine,
     EngineConfig,
+    EngineWorker,
     FinishReason,
     JsonObject,
     JsonSchema,
@@ -261,6 +264,40 @@ def test_a_grammar_is_compiled_once(engine, monkeypatch):
     assert seen == [Regex("a[bc]")]
     assert first.is_complete
     assert not second.is_complete, "each answer has a way of its own"
+
+
+def test_more_grammars_than_are_kept_are_not_compiled_between_steps(engine, monkeypatch):
+    """They are compiled by those who ask, and none again by the engine's thread when its turn comes."""
+    monkeypatch.setattr("engine.constraint.MOST_COMPILED", 1)
+    threads = []
+    compile_one = Grammars._compile
+    monkeypatch.setattr(
+        Grammars,
+        "_compile",
+        lambda self, one: threads.append(threading.current_thread().name) or compile_one(self, one),
+    )
+    worker = EngineWorker(Engine(engine.runner, engine.tokenizer, engine.config)).start()
+    prompt, gate = tokens(engine, "Say:"), threading.Event()
+
+    async def answer(letter):
+        handle = await worker.submit(prompt, SamplingParams(max_tokens=9, grammar=Regex(f"{letter}{{3}}")))
+        return collect([event async for event in worker.stream(handle)]).text
+
+    async def answers():
+        worker.call(lambda _: gate.wait(10))
+        asking = [asyncio.create_task(answer(letter)) for letter in "abc"]
+        async with asyncio.timeout(10):
+            while len(threads) < 3:
+                await asyncio.sleep(0.001)
+        gate.set()
+        return await asyncio.gather(*asking)
+
+    assert asyncio.run(answers()) == ["aaa", "bbb", "ccc"]
+    in_thread = worker.submit_sync(prompt, SamplingParams(max_tokens=9, grammar=Regex("d{3}")))
+    assert collect(worker.stream_sync(in_thread)).text == "ddd"
+    worker.close()
+    assert len(threads) == 4
+    assert "engine" not in threads
 
 
 @pytest.mark.model
