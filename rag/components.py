@@ -131,7 +131,7 @@ class Components:
         self.telemetry: Once[Telemetry] = Once(self._make_telemetry)
         self.activity = Activity()
         self.purging: list[MemoryPurge] = []  # what answers under way still read in the engine's memory
-        self.threads = FairThreads(QUESTIONS_AT_ONCE)
+        self.threads = FairThreads(QUESTIONS_AT_ONCE, config.engine.max_share_waiting)
         self.layout_with = lru_cache(MAX_LAYOUTS)(self._layout_with)
         self._is_loaded = False
 

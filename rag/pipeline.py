@@ -10,7 +10,7 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from engine.errors import OutdatedPromptError
+from engine.errors import DeadlineExceededError, OutdatedPromptError
 from engine.output import Generation
 from rag.answer import AnswerAssembler, source_of
 from rag.caller import NOBODY, Caller
@@ -130,7 +130,7 @@ class Pipeline:
         handle = None
         while handle is None:
             prepare = partial(self.preparation.prepare, request, caller)
-            prepared = await self._prepared(self._components.threads.submit(caller.principal, prepare))
+            prepared = await self._prepared(self._components.threads.submit(caller.principal, prepare), caller)
             with (
                 suppress(OutdatedPromptError),
                 prepared.overlap,
@@ -147,12 +147,22 @@ class Pipeline:
         finally:
             worker.cancel(handle)
 
-    async def _prepared(self, preparing: "Future[Prepared]") -> Prepared:
-        """Wait for a question's preparation; who leaves meanwhile leaves nothing behind that was begun for him."""
+    async def _prepared(self, preparing: "Future[Prepared]", caller: Caller) -> Prepared:
+        """Wait for a question's preparation; who leaves meanwhile leaves nothing behind that was begun for him.
+
+        Raises:
+            DeadlineExceededError: it was not ready before the caller's deadline.
+        """
+        left = None if caller.deadline is None else caller.deadline - perf_counter()
+        limit = asyncio.timeout(left)
         try:
-            return await asyncio.wrap_future(preparing)
-        except asyncio.CancelledError:
-            preparing.add_done_callback(_drop_begun)
+            async with limit:
+                return await asyncio.wrap_future(preparing)
+        except (asyncio.CancelledError, TimeoutError) as end:
+            if limit.expired() and isinstance(end, TimeoutError):
+                raise DeadlineExceededError(
+                    "the passages were not found before the deadline; allow more time, or ask again when fewer wait"
+                ) from None
             raise
 
     def _answering(self, request: AnswerRequest, caller: Caller) -> "Answering":

@@ -5,6 +5,7 @@ from concurrent.futures import CancelledError
 
 import pytest
 
+from engine.errors import ShareFullError
 from rag.fair_threads import FairThreads
 
 
@@ -45,3 +46,20 @@ def test_whoever_has_left_costs_no_time(threads):
     assert ran == ["stays"]
     with pytest.raises(CancelledError):
         left.result(30)
+
+
+def test_no_more_of_one_principal_wait_than_may():
+    threads, gate, started = FairThreads(1, 2), threading.Event(), threading.Event()
+    try:
+        threads.submit("flood", lambda: started.set() or gate.wait())
+        assert started.wait(30)
+        flood = [threads.submit("flood", lambda: 1) for _ in range(2)]
+        with pytest.raises(ShareFullError, match="2 questions of yours"):
+            threads.submit("flood", lambda: 1)
+        other = threads.submit("other", lambda: 2)
+        gate.set()
+        assert [future.result(30) for future in [*flood, other]] == [1, 1, 2]
+        assert threads.submit("flood", lambda: 3).result(30) == 3
+    finally:
+        gate.set()
+        threads.close()

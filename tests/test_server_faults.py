@@ -163,6 +163,34 @@ def test_health_is_answered_while_every_thread_is_busy(api: Running, monkeypatch
         assert {answer.result().status_code for answer in asked} == {200}
 
 
+def test_questions_that_wait_to_be_prepared_are_few_and_have_deadlines(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release, begun = threading.Event(), []
+    with serving(tmp_path, model, max_share_waiting=2) as api:
+        preparation, threads = api.service.pipeline.preparation, api.service.components.threads
+        original = preparation.prepare
+
+        def slow(*args: Any) -> Any:
+            begun.append(1)
+            release.wait(60)
+            return original(*args)
+
+        monkeypatch.setattr(preparation, "prepare", slow)
+        late = problem_of(api.http.post("/v1/answer", json=QUESTION, headers={HEADER: "0.3"}), 504, "deadline-exceeded")
+        assert "ask again" in late["detail"]
+        with ThreadPoolExecutor(QUESTIONS_AT_ONCE + 1) as pool:
+            try:
+                asked = [pool.submit(api.http.post, "/v1/answer", json=QUESTION) for _ in range(QUESTIONS_AT_ONCE + 1)]
+                eventually(lambda: len(begun) == QUESTIONS_AT_ONCE and len(threads._waiting.get("", ())) == 2)
+                problem_of(api.http.post("/v1/answer", json=QUESTION, timeout=20), 429, "queue-full")
+            finally:
+                on_engine(api, lambda engine: setattr(engine.scheduler, "_max_share_waiting", 99))  # it has its own
+                release.set()
+            assert {answer.result().status_code for answer in asked} == {200}
+        api.check()
+
+
 def test_a_deadline_ends_an_answer_and_frees_its_blocks(api: Running) -> None:
     body = LONG | {"stream": False}
     problem = problem_of(api.http.post("/v1/answer", json=body, headers={HEADER: "0.3"}), 504, "deadline-exceeded")
