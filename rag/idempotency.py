@@ -55,30 +55,36 @@ class IdempotentRequests:
         self._lock = Lock()
         self._working: dict[tuple[str, str], Claim] = {}
 
-    def begin(self, claim: Claim) -> Remembered | None:
-        """Take a key until it is released, or return the answer of the request that had it.
+    def begin(self, claim: Claim) -> None:
+        """Take a key until it is released.
+
+        Raises:
+            KeyInUseError: another request has it.
+            KeyReusedError: that one asks for something else.
+        """
+        with self._lock:
+            first = self._working.setdefault((claim.owner, claim.key), claim)
+        if first is claim:
+            return
+        _require_same(claim, first.fingerprint)
+        raise KeyInUseError(
+            f"the request with the idempotency key {claim.key!r} is being worked on; ask again in a while"
+        )
+
+    def find(self, claim: Claim) -> Remembered | None:
+        """Return the answer of the request that had the key before.
 
         Raises:
             KeyReusedError: that request asked for something else.
-            KeyInUseError: it is still worked on.
         """
-        answer: Remembered | None = None
-        with self._lock:
-            first = self._working.get((claim.owner, claim.key))
-            if first is None:
-                first, answer = self._find(claim)
-            if first is None:
-                self._working[claim.owner, claim.key] = claim
-                return None
-        if first.fingerprint != claim.fingerprint:
-            raise KeyReusedError(
-                f"the idempotency key {claim.key!r} was used for another request; choose a new one for this"
-            )
-        if answer is None:
-            raise KeyInUseError(
-                f"the request with the idempotency key {claim.key!r} is being worked on; ask again in a while"
-            )
-        return answer
+        with self._store.read() as reader:
+            statement = f"""SELECT fingerprint, status, body FROM idempotent_requests
+                            WHERE owner = ? AND key = ? AND status IS NOT NULL AND created_at >= {OLDEST}"""  # noqa: S608
+            row = reader.connection.execute(statement, (claim.owner, claim.key)).fetchone()
+        if row is None:
+            return None
+        _require_same(claim, row[0])
+        return Remembered(row[1], row[2])
 
     def finish(self, claim: Claim, answer: Remembered) -> None:
         """Remember the answer to a request."""
@@ -99,9 +105,9 @@ class IdempotentRequests:
         with self._lock:
             del self._working[claim.owner, claim.key]
 
-    def _find(self, claim: Claim) -> tuple[Claim, Remembered] | tuple[None, None]:
-        with self._store.read() as reader:
-            statement = f"""SELECT fingerprint, status, body FROM idempotent_requests
-                            WHERE owner = ? AND key = ? AND status IS NOT NULL AND created_at >= {OLDEST}"""  # noqa: S608
-            row = reader.connection.execute(statement, (claim.owner, claim.key)).fetchone()
-        return (None, None) if row is None else (Claim(claim.owner, claim.key, row[0]), Remembered(row[1], row[2]))
+
+def _require_same(claim: Claim, fingerprint: bytes) -> None:
+    if fingerprint != claim.fingerprint:
+        raise KeyReusedError(
+            f"the idempotency key {claim.key!r} was used for another request; choose a new one for this"
+        )

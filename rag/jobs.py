@@ -53,17 +53,21 @@ class JobStore:
             also: writes what is to be written with the job, in the same transaction.
         """
         job_id = uuid4().hex
-        if content:
-            self._write(job_id, content)
-        with self._store.write() as writer:
-            writer.connection.execute(
-                "INSERT INTO jobs (id, kind, collection, owner, state) VALUES (?, ?, ?, ?, 'queued')",
-                (job_id, kind, collection, owner),
-            )
-            statement = f"SELECT {COLUMNS} FROM jobs WHERE id = ?"  # noqa: S608 - no outside text
-            job = _job(writer.connection.execute(statement, (job_id,)).fetchone())
-            if also is not None:
-                also(job, writer.connection)
+        try:
+            if content:
+                self._write(job_id, content)
+            with self._store.write() as writer:
+                writer.connection.execute(
+                    "INSERT INTO jobs (id, kind, collection, owner, state) VALUES (?, ?, ?, ?, 'queued')",
+                    (job_id, kind, collection, owner),
+                )
+                statement = f"SELECT {COLUMNS} FROM jobs WHERE id = ?"  # noqa: S608 - no outside text
+                job = _job(writer.connection.execute(statement, (job_id,)).fetchone())
+                if also is not None:
+                    also(job, writer.connection)
+        except BaseException:
+            self._path(job_id).unlink(missing_ok=True)
+            raise
         return job
 
     def get(self, job_id: str) -> Job:

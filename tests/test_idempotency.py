@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -109,16 +110,39 @@ def test_a_job_and_its_answer_are_written_together_or_not_at_all(
 
     with pytest.raises(StoreError):
         jobs.add("ingest", "c", "me", b"{}", full)
-    assert len(jobs.latest()) == 1
+    assert len(jobs.latest()) == len(list((tmp_path / "jobs").iterdir())) == 1
 
 
 def test_a_key_is_in_use_until_it_is_released(store: Store) -> None:
     remembered, claim = IdempotentRequests(store), Claim("me", "key", b"body")
-    assert remembered.begin(claim) is None
+    remembered.begin(claim)
     with pytest.raises(KeyInUseError):
-        remembered.begin(claim)
+        remembered.begin(Claim("me", "key", b"body"))
     with pytest.raises(KeyReusedError):
         remembered.begin(Claim("me", "key", b"another"))
-    assert remembered.begin(Claim("you", "key", b"another")) is None
+    remembered.begin(Claim("you", "key", b"another"))
     remembered.release(claim)
-    assert remembered.begin(claim) is None
+    remembered.begin(Claim("me", "key", b"another"))
+
+
+def test_a_request_that_ends_while_its_key_is_looked_up_frees_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests, looking = Requests(store), threading.Event()
+
+    async def work(_keep: Keep) -> tuple[int, BaseModel]:
+        return 200, Done(number=1)
+
+    def slow(*_: object) -> None:
+        assert looking.wait(20)
+
+    async def scenario() -> int:
+        with monkeypatch.context() as patched:
+            patched.setattr(IdempotentRequests, "find", slow)
+            asking = asyncio.create_task(requests.send(work))
+            await asyncio.sleep(0.2)
+            asking.cancel()
+            looking.set()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+        return (await requests.send(work)).status_code
+
+    assert asyncio.run(scenario()) == 200

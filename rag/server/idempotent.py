@@ -59,16 +59,17 @@ async def once(
         return _response(await work(lambda *_: None))
     remembered = await asyncio.to_thread(state.idempotent_requests)
     claim = Claim(access.caller.principal, key, await asyncio.to_thread(fingerprint))
-    done = await asyncio.to_thread(remembered.begin, claim)
-    if done is not None:
-        return Response(done.body, done.status, {REPLAYED: "true"}, media_type="application/json")
     kept: list[Remembered] = []
 
     def keep(status: int, result: BaseModel, connection: sqlite3.Connection) -> None:
         kept.append(Remembered(status, result.model_dump_json()))
         remembered.keep(claim, kept[-1], connection)
 
+    remembered.begin(claim)
     try:
+        done = await asyncio.to_thread(remembered.find, claim)
+        if done is not None:
+            return Response(done.body, done.status, {REPLAYED: "true"}, media_type="application/json")
         response = _response(await work(keep))
         if not kept:
             await _remember(remembered, claim, Remembered(response.status_code, bytes(response.body).decode()))
