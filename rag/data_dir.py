@@ -56,13 +56,29 @@ class OwnedDataDir:
         self.announce(None)
 
     def announce(self, url: str | None) -> None:
-        """Tell other processes where this one serves the HTTP API, such as `http://127.0.0.1:8000`."""
-        if url is not None:
-            _write_private(self.path / TOKEN_NAME, self.token)
+        """Tell other processes where this one serves the HTTP API, such as `http://127.0.0.1:8000`.
+
+        Raises:
+            DataDirError: the directory cannot be written to.
+        """
         owner = Owner(os.getpid(), url, self._started)
         partial = self.path / f"{OWNER_NAME}.part"
-        partial.write_text(json.dumps(asdict(owner)) + "\n", encoding="utf-8")
-        partial.replace(self.path / OWNER_NAME)
+        try:
+            if url is not None:
+                _write_private(self.path / TOKEN_NAME, self.token)
+            partial.write_text(json.dumps(asdict(owner)) + "\n", encoding="utf-8")
+            partial.replace(self.path / OWNER_NAME)
+        except OSError as error:
+            raise DataDirError(
+                f"the data directory {self.path} cannot be written to ({error.strerror or error})"
+            ) from error
+
+    def withdraw(self) -> None:
+        """Tell other processes that this one serves nothing any more; a full disk does not keep it from that."""
+        try:
+            self.announce(None)
+        except DataDirError:
+            (self.path / OWNER_NAME).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -16,6 +16,8 @@ RetrieverError
 ├── EmbedderError                  an embedder that cannot be loaded or used
 ├── PassageEncoderError            a passage encoder that breaks its contract
 └── StoreError                     the database cannot be opened or is damaged
+    ├── DiskFullError              there is no room for what was to be written
+    ├── DamagedStoreError          the database is not what was written
     └── StoreVersionError          the database was written by a newer version
 """
 
@@ -24,6 +26,8 @@ from collections.abc import Sequence
 __all__ = [
     "CollectionError",
     "CollectionExistsError",
+    "DamagedStoreError",
+    "DiskFullError",
     "EmbedderError",
     "EmbedderMismatchError",
     "ExtractError",
@@ -117,6 +121,14 @@ class PassageEncoderError(RetrieverError):
 
 class StoreError(RetrieverError):
     """Report a database that cannot be opened or is damaged."""
+
+
+class DiskFullError(StoreError):
+    """Report a disk without room for what was to be written; nothing was changed."""
+
+
+class DamagedStoreError(StoreError):
+    """Report a database whose content is not what was written."""
 
 
 class StoreVersionError(StoreError):

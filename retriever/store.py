@@ -14,7 +14,7 @@ from pathlib import Path
 from time import monotonic
 
 from retriever.changes import Writer
-from retriever.errors import StoreError, StoreVersionError
+from retriever.errors import DamagedStoreError, DiskFullError, StoreError, StoreVersionError
 from retriever.records import Reader
 
 __all__ = ["Store", "migrate", "migrations"]
@@ -95,8 +95,8 @@ class Store:
             if 0 < migrate(self._writer, migrations()) < ZEROED_SINCE:
                 self._writer.execute("VACUUM")
         except sqlite3.Error as error:
-            raise StoreError(
-                f"{path} cannot be opened ({error}); restore it from a backup, or choose another folder"
+            raise _told(
+                error, f"{path} cannot be opened ({error}); restore it from a backup, or choose another folder"
             ) from error
 
     def _connect(self) -> sqlite3.Connection:
@@ -112,11 +112,17 @@ class Store:
 
     @contextmanager
     def read(self) -> Iterator[Reader]:
-        """Read one snapshot: nothing that is committed meanwhile is seen."""
+        """Read one snapshot: nothing that is committed meanwhile is seen.
+
+        Raises:
+            StoreError: the database is damaged, or the disk fails.
+        """
         connection = self._take()
         try:
             connection.execute("BEGIN")
             yield Reader(connection)
+        except sqlite3.DatabaseError as error:
+            raise _told(error, f"{self.path} could not be read ({error})") from error
         finally:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
@@ -127,7 +133,8 @@ class Store:
         """Change the database in one transaction; one thread at a time.
 
         Raises:
-            StoreError: the disk is full or the database is damaged; nothing was changed.
+            DiskFullError: the disk is full; nothing was changed.
+            StoreError: the database is damaged; nothing was changed.
         """
         with self._write_lock:
             self._check_open()
@@ -136,7 +143,7 @@ class Store:
                 yield Writer(self._writer)
                 self._writer.execute("COMMIT")
             except sqlite3.Error as error:
-                raise StoreError(f"{self.path} could not be written ({error}); nothing was changed") from error
+                raise _told(error, f"{self.path} could not be written ({error}); nothing was changed") from error
             finally:
                 if self._writer.in_transaction:
                     self._writer.execute("ROLLBACK")
@@ -191,3 +198,15 @@ class Store:
             self._open.difference_update(closing)
         for connection in closing:
             connection.close()
+
+
+def _told(error: sqlite3.Error, message: str) -> StoreError:
+    """Return the error that says what is wrong and what to do about it."""
+    code = getattr(error, "sqlite_errorcode", None)
+    if code == sqlite3.SQLITE_FULL:
+        return DiskFullError(f"{message}: free some space on its disk and do it again")
+    if code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return DamagedStoreError(
+            f"{message}: restore it from a backup, or make a new one and ingest the documents again"
+        )
+    return StoreError(message)

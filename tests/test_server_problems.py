@@ -3,6 +3,7 @@
 import logging
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -254,6 +255,42 @@ def test_a_step_that_fails(api: Running, monkeypatch: pytest.MonkeyPatch, stream
                 problem = problem_of(response, 500, "step-failed")
     assert "shadow" not in str(problem)
     assert problem["request_id"] == response.headers["x-request-id"]
+
+
+def test_a_full_disk_costs_nothing_that_is_there(api: Running, caplog: pytest.LogCaptureFixture) -> None:
+    """SQLite's own limit of pages stands for the disk."""
+    store = api.service.components.library().store
+    full = store._writer.execute("PRAGMA page_count").fetchone()[0]
+    text = "".join(f"The keeper of lamp {n} writes of wave {n * n}. " for n in range(3000)).encode()
+    store._writer.execute(f"PRAGMA max_page_count = {full}")
+    try:
+        response = api.http.post("/v1/collections/docs/documents", files={"files": ("long.txt", text)})
+    finally:
+        store._writer.execute("PRAGMA max_page_count = 1073741823")
+    problem = problem_of(response, 507, "disk-full")
+    assert "nothing was changed" in problem["detail"]
+    assert str(store.path) not in response.text, "paths are for the log"
+    assert problem["request_id"] in problem["detail"]
+    assert any(str(store.path) in str(record.exc_info) for record in caplog.records if record.exc_info)
+
+
+def test_a_damaged_library_is_told_of(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    model = make_chat_model(tmp_path_factory.mktemp("models") / "tiny", max_position_embeddings=700)
+    config = make_config(tmp_path / "data", model)
+    with Service(config, embedder=HashEmbedder()) as service, running(service) as whole:
+        texts = [f"The keeper of lamp {n} writes in the log. " * 40 for n in range(40)]
+        assert whole.add(*[{"uri": f"{n}.txt", "text": text} for n, text in enumerate(texts)]).status_code == 200
+        path = service.components.library().store.path
+    with Service(config, embedder=HashEmbedder()) as service, running(service) as broken:
+        with path.open("r+b") as file:
+            for start in range(path.stat().st_size // 4 // 4096 * 4096, path.stat().st_size, 4096):
+                file.seek(start)
+                file.write(b"\xff" * 64)
+        responses = [broken.http.get("/v1/collections/docs/documents"), broken.http.post("/v1/answer", json=QUESTION)]
+        told = [problem_of(one, 500, "library-damaged")["detail"] for one in responses if one.status_code != 200]
+        assert told
+        assert all("restore it from a backup" in detail and str(path) not in detail for detail in told)
+        assert broken.http.get("/livez").status_code == 200
 
 
 def test_a_client_that_leaves_while_it_sends(api: Running) -> None:

@@ -7,6 +7,7 @@ gets that id instead of the reason.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from errno import ENOSPC
 from http import HTTPStatus
 from math import ceil
 from typing import Any
@@ -98,12 +99,19 @@ class ProblemError(HTTPException):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How a kind of error is told; `retry_after` is in seconds, and a reason that is not told is logged."""
+    """How a kind of error is told.
+
+    Attributes:
+        status: of the response.
+        slug: end of the problem's type.
+        retry_after: seconds to wait before another try.
+        instead: what is told in the place of the error's own words, which are logged; None tells those.
+    """
 
     status: int
     slug: str
     retry_after: int | None = None
-    is_told: bool = True
+    instead: str | None = None
 
     def problem(self, detail: str, **more: Any) -> Problem:
         """Make the problem document."""
@@ -111,7 +119,18 @@ class Rule:
         return Problem(type=TYPE_PREFIX + self.slug, title=title, status=self.status, detail=detail, **more)
 
 
-INTERNAL = Rule(500, "internal-error", is_told=False)
+DEFECT = (
+    "the server failed on this request; ask again, and report request {request} with the server's log if it fails again"
+)
+DISK_FULL = (
+    "the server's disk is full, and nothing was changed; send it again once its operator has made room (the server's "
+    "log says of request {request} where)"
+)
+DAMAGED = (
+    "the server's library is damaged; its operator can restore it from a backup (the server's log says of request "
+    "{request} what is wrong)"
+)
+INTERNAL = Rule(500, "internal-error", instead=DEFECT)
 RULES: dict[type[Exception], Rule] = {
     rag_errors.InvalidKeyError: Rule(422, "invalid-request"),
     rag_errors.UnknownKeyError: Rule(404, "unknown-key"),
@@ -133,8 +152,10 @@ RULES: dict[type[Exception], Rule] = {
     engine_errors.QueueFullError: Rule(503, "queue-full", retry_after=5),
     engine_errors.ShareFullError: Rule(429, "queue-full", retry_after=5),
     engine_errors.DeadlineExceededError: Rule(504, "deadline-exceeded"),
-    engine_errors.StepFailedError: Rule(500, "step-failed", is_told=False),
+    engine_errors.StepFailedError: Rule(500, "step-failed", instead=DEFECT),
     engine_errors.EngineStoppedError: Rule(503, "stopping", retry_after=10),
+    retriever_errors.DiskFullError: Rule(507, "disk-full", instead=DISK_FULL),
+    retriever_errors.DamagedStoreError: Rule(500, "library-damaged", instead=DAMAGED),
     retriever_errors.SourceError: Rule(422, "unusable-documents"),
     retriever_errors.UnknownCollectionError: Rule(404, "unknown-collection"),
     retriever_errors.UnknownDocumentError: Rule(404, "unknown-document"),
@@ -159,14 +180,10 @@ def _described(error: Exception, request_id: str) -> Problem:
     if isinstance(error, ProblemError):
         return error.rule.problem(error.detail, skipped=error.skipped)
     rule = _rule_of(error) or INTERNAL
-    if rule.is_told:
+    if rule.instead is None:
         return rule.problem(str(error))
     logger.error("request %s failed", request_id, exc_info=error)
-    return rule.problem(
-        f"the server failed on this request; ask again, and report request {request_id} with the server's log if it "
-        "fails again",
-        request_id=request_id,
-    )
+    return rule.problem(rule.instead.format(request=request_id), request_id=request_id)
 
 
 def problem_response(problem: Problem, headers: Mapping[str, str] | None = None, *, path: str) -> JSONResponse:
@@ -188,7 +205,7 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {
         status: {"description": HTTPStatus(status).phrase, "content": content}
-        for status in sorted({*statuses, 401, 403, 413, 422, 500, 503})
+        for status in sorted({*statuses, 401, 403, 413, 422, 500, 503, 507})
     }
 
 
@@ -203,6 +220,8 @@ def add_handlers(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
 
 
 def _rule_of(error: Exception) -> Rule | None:
+    if isinstance(error, OSError) and error.errno == ENOSPC:
+        return RULES[retriever_errors.DiskFullError]
     return next((RULES[kind] for kind in type(error).__mro__ if kind in RULES), None)
 
 

@@ -97,7 +97,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening; let answers end for a while, then end them with an error."""
-        self._owned.announce(None)
+        self._owned.withdraw()
         self._state.stop()
         ending = asyncio.create_task(self._end_answers())
         await super().shutdown(sockets)
