@@ -10,7 +10,7 @@ from rag.schemas.sampling import Sampling, Turn
 from rag.schemas.search import Source
 
 __all__ = [
-    "Answer", "AnswerRequest", "Cache", "Citation", "HitTokens", "PassageCache", "PromptSegment",
+    "MAX_TURNS", "Answer", "AnswerRequest", "Cache", "Citation", "HitTokens", "PassageCache", "PromptSegment",
     "Timings", "Usage",
 ]  # fmt: skip
 
