@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Precompute"]
 
+_Measured = tuple[object, dict[int, bytes], dict[int, int]]
+
 
 @dataclass(frozen=True, slots=True)
 class _Todo:
@@ -42,6 +44,7 @@ class Precompute:
     def __init__(self, components: "Components") -> None:
         self._components = components
         self._running = set[str]()
+        self._last: _Measured | None = None  # of the collection that was asked about last
         self._lock = Lock()
 
     def plan(self, collection: str) -> PrecomputePlan:
@@ -105,18 +108,28 @@ class Precompute:
     def _missing(self, row: "Collection", engine: "Engine") -> tuple[dict[int, int], list[int]]:
         """Return the number of tokens of each passage, by id, and the ids of those that are not stored, best first.
 
-        Of passages with the same tokens only the best counts. Runs in the caller's thread, and keeps no text.
+        Of passages with the same tokens only the best counts. Runs in the caller's thread.
         """
-        layout, library, namespace = self._components.layout_of(row), self._components.library(), namespace_of(row.id)
-        keys, sizes = dict[int, bytes](), dict[int, int]()
-        for passage in library.iter_passages(row.name):
-            tokens = layout.passage(passage).tokens
-            keys[passage.id] = engine.identity.key(namespace, layout.head.tokens, tokens)
-            sizes[passage.id] = len(tokens)
+        keys, sizes = self._measured(row, engine)
+        library = self._components.library()
         ranked = [item for item in library.popularity.ranking(row.name) if item in keys]
         first = {keys[item]: item for item in reversed(ranked)}
         tier = tier_of(engine)
         return sizes, [item for item in ranked if first[keys[item]] == item and not tier.holds(keys[item])]
+
+    def _measured(self, row: "Collection", engine: "Engine") -> tuple[dict[int, bytes], dict[int, int]]:
+        """Return keys and numbers of tokens of all passages, by id; asked again about the same, it reads nothing."""
+        layout, namespace = self._components.layout_of(row), namespace_of(row.id)
+        version = (row.id, row.generation, layout.head.tokens)
+        last = self._last
+        if last is None or last[0] != version:
+            keys, sizes = dict[int, bytes](), dict[int, int]()
+            for passage in self._components.library().iter_passages(row.name):
+                tokens = layout.passage(passage).tokens
+                keys[passage.id] = engine.identity.key(namespace, layout.head.tokens, tokens)
+                sizes[passage.id] = len(tokens)
+            self._last = last = (version, keys, sizes)
+        return last[1], last[2]
 
 
 def _fitting(engine: "Engine", passages: Sequence[int], sizes: dict[int, int], room: int) -> tuple[list[int], int]:

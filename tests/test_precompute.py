@@ -15,7 +15,7 @@ from rag.errors import NoKVStoreError, NoPassagesError
 from rag.idle import IdlePrecompute
 from rag.operations import final_answer
 from rag.precompute import Precompute
-from rag.schemas import Answer, AnswerRequest, PrecomputeProgress
+from rag.schemas import Answer, AnswerRequest, CollectionPatch, PrecomputeProgress
 from rag.service import Service
 from retriever.document import TextSource
 from retriever.errors import UnknownCollectionError
@@ -69,6 +69,21 @@ def read_ahead(service: Service, collection: str = "docs") -> PrecomputeProgress
 
 def ask(service: Service, question: str = "Who lights the lamp?", **fields: object) -> Answer:
     return final_answer(service.answer(AnswerRequest(question=question, collection="docs", **fields)))
+
+
+def test_a_plan_walks_the_passages_once_until_they_change(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    library, walks = service.components.library(), []
+    walk = library.iter_passages
+    monkeypatch.setattr(library, "iter_passages", lambda name: walks.append(name) or walk(name))
+    plans = [service.precompute_plan("docs") for _ in range(3)]
+    assert (plans[0].passages, plans[1:], len(walks)) == (4, plans[:1] * 2, 1)
+    service.ingest("docs", [TextSource("t:new", "Nobody has read this before.", "new")])
+    assert (service.precompute_plan("docs").passages, len(walks)) == (5, 2)
+    service.delete_document("docs", service.documents("docs")[0].id)
+    assert (service.precompute_plan("docs").passages, len(walks)) == (4, 3)
+    other = CollectionPatch(answering={"prompt": {"before": "Read this."}})
+    service.update_collection("docs", other)
+    assert (service.precompute_plan("docs").passages, len(walks)) == (4, 4), "every key is another one"
 
 
 def test_a_plan_tells_what_it_takes_and_the_run_does_that(service: Service) -> None:

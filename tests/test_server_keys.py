@@ -283,6 +283,24 @@ def test_questions_a_minute(api: Running) -> None:
     assert "ratelimit" not in api.http.post("/v1/search", json=search, headers=unlimited).headers
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v1/cache/pin"),
+        ("POST", "/v1/cache/warm"),
+        ("GET", "/v1/collections/docs/precompute"),
+        ("POST", "/v1/collections/docs/precompute"),
+        ("POST", "/v1/collections/docs/precompute?wait=false"),
+    ],
+)
+def test_what_reads_passages_ahead_is_a_question(api: Running, method: str, path: str) -> None:
+    mine = key(api, f"{method} {path}", "write:docs", questions_per_minute=1)
+    body = {"collection": "docs"} if method == "POST" and "cache" in path else None
+    first = api.http.request(method, path, json=body, headers=mine)
+    assert first.status_code in (200, 202, 409), first.text
+    problem_of(api.http.request(method, path, json=body, headers=mine), 429, "too-many-questions")
+
+
 def test_no_minute_has_more_questions_than_the_limit() -> None:
     now = [100.0]
     window = QuestionWindow(clock=lambda: now[0])

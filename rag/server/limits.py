@@ -1,10 +1,12 @@
 """How much a key may ask: questions a minute, and tokens a day.
 
-A question is a request for an answer, a search or an embedding; it counts when it is let in, however it ends. A request
-for several completions counts as many times, and what they may come to is set aside of the day's tokens until they have
-ended. Other tokens count when an answer has ended, so that answers under way may go beyond what is left. Who has no
-key, since there are none or since the data directory is his own, has no limits.
+A question is a request for an answer, a search, an embedding, or passages to be read ahead; it counts when it is let
+in, however it ends. A request for several answers counts as many times, and what completions may come to is set aside of
+the day's tokens until they have ended. Other tokens count when an answer has ended, so that answers under way may go
+beyond what is left. Who has no key, since there are none or since the data directory is his own, has no limits.
 """
+
+import re
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,10 +17,9 @@ from rag.server.state import ServerState
 
 __all__ = ["Limits"]
 
-QUESTIONS = frozenset(
-    f"/v1/{name}"
-    for name in ("answer", "search", "chat/completions", "completions", "responses", "embeddings", "rerank")
-)
+OPENAI = ("chat/completions", "completions", "responses", "embeddings", "rerank")
+QUESTIONS = frozenset(f"/v1/{name}" for name in ("answer", "search", *OPENAI, "cache/pin", "cache/warm"))
+PRECOMPUTE = re.compile(r"/v1/collections/[^/]+/precompute")
 
 
 class Limits:
@@ -35,8 +36,7 @@ class Limits:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
-        is_question = scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in QUESTIONS
-        if not (is_question and scope["state"]["access"].key_id):
+        if not (_is_question(scope) and scope["state"]["access"].key_id):
             await self._app(scope, receive, send)
             return
         quotas: list[Quota] = []
@@ -54,6 +54,13 @@ class Limits:
             await send(message)
 
         await self._app(scope, receive, send_with_quotas if quotas else send)
+
+
+def _is_question(scope: Scope) -> bool:
+    if scope["type"] != "http":
+        return False
+    path = scope["path"]
+    return (scope["method"] == "POST" and path in QUESTIONS) or PRECOMPUTE.fullmatch(path) is not None
 
 
 def _headers(quotas: list[Quota]) -> dict[str, str]:
