@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from rag_helpers import make_chat_model
-from server_helpers import DOCUMENTS, Running, events_of, eventually, make_config, running
+from server_helpers import DOCUMENTS, Running, events_of, eventually, make_config, problem_of, running
 
 from rag.schemas import PrecomputeProgress
 from rag.schemas.keys import AccessRequest, CreatedKey, KeyRequest
@@ -67,3 +67,17 @@ def test_reading_ahead_ends_when_the_key_may_not_write_any_more(api: Running) ->
         api.service.keys.set_access("docs", AccessRequest(scopes={key.id: "read"}))
         *_, (name, problem) = events
     assert (name, problem["status"]) == ("error", 403)
+
+
+def test_one_key_does_not_fill_the_places_for_jobs(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api.server._state.jobs, "_max_jobs", 8)
+    greedy, other = make(api, "greedy", "write:docs"), make(api, "other", "write:docs")
+    path = "/v1/collections/docs/precompute?wait=false"
+    sent = [api.http.post(path, headers=bearer(greedy)) for _ in range(3)]
+    assert [response.status_code for response in sent] == [202, 202, 429]
+    problem_of(sent[2], 429, "queue-full")
+    assert int(sent[2].headers["retry-after"]) > 0
+    assert api.http.post(path, headers=bearer(other)).status_code == 202
+    described = api.http.get("/openapi.json", headers=bearer(other)).json()["paths"]
+    for route in ("collections/{collection}/documents", "collections/{collection}/precompute", "cache/warm"):
+        assert "429" in described[f"/v1/{route}"]["post"]["responses"]

@@ -32,7 +32,7 @@ def get_cache(state: ReadyState, access: AccessDep) -> CacheStats:
     return state.service.cache.stats()
 
 
-@router.post("/warm", status_code=202, dependencies=JSON_BODY, responses=PROBLEMS)
+@router.post("/warm", status_code=202, dependencies=JSON_BODY, responses=PROBLEMS | problem_responses(429))
 async def warm(body: CacheSelection, state: ReadyState, access: AccessDep) -> Job:
     """Begin a job that brings passages into memory, from the disk or by computing them: those found often first.
 

@@ -74,7 +74,7 @@ def _ingest_body() -> dict[str, Any]:
 @router.post(
     "/{collection}/documents",
     response_model=IngestReport,
-    responses=ACCEPTED | problem_responses(400, 404, 409, 415),
+    responses=ACCEPTED | problem_responses(400, 404, 409, 415, 429),
     openapi_extra=_ingest_body(),
 )
 async def add_documents(
@@ -135,7 +135,7 @@ async def plan_precompute(collection: CollectionPath, state: ReadyState, access:
     return await to_thread.run_sync(state.service.precompute_plan, collection, limiter=state.upkeep)
 
 
-@router.post("/{collection}/precompute", response_model=None, responses=PROGRESS | problem_responses(404, 409))
+@router.post("/{collection}/precompute", response_model=None, responses=PROGRESS | problem_responses(404, 409, 429))
 async def precompute(
     collection: CollectionPath, request: Request, state: ReadyState, access: AccessDep, *, wait: Wait = True
 ) -> Response:
