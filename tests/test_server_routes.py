@@ -274,8 +274,8 @@ def test_few_large_bodies_are_in_memory_at_once(
     api: Running, embedder: GatedEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arrived: list[int] = []
-    parse = document_bodies._parse
-    monkeypatch.setattr(document_bodies, "_parse", lambda body: arrived.append(len(body)) or parse(body))
+    check = document_bodies._checked
+    monkeypatch.setattr(document_bodies, "_checked", lambda how, body: arrived.append(len(body)) or check(how, body))
     embedder.gate.clear()
 
     def send(number: int, padding: int) -> int:
