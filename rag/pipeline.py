@@ -159,6 +159,7 @@ class Pipeline:
             async with limit:
                 return await asyncio.wrap_future(preparing)
         except (asyncio.CancelledError, TimeoutError) as end:
+            preparing.add_done_callback(_drop_begun)
             if limit.expired() and isinstance(end, TimeoutError):
                 raise DeadlineExceededError(
                     "the passages were not found before the deadline; allow more time, or ask again when fewer wait"
