@@ -1,0 +1,1 @@
+"""The prefix-hit benchmark: suites of experiments over several engines, and the file that a run leaves behind."""
