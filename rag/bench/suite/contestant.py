@@ -9,7 +9,8 @@ from rag.bench.suite.requests import BenchRequest, RequestStream
 __all__ = ["OWN", "Contestant", "Event", "Footprint", "Prepared"]
 
 # Our own engine: every prompt computed; exact reuse; the same with passages in the order that suits the cache; chunk
-# reuse at the certified repair, with passages read ahead. `preread-chunk@N` repairs N tokens, certified or not.
+# reuse at the certified repair, with passages read ahead. `preread-chunk@N` repairs N tokens, certified or not. Any
+# name may end in `#2`: the same engine once more, in a process of its own. `short` gives too few tokens on purpose.
 OWN = ("preread-off", "preread-exact", "preread-order", "preread-chunk")
 
 

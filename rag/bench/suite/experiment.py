@@ -4,7 +4,7 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["ArrivalKind", "Arrivals", "Drive", "Experiment", "Suite", "WorkloadKind", "WorkloadSpec"]
+__all__ = ["ArrivalKind", "Arrivals", "Check", "Drive", "Experiment", "Suite", "WorkloadKind", "WorkloadSpec"]
 
 
 class _Part(BaseModel):
@@ -114,6 +114,21 @@ class Drive(StrEnum):
     SIMULATION = "simulation"
 
 
+class Check(StrEnum):
+    """What the records of an experiment must show, so that the benchmark is one that can fail.
+
+    `reuse-off`: `preread-off` hits nothing and is as fast as `preread-off#2`; `wrong-shift`: reuse that attends at a
+    wrong shift is seen in its quality; `seed`: the seed alone decides what is asked; `short`: an engine that gives too
+    few tokens is found out at every answer; `generator`: driving costs less than 2 % of the machine.
+    """
+
+    REUSE_OFF = "reuse-off"
+    WRONG_SHIFT = "wrong-shift"
+    SEED = "seed"
+    SHORT = "short"
+    GENERATOR = "generator"
+
+
 class Experiment(_Part):
     """A question put to several engines.
 
@@ -127,6 +142,7 @@ class Experiment(_Part):
         warmup: requests at the beginning of each pass that are reported apart.
         estimate: seconds that it takes on the reference machine, to begin the estimate of the time left with.
         repairs: tokens recomputed a passage, for quality.
+        checks: what its records must show.
     """
 
     name: str = Field(pattern=r"^[a-z0-9-]+$")
@@ -138,6 +154,7 @@ class Experiment(_Part):
     warmup: int = Field(default=0, ge=0)
     estimate: float = Field(default=60.0, gt=0)
     repairs: tuple[int, ...] = ()
+    checks: tuple[Check, ...] = ()
 
 
 class Suite(_Part):
