@@ -9,11 +9,11 @@ from math import factorial
 from typing import TYPE_CHECKING, Any
 
 from engine.config import SamplingParams
-from engine.ladder import Outcome
 from engine.output import Generation
-from engine.prompt import Prompt, Reuse, Segment, SegmentKind
+from engine.prompt import Prompt, Segment, SegmentKind
 from rag.certify.answers import score_answer
 from rag.certify.figures import AnswerFigures, SetFigures, WayFigures
+from rag.certify.ways import Question, ask_all, at_repair, check_reused, passages_of, with_order, without_passages
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from engine.engine import Engine
 
 __all__ = ["Scorer", "draw_orders", "drift_of", "figures_of"]
-
-Question = tuple[Prompt, str, dict[str, Any]]  # prompt, namespace, more arguments of `Engine.submit`
 
 FULL, CHUNK = "certify-full", "certify-chunk"  # namespaces: what full prefill leaves behind is no chunk's path
 
@@ -81,7 +79,8 @@ class Scorer:
             seed: of the orders.
         """
         with self._computed(prompts):
-            answers = self._ask_all([(prompt, FULL, {}) for prompt in prompts.values()])
+            questions = [(prompt, FULL, dict[str, Any]()) for prompt in prompts.values()]
+            answers = ask_all(self.engine, questions, max_tokens=self.max_tokens)
             return {
                 k: self._measure_set(prompt, answer.token_ids, f"{seed}/{k}")
                 for (k, prompt), answer in zip(prompts.items(), answers, strict=True)
@@ -106,18 +105,18 @@ class Scorer:
         longest = prompts[max(prompts)]
         try:
             self._compute([Prompt(longest.segments[:-1])], FULL)
-            self._compute([Prompt([self._reused(longest).segments[0], one]) for one in _passages(longest)], CHUNK)
+            self._compute([Prompt([self._reused(longest).segments[0], one]) for one in passages_of(longest)], CHUNK)
             yield
         finally:
             for namespace in (FULL, CHUNK):
                 self.engine.cache.drop_namespace(namespace)
 
     def _measure_set(self, prompt: Prompt, answer: Sequence[int], seed: str) -> SetFigures:
-        passages = _passages(prompt)
+        passages = passages_of(prompt)
         full = self._forced(prompt, answer, FULL)
-        swapped = [_reordered(prompt, order) for order in draw_orders(self.orders, len(passages), seed)]
+        swapped = [with_order(prompt, order) for order in draw_orders(self.orders, len(passages), seed)]
         reordered = [figures_of(full, self._forced(other, answer, FULL)) for other in swapped]
-        blind, reused = _without_passages(prompt), self._reused(prompt)
+        blind, reused = without_passages(prompt), self._reused(prompt)
         return SetFigures(
             passage_tokens=tuple(len(passage.tokens) for passage in passages),
             answer_tokens=len(answer),
@@ -127,15 +126,15 @@ class Scorer:
         )
 
     def _answer_freely(self, prompt: Prompt, golds: Sequence[str], seed: str) -> dict[str, AnswerFigures]:
-        order = draw_orders(self.orders, len(_passages(prompt)), seed)[0]
+        order = draw_orders(self.orders, len(passages_of(prompt)), seed)[0]
         ways: dict[str, Question] = {
             "full": (prompt, FULL, {}),
-            "another order": (_reordered(prompt, order), FULL, {}),
-            "no passages": (_without_passages(prompt), FULL, {}),
+            "another order": (with_order(prompt, order), FULL, {}),
+            "no passages": (without_passages(prompt), FULL, {}),
         }
         reused = self._reused(prompt)
-        ways |= {f"repair {repair}": (reused, CHUNK, _at_repair(repair)) for repair in self.repairs}
-        texts = [one.text for one in self._ask_all(list(ways.values()))]
+        ways |= {f"repair {repair}": (reused, CHUNK, at_repair(repair)) for repair in self.repairs}
+        texts = [one.text for one in ask_all(self.engine, list(ways.values()), max_tokens=self.max_tokens)]
         return {way: score_answer(text, texts[0], golds) for way, text in zip(ways, texts, strict=True)}
 
     def _forced(self, prompt: Prompt, answer: Sequence[int], namespace: str) -> "Tensor":
@@ -145,10 +144,8 @@ class Scorer:
 
     def _repaired(self, prompt: Prompt, answer: Sequence[int], repair: int) -> "Tensor":
         """Force the answer over reused KV; every passage but the first must really come from elsewhere."""
-        generation = self._ask(prompt, CHUNK, forced=answer, **_at_repair(repair))
-        reports = [one for one in generation.cache.segments if one.kind is SegmentKind.PASSAGE][1:]
-        wrong = [one for one in reports if one.num_tokens > repair and one.outcome is not Outcome.SHIFTED]
-        assert not wrong, f"passages were not reused, so nothing is measured: {wrong}"
+        generation = self._ask(prompt, CHUNK, forced=answer, **at_repair(repair))
+        check_reused(generation, repair)
         assert generation.forced_logprobs is not None, "a forced answer comes with its log-probabilities"
         return generation.forced_logprobs
 
@@ -159,35 +156,7 @@ class Scorer:
         self.engine.generate(prompts, SamplingParams(max_tokens=0), namespace=namespace)
 
     def _ask(self, prompt: Prompt, namespace: str, **how: Any) -> Generation:
-        return self._ask_all([(prompt, namespace, how)])[0]
-
-    def _ask_all(self, questions: Sequence[Question]) -> list[Generation]:
-        """Answer greedily, side by side: a step of a few rows takes hardly longer than one of a single row."""
-        sampling = SamplingParams(max_tokens=self.max_tokens)
-        requests = [self.engine.submit(prompt, sampling, namespace=name, **how) for prompt, name, how in questions]
-        generations = []
-        for request in requests:
-            *_, generation = self.engine.stream(request)
-            assert isinstance(generation, Generation), f"an answer ended with {generation}"
-            generations.append(generation)
-        return generations
-
-
-def _at_repair(repair: int) -> dict[str, Any]:
-    return {"reuse": Reuse.CHUNK, "uncertified_repair": repair}
-
-
-def _passages(prompt: Prompt) -> list[Segment]:
-    return [segment for segment in prompt.segments if segment.kind is SegmentKind.PASSAGE]
-
-
-def _reordered(prompt: Prompt, order: Sequence[int]) -> Prompt:
-    passages = _passages(prompt)
-    return Prompt([prompt.segments[0], *(passages[i] for i in order), prompt.segments[-1]])
-
-
-def _without_passages(prompt: Prompt) -> Prompt:
-    return Prompt([segment for segment in prompt.segments if segment.kind is not SegmentKind.PASSAGE])
+        return ask_all(self.engine, [(prompt, namespace, how)], max_tokens=self.max_tokens)[0]
 
 
 def _without_template(prompt: Prompt) -> Prompt:
