@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     Floats = np.ndarray[Any, np.dtype[np.float64]]
     Statistic = Callable[[Floats, Floats], Any]  # over the last axis of both
 
-__all__ = ["Interval", "Summary", "median_ratio", "ratio_of_means", "summarise"]
+__all__ = ["Estimate", "Interval", "Summary", "median_ratio", "ratio_of_means", "summarise"]
 
 RESAMPLES = 10_000
 CHUNK = 1_000  # resamples at a time, so that memory stays small for long streams
@@ -38,6 +38,16 @@ class Interval(BaseModel):
     value: float
     low: float
     high: float
+
+
+class Estimate(BaseModel):
+    """A value with its 95 % interval, which is None where too few values were measured for one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    value: float
+    low: float | None = None
+    high: float | None = None
 
 
 def summarise(values: Sequence[float]) -> Summary:

@@ -1,0 +1,1 @@
+"""What result files say: figures, reports, comparisons, costs."""
