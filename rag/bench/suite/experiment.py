@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = ["ArrivalKind", "Arrivals", "Check", "Drive", "Experiment", "Suite", "WorkloadKind", "WorkloadSpec"]
 
@@ -155,6 +155,12 @@ class Experiment(_Part):
     estimate: float = Field(default=60.0, gt=0)
     repairs: tuple[int, ...] = ()
     checks: tuple[Check, ...] = ()
+
+    @model_validator(mode="after")
+    def _check_repairs(self) -> "Experiment":
+        if Check.WRONG_SHIFT in self.checks and not self.repairs:
+            raise ValueError("a wrong shift is compared with the right one at the first of the repairs: name one")
+        return self
 
 
 class Suite(_Part):

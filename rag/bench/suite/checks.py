@@ -1,0 +1,152 @@
+"""Self-checks: what the records of an experiment must show, so that this benchmark is one that can fail."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from rag.bench.statistics import median_ratio
+from rag.bench.suite.answer_quality import REFERENCE
+from rag.bench.suite.experiment import Check, Experiment, WorkloadSpec
+from rag.bench.suite.quality import WRONG_SHIFT
+from rag.bench.suite.records import AnswerRecord, CheckRecord, QualityRecord, Record, WindowRecord
+from rag.bench.suite.requests import RequestStream
+from rag.certify.judgement import estimate
+
+__all__ = ["AGAIN", "GENERATOR_LIMIT", "SHORT", "Evidence", "judge"]
+
+AGAIN = f"{REFERENCE}#2"
+SHORT = "short"
+GENERATOR_LIMIT = 0.02  # of the machine
+NOISE = 0.02  # by which two processes of the same engine may differ for good: where their memory lies, say
+WIDEST = 0.2  # an interval wider than this would contain almost anything
+FEWEST = 8  # pairs or requests, without which nothing is shown
+
+Verdict = tuple[bool, str]
+Kind = TypeVar("Kind")
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What an experiment has left behind.
+
+    Attributes:
+        experiment: with the checks to make.
+        stream: its requests, as they were asked.
+        records: of its units.
+        cores: of the machine.
+        make: makes the requests of a specification.
+    """
+
+    experiment: Experiment
+    stream: RequestStream
+    records: Sequence[Record]
+    cores: int
+    make: Callable[[WorkloadSpec], RequestStream]
+
+    def of(self, kind: type[Kind]) -> list[Kind]:
+        """Return the records of a kind."""
+        return [one for one in self.records if isinstance(one, kind)]
+
+
+def judge(evidence: Evidence, *, unit: str) -> Iterator[CheckRecord]:
+    """Make the checks of an experiment, one after the other.
+
+    Args:
+        evidence: of the experiment.
+        unit: that the records of the checks belong to.
+    """
+    for check in evidence.experiment.checks:
+        passed, detail = _CHECKS[check](evidence)
+        yield CheckRecord(unit=unit, name=check.value, passed=passed, detail=detail)
+
+
+def _reuse_off(evidence: Evidence) -> Verdict:
+    """Without reuse nothing is hit, and nothing is faster than the same engine beside it."""
+    answers = _counted(evidence)
+    numbers = sorted(answers[REFERENCE].keys() & answers[AGAIN].keys())
+    if len(numbers) < FEWEST:
+        return False, f"{len(numbers)} requests answered by {REFERENCE} and {AGAIN}; {FEWEST} are needed"
+    both = [one for name in (REFERENCE, AGAIN) for one in answers[name].values()]
+    silent = sum(one.cached is None for one in both)
+    hits = sum(sum((one.cached or {}).values()) for one in both)
+    ratio = median_ratio(*([_ttft(answers[name][number]) for number in numbers] for name in (AGAIN, REFERENCE)))
+    same = ratio.low <= 1 + NOISE and ratio.high >= 1 - NOISE
+    sharp = ratio.high - ratio.low <= WIDEST
+    detail = (
+        f"{hits} tokens hit in {len(both)} answers{f', {silent} of them silent' if silent else ''}; speed-up "
+        f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] of {len(numbers)} pairs"
+        f"{'' if sharp else f': wider than {WIDEST}, so the machine is too noisy to tell'}"
+    )
+    return not hits and not silent and same and sharp, detail
+
+
+def _wrong_shift(evidence: Evidence) -> Verdict:
+    """Reuse at a wrong shift is farther from full prefill than right reuse, beyond chance."""
+    right_name = f"repair-{evidence.experiment.repairs[0]}"
+    kls = defaultdict[str, list[float]](list)
+    for one in evidence.of(QualityRecord):
+        if one.kl is not None:
+            kls[one.variant].append(one.kl)
+    if min(len(kls[name]) for name in (right_name, WRONG_SHIFT)) < FEWEST:
+        counts = ", ".join(f"{name}: {len(kls[name])}" for name in (right_name, WRONG_SHIFT))
+        return False, f"too few questions ({counts}); {FEWEST} are needed"
+    right, wrong = (estimate(kls[name], seed=0) for name in (right_name, WRONG_SHIFT))
+    detail = (
+        f"KL {wrong.value:.4f} [{wrong.low:.4f}, {wrong.high:.4f}] at a wrong shift, {right.value:.4f} "
+        f"[{right.low:.4f}, {right.high:.4f}] at the right one, {len(kls[WRONG_SHIFT])} questions"
+    )
+    return wrong.low > right.high, detail
+
+
+def _seed(evidence: Evidence) -> Verdict:
+    """The same specification gives the same requests again, and another seed gives others."""
+    spec = evidence.experiment.workload
+    again = evidence.make(spec).digest
+    other = evidence.make(spec.model_copy(update={"seed": spec.seed + 1})).digest
+    detail = f"seed {spec.seed}: {evidence.stream.digest}, once more: {again}; seed {spec.seed + 1}: {other}"
+    return again == evidence.stream.digest != other, detail
+
+
+def _short(evidence: Evidence) -> Verdict:
+    """An engine that gives too few tokens is found out every time."""
+    answers = [one for one in evidence.of(AnswerRecord) if one.contestant == SHORT]
+    found = [one for one in answers if one.status == "short" and 0 < one.count < one.wanted]
+    detail = f"{len(found)} of {len(answers)} answers of an engine that gives too few tokens were found short"
+    return bool(answers) and len(found) == len(answers) == len(evidence.stream.requests), detail
+
+
+def _generator(evidence: Evidence) -> Verdict:
+    """Driving takes next to nothing of the machine, in any window."""
+    windows = evidence.of(WindowRecord)
+    shares = {one.contestant: one.generator_cpu / (one.seconds * evidence.cores) for one in windows if one.seconds}
+    if not shares:
+        return False, "nothing was driven"
+    worst = max(shares, key=shares.__getitem__)
+    detail = (
+        f"at most {shares[worst]:.2%} of {evidence.cores} cores, beside {worst}; the limit is {GENERATOR_LIMIT:.0%}"
+    )
+    return shares[worst] < GENERATOR_LIMIT, detail
+
+
+def _counted(evidence: Evidence) -> dict[str, dict[tuple[str, int], AnswerRecord]]:
+    """Return whole answers that are not warm-up, by engine, and by unit and request."""
+    found = defaultdict[str, dict[tuple[str, int], AnswerRecord]](dict)
+    for one in evidence.of(AnswerRecord):
+        if one.status == "ok" and not one.warmup:
+            found[one.contestant][one.unit, one.request] = one
+    return found
+
+
+def _ttft(answer: AnswerRecord) -> float:
+    assert answer.first is not None, "a whole answer has a first token"
+    return answer.first - answer.arrival
+
+
+_CHECKS: Mapping[Check, Callable[[Evidence], Verdict]] = {
+    Check.REUSE_OFF: _reuse_off,
+    Check.WRONG_SHIFT: _wrong_shift,
+    Check.SEED: _seed,
+    Check.SHORT: _short,
+    Check.GENERATOR: _generator,
+}
