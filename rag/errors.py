@@ -22,6 +22,7 @@ RagError
 ├── ConfigurationError         a setting that is unknown, ambiguous or cannot work
 ├── PurgeError                KV of a deleted document that could not be erased
 ├── TemplateError              a prompt template that cannot be laid out
+├── ResultFileError            a benchmark's results that cannot be written
 ├── AddressError               an address that the server cannot listen on
 └── DataDirError               the data directory cannot be used
     ├── DataDirBusyError       another process owns it and does not serve it
@@ -50,6 +51,7 @@ __all__ = [
     "QuestionTooLongError",
     "RagError",
     "RequestError",
+    "ResultFileError",
     "ServerError",
     "TemplateError",
     "UnknownJobError",
@@ -144,6 +146,10 @@ class PurgeError(RagError):
 
 class TemplateError(RagError):
     """Report a prompt template that cannot be laid out."""
+
+
+class ResultFileError(RagError):
+    """Report a benchmark's results that cannot be written: a full disk, say."""
 
 
 class AddressError(RagError):

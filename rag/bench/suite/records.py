@@ -232,7 +232,9 @@ class UnitRecord(_Record):
     """The last line of a unit: all before it of the same unit is complete.
 
     Attributes:
-        unit: `experiment/repeat`, for load and goodput `experiment/repeat/contestant[/step]`.
+        unit: `experiment/repeat`; under load `experiment/repeat/contestant` and for goodput
+            `experiment/repeat/contestant/step` come before it, and it closes the pass. Step 0 of goodput is one client
+            alone (without a rate), the others are windows at a rate each. `experiment/checks` holds its self-checks.
         load: load average before it.
     """
 

@@ -1,5 +1,7 @@
 """The file that a run leaves behind: JSON lines, appended unit by unit, so that an interrupted run can go on."""
 
+import io
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +26,7 @@ from rag.bench.suite.records import (
     UnitRecord,
     WindowRecord,
 )
-from rag.errors import InvalidRequestError
+from rag.errors import InvalidRequestError, ResultFileError
 
 __all__ = ["ResultFile", "Results"]
 
@@ -115,29 +117,62 @@ class ResultFile:
 
     Raises:
         InvalidRequestError: the file is of another suite, model or machine.
+        ResultFileError: it cannot be written.
     """
 
     def __init__(self, path: Path, header: Header) -> None:
         self.path = path
-        self.done: frozenset[str] = frozenset()
+        self.found: tuple[Record, ...] = ()
+        self._units: dict[str, list[Record]] = {}
         if path.exists() and path.stat().st_size:
             found = Results.load(path)
             self._refuse_others(found.header, header)
-            self.done = frozenset(found.units)
+            self.found = found.records
+            self._note(found.records)
             _write(path, (found.header, *found.records))  # without the unit that was cut short
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
         if not path.stat().st_size:
             self.add(header)
 
+    @property
+    def done(self) -> frozenset[str]:
+        """Ids of complete units."""
+        return frozenset(self._units)
+
+    def records(self, unit: str) -> Sequence[Record]:
+        """Return the records of a complete unit, those of runs before included."""
+        return self._units.get(unit, ())
+
     def add(self, *records: Record) -> None:
-        """Append records."""
-        for record in records:
-            self._file.write(record.model_dump_json() + "\n")
-        self._file.flush()
+        """Append records: all of them, or none.
+
+        Raises:
+            ResultFileError: the disk is full, say; what was written before stands.
+        """
+        lines = "".join(f"{one.model_dump_json()}\n" for one in records).encode()
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            _write_whole(self._file, lines)
+        except OSError as error:
+            self._file.truncate(size)
+            raise ResultFileError(
+                f"{self.path} cannot be written ({error.strerror}); make room, then run the same again with "
+                f"--output {self.path}: what is complete is not measured again"
+            ) from error
+        self._note(records)
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def _note(self, records: Sequence[Record]) -> None:
+        """Remember complete units."""
+        open_units: dict[str, list[Record]] = {}
+        for record in records:
+            if name := _unit(record):
+                open_units.setdefault(name, []).append(record)
+        complete = {one.unit for one in records if isinstance(one, UnitRecord)}
+        self._units |= {name: lines for name, lines in open_units.items() if name in complete}
 
     def _refuse_others(self, found: Header, wanted: Header) -> None:
         pairs = {
@@ -169,8 +204,18 @@ def _lines(path: Path) -> Iterator[Record]:
 
 def _write(path: Path, records: Sequence[Record]) -> None:
     partial = path.with_name(f"{path.name}.part")
-    partial.write_text("".join(f"{one.model_dump_json()}\n" for one in records), encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text("".join(f"{one.model_dump_json()}\n" for one in records), encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise ResultFileError(f"{path} cannot be written ({error.strerror}); make room") from error
+
+
+def _write_whole(file: io.FileIO, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def _unit(record: Record) -> str:
