@@ -55,6 +55,5 @@ def check_settled(engine: Engine) -> None:
     stats = engine.stats()
     assert (stats.running, stats.waiting) == (0, 0)
     assert stats.free_blocks + stats.cached_blocks == stats.num_blocks
-    assert not engine._streams
-    assert not engine._samplers
+    assert not engine._answers
     assert stats.totals.requests == stats.totals.finished

@@ -133,7 +133,7 @@ def test_what_fails_in_submit_leaves_nothing_queued(engine, monkeypatch):
     def fails(*args):
         raise RuntimeError("no stream")
 
-    monkeypatch.setattr("engine.engine.OutputStream", fails)
+    monkeypatch.setattr("engine.answers.OutputStream", fails)
     with pytest.raises(RuntimeError, match="no stream"):
         engine.submit(PROMPT)
 

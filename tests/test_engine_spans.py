@@ -34,7 +34,7 @@ class ChunkEngine:
     def submit(self, prompt: Prompt, *, reuse: Reuse = Reuse.CHUNK, max_tokens: int = STEPS) -> Request:
         sampling = SamplingParams(max_tokens=max_tokens)
         request = self.engine.submit(prompt, sampling, reuse=reuse, uncertified_repair=self.repair)
-        self.engine._samplers[request] = RecordingSampler(self.first_logits, request)
+        self.engine._answers[request].sampler = RecordingSampler(self.first_logits, request)
         return request
 
     def answer(self, prompts: list[Prompt], **settings):
@@ -172,7 +172,7 @@ def test_preempted_chunk_requests_come_to_an_end(folders):
     requests = [chunks.submit(prompt, max_tokens=60) for prompt in prompts]
     results = []
     for request in requests:
-        while request in chunks.engine._streams and request.state != "finished":
+        while request in chunks.engine._answers and request.state != "finished":
             chunks.engine.step()
             chunks.engine.check_invariants()
         results.append(collect(chunks.engine.stream(request)))

@@ -245,7 +245,7 @@ def test_what_becomes_too_complex_ends_alone(engine):
     bad = engine.submit(tokens(engine, "Say:"), SamplingParams(max_tokens=40, grammar=Regex("[ab]{30}")))
     for _ in range(4):
         engine.step()
-    constraint = engine._samplers[bad]._constraint
+    constraint = engine._answers[bad].sampler._constraint
     constraint._matcher.consume_token(tokens(engine, "?")[0])  # what it refuses puts it out of order
     with pytest.raises(GrammarError, match="cannot be held to its grammar any further"):
         collect(engine.stream(bad))

@@ -11,6 +11,7 @@ from server_helpers import eventually
 
 from engine import Engine, EngineConfig, Prompt, SamplingParams
 from engine.errors import OutdatedPromptError
+from engine.outdated import MOST_NAMESPACES, OldestStates
 from engine.output import Generation
 from engine.prompt import Segment
 from engine.request import FinishReason
@@ -334,3 +335,17 @@ def test_what_is_pinned_while_dead_pins_are_looked_for_stays(service: Service, m
     assert pinned() == {first.name, second.name}
     service.delete_document("docs", passages[0].document_id)
     assert pinned() == {second.name}
+
+
+def test_what_is_known_of_deleted_namespaces_is_bounded():
+    oldest = OldestStates()
+    for i in range(MOST_NAMESPACES):
+        oldest.raise_to(f"c{i}", 5)
+    oldest.raise_to("c0", 4)  # the first of them has lost something again: its state does not go down
+    oldest.raise_to("another", 5)
+    for namespace in ("c0", "c2", "another"):
+        with pytest.raises(OutdatedPromptError):
+            oldest.check(namespace, 4)
+        oldest.check(namespace, 5)
+    oldest.check("c1", 4)  # it was the longest ago that this one lost something
+    oldest.check("c0", None)

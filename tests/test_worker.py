@@ -322,14 +322,14 @@ def test_only_the_request_that_fails_is_ended(worker, answer, monkeypatch, place
 
     def break_it(engine):
         original = engine.runner.run
-        request = max(engine._streams, key=lambda one: one.prompt.tokens[0] == poison)
+        request = max(engine._answers, key=lambda one: one.prompt.tokens[0] == poison)
         if place == "model":
             run_batch = lambda batch: 1 // 0 if begins_with(batch, poison) else original(batch)  # noqa: E731
             monkeypatch.setattr(engine.runner, "run", run_batch)
         elif place == "sampler":
-            monkeypatch.setattr(engine._samplers[request], "sample", lambda logits: 1 // 0)
+            monkeypatch.setattr(engine._answers[request].sampler, "sample", lambda logits: 1 // 0)
         else:
-            monkeypatch.setattr(engine._streams[request], "push", lambda *args, **kwargs: 1 // 0)
+            monkeypatch.setattr(engine._answers[request].stream, "push", lambda *args, **kwargs: 1 // 0)
 
     async def all_readers():
         gate = threading.Event()
@@ -427,7 +427,7 @@ def test_a_deadline_ends_what_runs_and_what_waits(tiny_folder, answer):
         worker.submit_sync(PROMPT, deadline=time.perf_counter())
     wait_until_idle(worker)
     assert (worker.engine.totals.late, worker.engine.totals.failed) == (2, 0)
-    assert not worker.engine._deadlines
+    assert not worker.engine._answers
     worker.close()
 
 
