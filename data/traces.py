@@ -1,12 +1,12 @@
-"""Readers of recorded traffic. Recorded requests are ids and lengths; they hold no text.
+"""Traffic as ids and lengths, without text: its file, and a reader of what others recorded.
 
 RAGPulse (arXiv 2511.12979, MIT): one week of retrieval-augmented questions.
 """
 
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from data.errors import TraceError
 
 __all__ = ["Trace", "TracePart", "TraceRequest", "read_ragpulse"]
 
+FORMAT = "preread-trace-1"
 REQUESTS_FILE = "0_trace.jsonl"
 
 
@@ -32,6 +33,9 @@ TABLES = {
     "user_input": _Table("4_user_input.jsonl", "user_input_id", "user_input"),
     "web_search": _Table("5_web_search.jsonl", "web_search_id", "web_search"),
 }
+
+
+INCOMPLETE = "{} is missing: give the folder of a RAGPulse trace, with all six files"
 
 
 class TracePart(NamedTuple):
@@ -73,17 +77,50 @@ class TraceRequest:
     user_input: tuple[TracePart, ...]
 
 
+REQUEST_FIELDS = tuple(field.name for field in fields(TraceRequest))
+
+
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Recorded traffic, by ascending time.
+    """Recorded or drawn traffic, by ascending time.
 
     Attributes:
         name: of the trace.
         requests: at least one.
+        settings: that it was drawn with, and its seed; whatever JSON holds.
     """
 
     name: str
     requests: tuple[TraceRequest, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write JSON lines, name and settings first and then one request a line, in one step."""
+        head = {"format": FORMAT, "name": self.name, "settings": dict(self.settings)}
+        records = ({name: getattr(one, name) for name in REQUEST_FIELDS} for one in self.requests)
+        partial = path.with_name(f"{path.name}.part")
+        with partial.open("w", encoding="utf-8") as file:
+            file.writelines(f"{json.dumps(line, ensure_ascii=False)}\n" for line in (head, *records))
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Trace":
+        """Read what `save` wrote.
+
+        Raises:
+            TraceError: the file is missing; or a line is malformed, goes back in time, or gives an id another length
+                than a line above it. The message has its number.
+        """
+        lines = _records(path, f"{path} is missing: save a trace there first")
+        where, head = next(lines, (f"{path}:1", {}))
+        name, settings = head.get("name"), head.get("settings")
+        if head.get("format") != FORMAT or not isinstance(name, str) or not isinstance(settings, dict):
+            raise TraceError(f"{where}: not a trace ({FORMAT}): save it again")
+        known: dict[int, int] = {}
+        requests = _in_order((where, _saved_request(where, record, known)) for where, record in lines)
+        if not requests:
+            raise TraceError(f"{path} holds no request: save it again")
+        return cls(name, requests, settings)
 
 
 def read_ragpulse(folder: Path) -> Trace:
@@ -94,21 +131,26 @@ def read_ragpulse(folder: Path) -> Trace:
             without a length, or goes back in time. The message has file and line number.
     """
     lengths = {kind: _read_lengths(folder / table.file, table.id_field) for kind, table in TABLES.items()}
-    requests: list[TraceRequest] = []
-    for where, record in _records(folder / REQUESTS_FILE):
-        request = _request(where, record, lengths)
-        if requests and request.timestamp < requests[-1].timestamp:
-            raise TraceError(f"{where}: timestamp {request.timestamp:g} is before the line above it: sort the file")
-        requests.append(request)
+    records = _records(folder / REQUESTS_FILE, INCOMPLETE.format(folder / REQUESTS_FILE))
+    requests = _in_order((where, _request(where, record, lengths)) for where, record in records)
     if not requests:
         raise TraceError(f"{folder / REQUESTS_FILE} holds no request: give the folder of a complete trace")
-    return Trace("ragpulse", tuple(requests))
+    return Trace("ragpulse", requests)
 
 
 def _read_lengths(path: Path, id_field: str) -> dict[int, int]:
-    return {
-        _integer(where, record, id_field): _integer(where, record, "token_length") for where, record in _records(path)
-    }
+    records = _records(path, INCOMPLETE.format(path))
+    return {_integer(where, record, id_field): _integer(where, record, "token_length") for where, record in records}
+
+
+def _in_order(requests: Iterator[tuple[str, TraceRequest]]) -> tuple[TraceRequest, ...]:
+    """Return requests that come with "path:line", none before the one above it."""
+    kept: list[TraceRequest] = []
+    for where, request in requests:
+        if kept and request.timestamp < kept[-1].timestamp:
+            raise TraceError(f"{where}: timestamp {request.timestamp:g} is before the line above it: sort the file")
+        kept.append(request)
+    return tuple(kept)
 
 
 def _request(where: str, record: dict[str, Any], lengths: dict[str, dict[int, int]]) -> TraceRequest:
@@ -135,11 +177,39 @@ def _request(where: str, record: dict[str, Any], lengths: dict[str, dict[int, in
     )
 
 
-def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _saved_request(where: str, record: dict[str, Any], known: dict[int, int]) -> TraceRequest:
+    """Read a saved request; its pieces are noted in `known`."""
+    parts = {name: tuple(_saved_parts(where, name, record.get(name), known)) for name in TABLES}
+    timestamp, session_id = record.get("timestamp"), record.get("session_id")
+    if isinstance(timestamp, bool) or not isinstance(timestamp, int | float) or not math.isfinite(timestamp):
+        raise TraceError(f"{where}: timestamp is {timestamp!r}, not a number")
+    if not isinstance(session_id, str):
+        raise TraceError(f"{where}: session_id is {session_id!r}, not a text")
+    return TraceRequest(
+        timestamp=float(timestamp),
+        session_id=session_id,
+        input_length=_integer(where, record, "input_length"),
+        output_length=_integer(where, record, "output_length"),
+        **parts,
+    )
+
+
+def _saved_parts(where: str, name: str, pairs: Any, known: dict[int, int]) -> Iterator[TracePart]:
+    for pair in pairs if isinstance(pairs, list) else [pairs]:
+        whole = isinstance(pair, list) and [type(one) for one in pair] == [int, int]
+        if not whole or min(pair) < 0:
+            raise TraceError(f"{where}: {name} has {pair!r}, not an id and a length")
+        part = TracePart(*pair)
+        if known.setdefault(part.id, part.num_tokens) != part.num_tokens:
+            raise TraceError(f"{where}: {name} id {part.id} has {part.num_tokens} tokens, and {known[part.id]} above")
+        yield part
+
+
+def _records(path: Path, missing: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield "path:line" and the object on each line."""
     if not path.is_file():
-        raise TraceError(f"{path} is missing: give the folder of a RAGPulse trace, with all six files")
-    with path.open(encoding="utf-8") as file:
+        raise TraceError(missing)
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue

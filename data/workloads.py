@@ -4,8 +4,8 @@ import itertools
 import json
 import math
 import random
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,12 +31,13 @@ class Workload:
     """A stream of questions.
 
     Attributes:
-        corpus: name of the corpus that the questions are about.
+        corpus: name of the corpus that the questions are about, or its folder.
         seed: that it was drawn with.
         s: Zipf exponent; 0 is uniform.
         rate: arrivals a second on average; None means that all are there at time 0.
         popularity: what the skew is over.
         arrivals: by ascending time.
+        settings: of whoever drew it, beside these; whatever JSON holds.
     """
 
     corpus: str
@@ -45,6 +46,7 @@ class Workload:
     rate: float | None
     popularity: Popularity
     arrivals: tuple[Arrival, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write JSON lines, the settings first and then one arrival a line, in one step."""
@@ -55,6 +57,7 @@ class Workload:
             "s": self.s,
             "rate": self.rate,
             "popularity": self.popularity,
+            "settings": dict(self.settings),
         }
         lines = [settings, *({"time": one.time, **asdict(one.question)} for one in self.arrivals)]
         partial = path.with_name(f"{path.name}.part")

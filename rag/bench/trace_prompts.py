@@ -1,14 +1,16 @@
-"""Prompts of a recorded trace: real text of the recorded lengths, laid out as every prompt of ours is."""
+"""Prompts of a trace: real text of its lengths, laid out as every prompt of ours is."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import cycle
 
 from data.corpora import CORPUS_NAMES, load_corpus
 from data.trace_text import lay_text, parts_of
 from data.traces import TracePart, TraceRequest
 from engine.prompt import Prompt, Segment, SegmentKind
 from engine.tokenizer import Tokenizer
+from rag.chat_format import Spoken
 from rag.prompt_layout import PassageTokens, PromptLayout
 from rag.prompt_template import PromptTemplate
 
@@ -23,10 +25,10 @@ def read_documentation(tokenizer: Tokenizer) -> list[int]:
 
 @dataclass(frozen=True)
 class TracePrompts:
-    """The prompts of recorded requests.
+    """The prompts of a trace's requests.
 
     One template stands for the first piece of every recorded system prompt. What follows it there is volatile, so it
-    is in the tail, with history, web results and question.
+    is in the tail, with history, web results and question. A dialogue's history is in the chat format, turn by turn.
 
     Attributes:
         template: the same for all.
@@ -38,7 +40,13 @@ class TracePrompts:
 
     @classmethod
     def make(
-        cls, requests: Sequence[TraceRequest], tokenizer: Tokenizer, words: PromptTemplate, text: Sequence[int]
+        cls,
+        requests: Sequence[TraceRequest],
+        tokenizer: Tokenizer,
+        words: PromptTemplate,
+        text: Sequence[int],
+        *,
+        dialogue: bool = False,
     ) -> "TracePrompts":
         """Lay the requests out for a model.
 
@@ -47,17 +55,24 @@ class TracePrompts:
             tokenizer: of the model.
             words: around passages and question.
             text: tokens to cut the pieces from.
+            dialogue: whether a history is questions and answers by turns, and not text before the question.
         """
         laid = lay_text(parts_of(requests), text)
         layout = PromptLayout(tokenizer, words, PassageTokens(tokenizer))
+
+        def spoken(part: TracePart) -> tuple[int, ...]:  # as it is when it is asked, and encoded from words
+            return tuple(tokenizer.encode(tokenizer.decode(laid[part.id])))
 
         def prompt(request: TraceRequest) -> Prompt:
             passages = [
                 Segment(laid[one.id], SegmentKind.PASSAGE, str(one.id)) for one in request.passages if one.num_tokens
             ]
-            before = _joined(laid, (*request.system_prompt[1:], *request.history, *request.web_search))
+            loose = () if dialogue else request.history
+            before = _joined(laid, (*request.system_prompt[1:], *loose, *request.web_search))
             question = tokenizer.decode(_joined(laid, request.user_input))
-            return Prompt([layout.head, *passages, Segment(before + layout.tail(question).tokens, SegmentKind.TAIL)])
+            said = zip(cycle(("user", "assistant")), map(spoken, request.history if dialogue else ()), strict=False)
+            tail = layout.tail(question, [Spoken(role, tokens) for role, tokens in said])
+            return Prompt([layout.head, *passages, Segment(before + tail.tokens, SegmentKind.TAIL)])
 
         return cls(layout.head, tuple(map(prompt, requests)))
 

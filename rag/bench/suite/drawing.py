@@ -1,0 +1,183 @@
+"""Draws what a workload asks, before any model or index is looked at; and keeps it in a file that can be replayed.
+
+The file is a `Workload` where questions are asked in words, and a `Trace` where they are ids and lengths.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+from pydantic import ValidationError
+
+from data.arrivals import bursty_times, poisson_times, recorded_times
+from data.corpora import load_corpus
+from data.questions import make_questions
+from data.traces import FORMAT as TRACE_FORMAT
+from data.traces import Trace, read_ragpulse
+from data.traffic import Traffic, TrafficKind, draw_traffic
+from data.workloads import Workload, zipf_workload
+from rag.bench.suite.experiment import ArrivalKind, Arrivals, WorkloadKind, WorkloadSpec
+from rag.errors import InvalidRequestError
+
+__all__ = ["Drawn", "draw", "save_workload", "saved_spec", "times_of"]
+
+QUESTIONS_K = 4
+QUESTIONS_SKEW = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What is asked, and how.
+
+    Attributes:
+        spec: of a replayed file, the one that it was drawn by.
+        content: questions in words, or ids and lengths; at the times at which they come.
+    """
+
+    spec: WorkloadSpec
+    content: Workload | Trace
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """When each request comes, in seconds."""
+        if isinstance(self.content, Workload):
+            return tuple(one.time for one in self.content.arrivals)
+        return tuple(one.timestamp for one in self.content.requests)
+
+    def part(self, first: int, count: int, arrivals: Arrivals, seed: int) -> "Drawn":
+        """Return so many requests, or as many as there are, at other times.
+
+        Raises:
+            InvalidRequestError: there are none from `first` on.
+        """
+        kept = slice(first, first + count)
+        if not self.times[kept]:
+            raise InvalidRequestError(f"first is {first}; the workload has {len(self.times)} requests")
+        times = times_of(self.times[kept], arrivals, seed)
+        if isinstance(self.content, Workload):
+            asked = zip(self.content.arrivals[kept], times, strict=True)
+            moved = tuple(replace(one, time=time) for one, time in asked)
+            return Drawn(self.spec, replace(self.content, arrivals=moved))
+        requests = zip(self.content.requests[kept], times, strict=True)
+        return Drawn(
+            self.spec,
+            replace(self.content, requests=tuple(replace(one, timestamp=time) for one, time in requests)),
+        )
+
+
+def draw(spec: WorkloadSpec) -> Drawn:
+    """Draw a workload from its seed, or read it from its file.
+
+    Raises:
+        DataError: it cannot be drawn or read; the message says why.
+        InvalidRequestError: a path or rate is missing, or a file was saved by nobody who knows its settings.
+    """
+    found = _read(spec) if spec.path is not None else _made(spec)
+    first = spec.first if spec.path is not None else 0
+    return found.part(first, spec.count, spec.arrivals, spec.seed)
+
+
+def times_of(recorded: Sequence[float], arrivals: Arrivals, seed: int) -> tuple[float, ...]:
+    """Return when requests come that were recorded at these times; 0 where that depends on answers.
+
+    Raises:
+        InvalidRequestError: a process without a rate.
+    """
+    count = len(recorded)
+    if arrivals.kind is ArrivalKind.RECORDED:
+        return recorded_times(recorded, arrivals.scale)
+    if arrivals.kind in {ArrivalKind.TURNS, ArrivalKind.CLOSED}:
+        return (0.0,) * count
+    if arrivals.rate is None:
+        raise InvalidRequestError(f"{arrivals.kind.value} arrivals need a rate: how many requests a second")
+    if arrivals.kind is ArrivalKind.POISSON:
+        return poisson_times(count, arrivals.rate, seed)
+    return bursty_times(count, arrivals.rate, arrivals.cv, seed)
+
+
+def save_workload(spec: WorkloadSpec, path: Path) -> Drawn:
+    """Draw a workload, write it to a file, and return it; `saved_spec` replays it.
+
+    Raises:
+        DataError: it cannot be drawn.
+        InvalidRequestError: see `draw`.
+    """
+    drawn = draw(spec)
+    settings = {"workload": drawn.spec.model_dump(mode="json", exclude={"path"})}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace(drawn.content, settings=settings).save(path)
+    return drawn
+
+
+def saved_spec(path: Path) -> WorkloadSpec:
+    """Return the workload that replays a file, request by request at the saved times.
+
+    Raises:
+        DataError: it cannot be read.
+        InvalidRequestError: it was saved by nobody who knows its settings.
+    """
+    drawn = _saved(path, WorkloadSpec(kind=WorkloadKind.FILE, count=1))
+    timed = any(drawn.times)
+    arrivals = Arrivals(kind=ArrivalKind.RECORDED) if timed else drawn.spec.arrivals
+    return drawn.spec.model_copy(
+        update={"kind": WorkloadKind.FILE, "path": str(path), "count": len(drawn.times), "arrivals": arrivals}
+    )
+
+
+def _made(spec: WorkloadSpec) -> Drawn:
+    if spec.kind in {WorkloadKind.FILE, WorkloadKind.RAGPULSE}:
+        raise InvalidRequestError(f"a workload of kind {spec.kind.value} needs a path: the file or folder to read")
+    if spec.kind is WorkloadKind.QUESTIONS:
+        corpus = load_corpus(spec.corpus)
+        questions = make_questions(corpus, count=spec.pool, seed=spec.seed)
+        skew = QUESTIONS_SKEW if spec.skew is None else spec.skew
+        workload = zipf_workload(
+            questions, corpus=spec.corpus, count=spec.count, s=skew, popularity="document", seed=spec.seed
+        )
+        return Drawn(spec.model_copy(update={"k": spec.k or QUESTIONS_K}), workload)
+    traffic = Traffic(
+        kind=cast("TrafficKind", spec.kind.value),
+        count=spec.count,
+        seed=spec.seed,
+        k=spec.k,
+        length=spec.length,
+        pool=spec.pool,
+        skew=spec.skew,
+        turns=spec.turns,
+        question_tokens=spec.question_tokens,
+        output_tokens=spec.output_tokens,
+    )
+    return Drawn(spec, draw_traffic(traffic))
+
+
+def _read(spec: WorkloadSpec) -> Drawn:
+    if spec.kind is WorkloadKind.FILE:
+        return _saved(Path(str(spec.path)), spec)
+    if spec.kind is WorkloadKind.RAGPULSE:
+        return Drawn(spec, read_ragpulse(Path(str(spec.path))))
+    raise InvalidRequestError(f"a workload of kind {spec.kind.value} is drawn and has no path: leave it out")
+
+
+def _saved(path: Path, asked: WorkloadSpec) -> Drawn:
+    """Read a file; of questions that were saved without settings, those asked for stand."""
+    content = Trace.load(path) if _is_trace(path) else Workload.load(path)
+    settings = content.settings.get("workload")
+    if settings is None and isinstance(content, Workload):
+        update = {"kind": WorkloadKind.QUESTIONS, "corpus": content.corpus, "path": None, "k": asked.k or QUESTIONS_K}
+        return Drawn(asked.model_copy(update=update), content)
+    try:
+        return Drawn(WorkloadSpec.model_validate(settings), content)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise InvalidRequestError(
+            f"{path}:1: settings without a workload ({reason}): save it with rag bench workload"
+        ) from error
+
+
+def _is_trace(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return TRACE_FORMAT.encode() in file.readline()
+    except OSError:
+        return False  # whoever reads it says so
