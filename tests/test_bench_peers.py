@@ -1,6 +1,7 @@
 """Peers of the engine benchmark: their process, protocol and adapters, and what is said when one is missing."""
 
 import json
+import os
 import shutil
 import sys
 from io import StringIO
@@ -13,7 +14,7 @@ import torch
 from tiny_models import make_engine_folder
 from toy_wheel import build
 
-from rag.bench.peers import child, gguf, opening, process, transformers_adapter
+from rag.bench.peers import child, gguf, opening, process, serving, transformers_adapter
 from rag.bench.peers.errors import PeerError, PeerMissingError, UnsupportedCaseError
 from rag.bench.peers.opening import PeerSetting, check_peer, open_peers
 from rag.bench.peers.process import PeerProcess
@@ -50,7 +51,8 @@ def load(settings):
 @pytest.fixture
 def adapters(tmp_path, monkeypatch):
     """A folder with the real child script and adapters of our own."""
-    shutil.copy(Path(child.__file__), tmp_path / "child.py")
+    for module in (child, serving):
+        shutil.copy(module.__file__, tmp_path)
     (tmp_path / "fake_adapter.py").write_text(ADAPTER)
     (tmp_path / "absent_adapter.py").write_text("import no_such_package_at_all")
     monkeypatch.setattr(process, "CHILD", tmp_path / "child.py")
@@ -81,11 +83,11 @@ def test_a_peer_works_in_a_process_that_knows_nothing_of_ours(peer):
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="process states are read from /proc")
 def test_a_peer_stands_still_while_it_is_not_its_turn(peer):
-    assert is_stopped(peer._process.pid)
+    assert is_stopped(peer.child.pid)
     peer.first_token((1,), 0)
-    assert is_stopped(peer._process.pid)
+    assert is_stopped(peer.child.pid)
     peer.close()
-    assert peer._process.poll() == 0
+    assert peer.child._process.poll() == 0
 
 
 def test_what_a_peer_cannot_do_and_what_fails(peer):
@@ -113,7 +115,7 @@ def test_a_peer_that_hangs_is_ended_and_named(adapters, peer, monkeypatch):
     monkeypatch.setattr(process, "ANSWER_SECONDS", 0.2)
     with pytest.raises(PeerError, match="fake gave no answer for 0 seconds and was ended"):
         peer.first_token((1,), 9)
-    assert peer._process.wait(10) < 0
+    assert peer.child._process.wait(10) < 0
     with pytest.raises(PeerError, match="ended"):
         peer.first_token((1,), 0)
     monkeypatch.setattr(process, "START_SECONDS", 0.2)
@@ -126,9 +128,13 @@ def test_the_child_answers_line_by_line():
         def first_token(self, prompt, cached):
             return 2.0 * len(prompt)
 
-    answers = StringIO()
+    reading, writing = os.pipe()
     work = {"do": "first_token", "prompt": [1, 2], "cached": 0}
-    child.serve(Doubling(), StringIO(f"{json.dumps(work)}\n{json.dumps({'do': 'decode'})}\n"), answers)
+    os.write(writing, f"{json.dumps(work)}\n{json.dumps({'do': 'decode'})}\n".encode())
+    os.close(writing)
+    answers = StringIO()
+    serving.serve(Doubling(), serving.LineReader(reading), answers)
+    os.close(reading)
     first, second = map(json.loads, answers.getvalue().splitlines())
     assert first == {"seconds": 4.0}
     assert "AttributeError" in second["error"]
@@ -154,7 +160,7 @@ def test_missing_peers_are_left_out_with_what_installs_them(adapters, monkeypatc
     assert "--peer-python absent=PATH" in absent.reason
     assert (fake.version, fake.reason) == ("9.1", None)
     assert "--gguf" in without.reason
-    assert running._process.poll() is not None, "it was not ended"
+    assert running.child._process.poll() is not None, "it was not ended"
 
 
 def test_names_of_peers():

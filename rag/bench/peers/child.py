@@ -1,61 +1,68 @@
 """A peer's process: reads work as JSON lines from stdin, writes results as JSON lines to what stdout was.
 
-Run as a script by the peer's own Python, where Preread need not be installed: it imports the standard library and the
-adapter beside it only.
+Run as a script by the peer's own Python, where Preread need not be installed: it imports the standard library and what
+lies beside it only.
 """
 
+import ctypes
 import json
 import os
+import shutil
+import signal
 import sys
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
 
-__all__ = ["main", "serve"]
+__all__ = ["main"]
+
+SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 def main() -> None:
-    """Load the adapter named on the command line, say hello, then work until stdin ends."""
+    """Load the adapter named on the command line, say hello, then work until stdin ends.
+
+    The folder named `scratch` in its settings is removed in the end, also when the parent was killed.
+    """
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print must not mix with the answers
+    _outlive_the_parent()
     name, settings = sys.argv[1], json.loads(sys.argv[2])
     sys.path.insert(0, str(Path(__file__).parent))
     try:
+        _work(name, settings, answers)
+    except BrokenPipeError:
+        os.dup2(2, answers.fileno())  # nobody is there to be told; nor may what is left be written at the exit
+    finally:
+        if "scratch" in settings:
+            shutil.rmtree(settings["scratch"], ignore_errors=True)
+
+
+def _work(name: str, settings: dict[str, Any], answers: TextIO) -> None:
+    serving = import_module("serving")
+    try:
         adapter = import_module(f"{name}_adapter").load(settings)
-        _send(answers, {"version": adapter.version, "detail": adapter.detail})
     except ModuleNotFoundError as error:
-        _send(answers, {"missing": str(error.name)})
+        serving.send(answers, {"missing": str(error.name)})
         return
     except Exception as error:  # noqa: BLE001 - told to the parent, which prints it
-        _send(answers, {"error": _one_line(error)})
+        serving.send(answers, {"error": serving.one_line(error)})
         return
-    serve(adapter, sys.stdin, answers)
+    try:
+        serving.send(answers, {"version": adapter.version, "detail": adapter.detail})
+        serving.serve(adapter, serving.LineReader(0), answers)
+    finally:
+        if hasattr(adapter, "close"):
+            adapter.close()
 
 
-def serve(adapter: Any, questions: TextIO, answers: TextIO) -> None:
-    """Answer one line with one line: seconds, why the adapter does not do that, or an error."""
-    for line in questions:
-        work = json.loads(line)
-        try:
-            if work["do"] == "first_token":
-                seconds = adapter.first_token(work["prompt"], work["cached"])
-            else:
-                seconds = adapter.decode(work["prompts"], work["cached"], work["steps"])
-            _send(answers, {"seconds": seconds})
-        except NotImplementedError as error:
-            _send(answers, {"unsupported": str(error)})
-        except Exception as error:  # noqa: BLE001 - told to the parent, which prints it
-            _send(answers, {"error": _one_line(error)})
-
-
-def _send(answers: TextIO, message: dict[str, Any]) -> None:
-    answers.write(json.dumps(message) + "\n")
-    answers.flush()
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}"
+def _outlive_the_parent() -> None:
+    """Stay alive for long enough to clean up: a parent that is gone closes stdin, which ends the work."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # sent to a stopped process whose parent has died
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    with suppress(AttributeError, OSError):  # not on Linux
+        ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, int(signal.SIGCONT), 0, 0, 0)
 
 
 if __name__ == "__main__":

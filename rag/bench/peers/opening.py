@@ -1,7 +1,7 @@
 """Starts the peers that a run asks for, and says how to get those that are not there."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from rag.bench.peers.url import UrlPeer
 from rag.errors import InvalidRequestError, ModelHubError
 from rag.model_download import Report
 
-__all__ = ["ADAPTERS", "Peer", "PeerSetting", "check_peer", "open_peers"]
+__all__ = ["ADAPTERS", "Peer", "PeerSetting", "check_peer", "open_peers", "python_of", "reason"]
 
 # what to install for an adapter, and whether it reads the GGUF
 ADAPTERS = {
@@ -93,7 +93,7 @@ def open_peers(names: Sequence[str], setting: PeerSetting) -> Iterator[tuple[lis
             try:
                 peer = _open(name, setting)
             except (PeerError, ModelHubError) as error:
-                infos.append(PeerInfo(name=name, reason=_reason(name, setting, error)))
+                infos.append(PeerInfo(name=name, reason=reason(name, setting.pythons, error)))
                 continue
             peers.append(peer)
             infos.append(PeerInfo(name=name, version=peer.version, detail=peer.detail))
@@ -116,15 +116,17 @@ def _open(name: str, setting: PeerSetting) -> Peer:
     }
     if ADAPTERS[name][1]:
         settings["gguf"] = str(setting.gguf or fetch_gguf(setting.model, setting.models_dir, setting.report))
-    return PeerProcess(name, _python(name, setting), settings)
+    return PeerProcess(name, python_of(name, setting.pythons), settings)
 
 
-def _python(name: str, setting: PeerSetting) -> Path:
-    return setting.pythons.get(name) or setting.pythons.get("") or Path(sys.executable)
+def python_of(name: str, pythons: Mapping[str, Path]) -> Path:
+    """Return the Python that runs a peer: its own, that of all peers, or ours."""
+    return pythons.get(name) or pythons.get("") or Path(sys.executable)
 
 
-def _reason(name: str, setting: PeerSetting, error: Exception) -> str:
+def reason(name: str, pythons: Mapping[str, Path], error: Exception) -> str:
+    """Say why a peer is left out, and how to get one that is missing."""
     if isinstance(error, PeerMissingError):
-        install = f"{_python(name, setting)} -m pip install {ADAPTERS[name][0]}"
+        install = f"{python_of(name, pythons)} -m pip install {ADAPTERS[name][0]}"
         return f"{error}; install it with `{install}`, or name a Python that has it with --peer-python {name}=PATH"
     return str(error)

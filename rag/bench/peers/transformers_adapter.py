@@ -1,8 +1,9 @@
 """Transformers over the model folder: eager PyTorch with a `DynamicCache`."""
 
+from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import version
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any
 
 __all__ = ["Transformers", "load"]
@@ -46,6 +47,21 @@ class Transformers:
             for _ in range(steps):
                 tokens = self._forward(tokens)
             return (perf_counter() - began) / steps
+
+    def answer(self, job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Answer a request with a new cache: nothing is kept from one request to the next."""
+        news: dict[str, Any] = {"started": monotonic()}
+        self._cache, tokens = self._transformers.DynamicCache(), [job["prompt"]]
+        for left in range(job["tokens"], 0, -1):
+            with self._torch.inference_mode():
+                tokens = self._forward(tokens)
+            news |= {"tokens": tokens[0], "count": 1}
+            yield news if left > 1 else {**news, "done": True, "cached": {"device": 0}}
+            news = {}
+
+    def forget(self) -> None:
+        """Drop every cache."""
+        self._caches.clear()
 
     def _restore(self, prompts: list[list[int]], cached: int) -> None:
         """Bring the cache to where the first `cached` tokens of each prompt have been read."""
