@@ -1,7 +1,6 @@
 """From a workload to requests as token ids: passages found by the real embedder, or real text laid over lengths."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +14,8 @@ from engine.tokenizer import Tokenizer
 from rag.bench.collection import ingest_corpus, with_collection
 from rag.bench.progress import BenchEvent, Progress
 from rag.bench.stream import gold_rank
-from rag.bench.suite.drawing import Drawn, draw, times_of
-from rag.bench.suite.experiment import Arrivals, WorkloadKind, WorkloadSpec
+from rag.bench.suite.drawing import Drawn, draw
+from rag.bench.suite.experiment import WorkloadKind, WorkloadSpec
 from rag.bench.suite.requests import BenchRequest, RequestStream
 from rag.bench.trace_prompts import TracePrompts, read_documentation
 from rag.config import RagConfig
@@ -28,7 +27,7 @@ from rag.service import Service
 if TYPE_CHECKING:
     from retriever.embedder import TextEmbedder
 
-__all__ = ["make_stream", "with_arrivals"]
+__all__ = ["make_stream"]
 
 
 def make_stream(
@@ -58,17 +57,6 @@ def make_stream(
     if isinstance(drawn.content, Workload):
         return _asked(drawn.content, drawn.spec, config, progress, work_dir, embedder)
     return _laid(drawn, config, progress)
-
-
-def with_arrivals(stream: RequestStream, arrivals: Arrivals, seed: int) -> RequestStream:
-    """Return the same requests at other times, drawn from `seed`.
-
-    Raises:
-        InvalidRequestError: a process without a rate.
-    """
-    times = times_of([one.time for one in stream.requests], arrivals, seed)
-    moved = zip(stream.requests, times, strict=True)
-    return RequestStream(tuple(replace(one, time=time) for one, time in moved), stream.source)
 
 
 def _asked(

@@ -203,8 +203,8 @@ class SimulationRecord(_Record):
     Attributes:
         device_tokens: that the cache holds; None is enough for everything.
         share: of the distinct passage tokens.
-        hit_rate: passage tokens whose KV was found, over all.
-        device_rate: of those, on the device.
+        hit_rate: passage tokens whose KV was found, on the device or on disk, over all.
+        device_rate: those found on the device alone, over all.
     """
 
     kind: Literal["simulation"] = "simulation"
