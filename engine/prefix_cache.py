@@ -4,39 +4,28 @@ A request goes through `admit`, then `extend` and `publish` as it advances, and 
 publishes must have been computed.
 """
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
-from time import perf_counter
-from typing import NamedTuple
 
 from engine.approximate_tails import ApproximateTails
 from engine.block_pool import BlockPool
 from engine.block_table import build_admission, check_admission, uncached
-from engine.eviction import EvictionQueue, Policy, lru
+from engine.eviction import Policy, lru
 from engine.ladder import Placed, is_known, place
 from engine.ordering import order_passages
 from engine.pins import Pins
-from engine.promotion import Promotion
+from engine.promotion import Loaded, Promotion
 from engine.prompt import Prompt, Reuse, Segment, SegmentKind, block_keys
 from engine.publication import common_end, path_to, publishable_end
-from engine.radix_tree import Node, RadixTree
+from engine.radix_tree import RadixTree
 from engine.request import Admission, Request
+from engine.room import Room
 from engine.tier import Tier
 
 __all__ = ["PrefixCache"]
 
-logger = logging.getLogger(__name__)
-
 WORTH_WAITING_BLOCKS = 2  # computing fewer twice takes less time than a step's fixed part
-
-
-class _Loaded(NamedTuple):
-    """Which segments came from the tier, and the nodes that pushed others out for their first retrieval."""
-
-    segments: set[int]
-    crowding: list[Node]
 
 
 class PrefixCache:
@@ -53,19 +42,22 @@ class PrefixCache:
         self.block_size = block_size
         self.pool = BlockPool(num_blocks)
         self.pins = Pins(self.pool)
-        self.num_evicted_blocks = 0
         self.num_changes = 0  # of what may give a place to a request that was refused one
         self._trees: dict[str, RadixTree] = {}
         self._tails = ApproximateTails(block_size)
-        self._eviction = EvictionQueue(policy)
-        self._clock = 0
+        self._room = Room(self.pool, self.pins, policy, self._all_trees)
         self._live: dict[Request, Admission] = {}
-        self._promotion = None if tier is None else Promotion(tier)
+        self._promotion = None if tier is None else Promotion(tier, self.pool, self._room)
 
     @property
     def num_cached_blocks(self) -> int:
         """How many blocks the trees hold."""
         return sum(len(node.blocks) for tree in self._all_trees() for node in tree.nodes())
+
+    @property
+    def num_evicted_blocks(self) -> int:
+        """How many blocks have been evicted so far."""
+        return self._room.num_evicted_blocks
 
     def tree(self, namespace: str) -> RadixTree:
         """Return the namespace's tree, an empty one at first."""
@@ -95,7 +87,8 @@ class PrefixCache:
         placed = self._place(request, segments)
         pinned = [block for placement in placed.placements for block in placement.blocks]
         self.pool.hold(pinned)
-        if not self._make_room_for(request, self._num_blocks(segments) - len(pinned)):
+        needed = sum(segment.num_blocks(self.block_size) for segment in segments)
+        if not self._make_room_for(request, needed - len(pinned)):
             self.pool.drop(pinned)
             return None
         placements = [
@@ -109,7 +102,7 @@ class PrefixCache:
             node.on_probation = False
         for node in loaded.crowding:
             node.on_probation = True
-        self._touch([*used, *loaded.crowding])
+        self._room.touch([*used, *loaded.crowding])
         self._live[request] = admission
         return admission
 
@@ -175,12 +168,12 @@ class PrefixCache:
             if self._promotion is not None and (adopted or request.max_tokens == 0):  # 0: to have it kept
                 self._promotion.save(request, tree, adopted)
                 self._note_written()
-            self._touch(nodes)
+            self._room.touch(nodes)
         elif request.owner is not None and request.reuse is Reuse.CHUNK:
             adopted, nodes = self._tails.publish(request, admission)
             self.pool.hold(adopted)
             self.num_changes += bool(adopted)
-            self._touch(nodes)
+            self._room.touch(nodes)
 
     def release(self, request: Request) -> None:
         """Drop every block that the request holds."""
@@ -270,9 +263,6 @@ class PrefixCache:
     def _all_trees(self) -> Iterator[RadixTree]:
         return chain(self._trees.values(), self._tails.trees)
 
-    def _num_blocks(self, segments: Sequence[Segment]) -> int:
-        return sum(-(-len(segment.tokens) // self.block_size) for segment in segments)
-
     def _place(self, request: Request, segments: Sequence[Segment]) -> Placed:
         tree = self.tree(request.namespace)
         if request.reuse is not Reuse.CHUNK:
@@ -283,74 +273,20 @@ class PrefixCache:
     def _note_written(self) -> None:
         """Give nodes that are on disk by now the priority of such."""
         if self._promotion is not None:
-            self._eviction.touch(self._promotion.note_written(self._trees))
+            self._room.reconsider(self._promotion.note_written(self._trees))
 
-    def _load(self, request: Request, segments: Sequence[Segment]) -> "_Loaded":
+    def _load(self, request: Request, segments: Sequence[Segment]) -> Loaded:
         """Bring into the tree what the request can use of the tier."""
-        loaded = _Loaded(set(), [])
         tree = self.tree(request.namespace)
         wanted = self._promotion.wanted(request, segments, tree) if self._promotion is not None else []
-        if not wanted:
-            return loaded
+        if self._promotion is None or not wanted:
+            return Loaded(set(), [])
         held = [block for placement in self._place(request, segments).placements for block in placement.blocks]
-        self.pool.hold(held)
-        heads = len(wanted) * (request.repair // self.block_size)  # loaded, and replaced by repaired ones
-        if self._has_room(self._num_blocks(segments) - len(held) + heads):
-            for i in wanted:
-                path = [segments[0], segments[i]] if i else [segments[0]]
-                blocks = self._load_one(request, path, tree, loaded)
-                if not blocks and i == 0:
-                    break  # nothing can be loaded below a template that is not there
-                held += blocks
-                loaded.segments.update([i] if blocks else [])
-        self.pool.drop(held)
-        return loaded
-
-    def _load_one(self, request: Request, path: list[Segment], tree: RadixTree, loaded: "_Loaded") -> list[int]:
-        """Load one run and put it into the tree; return its blocks, held once more, or none."""
-        assert self._promotion is not None, "nothing to load from"
-        evicted = self.num_evicted_blocks
-        is_first = self._promotion.is_first_retrieval(request, path)
-        if not self._make_room(self._num_blocks(path[-1:])):
-            return []
-        blocks = self.pool.allocate(self._num_blocks(path[-1:]))
-        started = perf_counter()
-        found = self._promotion.load(request, path, tree, blocks)
-        request.load_seconds += perf_counter() - started
-        if found is None:
-            self.pool.drop(blocks)
-            return []
-        adopted, nodes = found
-        self.pool.hold(adopted)
-        if is_first and len(path) > 1 and self.num_evicted_blocks > evicted:
-            loaded.crowding.extend(nodes)
-        return blocks
-
-    def _has_room(self, n: int) -> bool:
-        """Tell whether n blocks are free or can be freed."""
-        short = n - self.pool.num_free
-        return self._eviction.plan(self._all_trees(), self.pool, short) is not None
+        return self._promotion.load(request, segments, tree, wanted, held)
 
     def _make_room_for(self, request: Request, n: int) -> bool:
-        """Make room as `_make_room` does; to a request that could never run beside them, even pins give way."""
-        if self._make_room(n):
+        """Make room for a request; to one that could never run beside them, even pins give way."""
+        if self._room.make(n):
             return True
-        if not self.pins or self._live.keys() - {request}:
-            return False
-        logger.warning("%d passages are pinned no longer: a request needs their room to run at all", self.pins.clear())
-        return self._make_room(n)
-
-    def _make_room(self, n: int) -> bool:
-        """Evict until n blocks are free; evict nothing when that cannot be reached."""
-        cuts = self._eviction.plan(self._all_trees(), self.pool, n - self.pool.num_free)
-        if cuts is None:
-            return False
-        self.num_evicted_blocks += self._eviction.evict(cuts, self.pool)
-        return True
-
-    def _touch(self, nodes: Sequence[Node]) -> None:
-        """Note a use of nodes, after all else about them has been noted: their priority follows from it."""
-        self._clock += 1
-        for node in nodes:
-            node.last_used = self._clock
-        self._eviction.touch(nodes)
+        is_alone = not self._live.keys() - {request}
+        return is_alone and self._room.make_of_pinned(n)

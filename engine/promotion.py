@@ -1,19 +1,30 @@
 """Between the tiers and the tree: which canonical KV a request wants loaded, and what is worth keeping below.
 
-Knows token ids, block ids and tree nodes; room in the pool and reference counts are the prefix cache's business.
+Knows token ids, block ids and tree nodes; who else holds a block is the prefix cache's business.
 """
 
 from collections.abc import Mapping, Sequence
+from time import perf_counter
+from typing import NamedTuple
 
+from engine.block_pool import BlockPool
 from engine.ladder import is_known
 from engine.prompt import Reuse, Segment, SegmentKind, block_keys
 from engine.radix_tree import Node, PathPart, RadixTree
 from engine.request import Request
+from engine.room import Room
 from engine.tier import RetrievalCounts, Tier
 
-__all__ = ["Promotion", "usable_passages"]
+__all__ = ["Loaded", "Promotion", "usable_passages"]
 
 REMEMBERED_RETRIEVALS = 1 << 16
+
+
+class Loaded(NamedTuple):
+    """Which segments came from the tier, and the nodes that pushed others out for their first retrieval."""
+
+    segments: set[int]
+    crowding: list[Node]
 
 
 class Promotion:
@@ -21,10 +32,14 @@ class Promotion:
 
     Args:
         tier: where canonical KV is kept besides the pool.
+        pool: gives blocks to load it into.
+        room: makes room for them.
     """
 
-    def __init__(self, tier: Tier) -> None:
+    def __init__(self, tier: Tier, pool: BlockPool, room: Room) -> None:
         self.tier = tier
+        self._pool = pool
+        self._room = room
         self._retrievals = RetrievalCounts(REMEMBERED_RETRIEVALS)
         self._unwritten: list[tuple[str, list[Segment]]] = []  # namespace and path of what was saved
 
@@ -47,25 +62,54 @@ class Promotion:
         return [0, *wanted] if self.tier.has(request.namespace, template.tokens, ()) else []
 
     def load(
-        self, request: Request, path: Sequence[Segment], tree: RadixTree, blocks: Sequence[int]
-    ) -> tuple[list[int], list[Node]] | None:
-        """Fill blocks with the last run of the path `[template]` or `[template, passage]` and put it into the tree.
+        self, request: Request, segments: Sequence[Segment], tree: RadixTree, wanted: Sequence[int], held: list[int]
+    ) -> Loaded:
+        """Bring what a request wants of the tier into a tree, as far as there is room beside all that it needs.
 
-        Returns:
-            The blocks that the tree now holds and the nodes that they are in; None for a miss.
+        Args:
+            request: for which it is.
+            segments: of the request.
+            tree: of its namespace.
+            wanted: indexes of segments, as `wanted` chooses them.
+            held: the blocks that the request can use without; they stay meanwhile.
         """
-        if not self.tier.load(request.namespace, *_names(path), blocks):
-            return None
-        parts = [
-            PathPart(block_keys(segment.tokens, tree.block_size, sealed=True), blocks, whole=True) for segment in path
-        ]
-        adopted, nodes = tree.insert(parts)  # which knows the template already when a passage is loaded
-        new = [node for node in nodes if not set(adopted).isdisjoint(node.blocks)]
-        for node in new:
-            node.on_disk = True
-        return adopted, new
+        loaded, size = Loaded(set(), []), tree.block_size
+        held = list(held)
+        self._pool.hold(held)
+        needed = sum(segment.num_blocks(size) for segment in segments)
+        heads = len(wanted) * (request.repair // size)  # loaded, and replaced by repaired ones
+        if self._room.can_make(needed - len(held) + heads):
+            for i in wanted:
+                path = [segments[0], segments[i]] if i else [segments[0]]
+                blocks = self._load_one(request, path, tree, loaded)
+                if not blocks and i == 0:
+                    break  # nothing can be loaded below a template that is not there
+                held += blocks
+                loaded.segments.update([i] if blocks else [])
+        self._pool.drop(held)
+        return loaded
 
-    def is_first_retrieval(self, request: Request, path: Sequence[Segment]) -> bool:
+    def _load_one(self, request: Request, path: Sequence[Segment], tree: RadixTree, loaded: Loaded) -> list[int]:
+        """Load one run and put it into the tree; return its blocks, held once more, or none."""
+        evicted = self._room.num_evicted_blocks
+        is_first = self._is_first_retrieval(request, path)
+        count = path[-1].num_blocks(tree.block_size)
+        if not self._room.make(count):
+            return []
+        blocks = self._pool.allocate(count)
+        started = perf_counter()
+        found = self.tier.load(request.namespace, *_names(path), blocks)
+        request.load_seconds += perf_counter() - started
+        if not found:
+            self._pool.drop(blocks)
+            return []
+        adopted, nodes = _insert(path, blocks, tree)
+        self._pool.hold(adopted)
+        if is_first and len(path) > 1 and self._room.num_evicted_blocks > evicted:
+            loaded.crowding.extend(nodes)
+        return blocks
+
+    def _is_first_retrieval(self, request: Request, path: Sequence[Segment]) -> bool:
         """Count a retrieval of a path's last run; tell whether it is the first in a long time."""
         return self._retrievals.note(hash((request.namespace, *_names(path)))) == 1  # tokens would fill the memory
 
@@ -109,6 +153,20 @@ def usable_passages(request: Request, segments: Sequence[Segment]) -> list[int]:
     if request.reuse is not Reuse.CHUNK:
         return [i for i in passages if i == 1]
     return [i for i in passages if i == 1 or len(segments[i].tokens) > request.repair]
+
+
+def _insert(path: Sequence[Segment], blocks: Sequence[int], tree: RadixTree) -> tuple[list[int], list[Node]]:
+    """Put the loaded last run of `[template]` or `[template, passage]` into a tree.
+
+    Returns:
+        The blocks that the tree now holds and the nodes that they are in.
+    """
+    parts = [PathPart(block_keys(segment.tokens, tree.block_size, sealed=True), blocks, whole=True) for segment in path]
+    adopted, nodes = tree.insert(parts)  # which knows the template already when a passage is loaded
+    new = [node for node in nodes if not set(adopted).isdisjoint(node.blocks)]
+    for node in new:
+        node.on_disk = True
+    return adopted, new
 
 
 def _last_run(tree: RadixTree, path: Sequence[Segment]) -> tuple[Sequence[int], list[Node]]:

@@ -53,6 +53,10 @@ class Segment:
         """Whether its last block ends with it, partly filled or not, and is never extended."""
         return self.kind in (SegmentKind.TEMPLATE, SegmentKind.PASSAGE)
 
+    def num_blocks(self, block_size: int) -> int:
+        """Count the blocks that hold it."""
+        return -(-len(self.tokens) // block_size)
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -95,10 +99,10 @@ class Prompt:
 
     def num_blocks(self, block_size: int, *, extra_tokens: int = 0) -> int:
         """Count the blocks that hold it, each segment in blocks of its own, with `extra_tokens` after it."""
-        blocks = sum(-(-len(segment.tokens) // block_size) for segment in self.segments[:-1])
+        blocks = sum(segment.num_blocks(block_size) for segment in self.segments[:-1])
         last = self.segments[-1]
         if last.sealed:
-            return blocks + -(-len(last.tokens) // block_size) + -(-extra_tokens // block_size)
+            return blocks + last.num_blocks(block_size) + -(-extra_tokens // block_size)
         return blocks + -(-(len(last.tokens) + extra_tokens) // block_size)
 
 
