@@ -26,7 +26,7 @@ OWN = ("preread-off", "preread-exact", "preread-order", "preread-chunk")
 PEERS = ("transformers", "openvino", "llamacpp")
 EVERYBODY = (*OWN, *PEERS)
 SPEEDS = {"transformers": 500.0, "openvino": 1000.0, "llamacpp": 300.0}  # tokens/s of a prefill; ours 1,500
-LOAD_RATES = (0.2, 1.0, 2.0, 4.0, 3.0)
+LOAD_RATES = (None, 1.0, 2.0, 4.0, 3.0)  # first one client alone
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,7 @@ def _load(making: Making, experiment: Experiment) -> Iterator[Record]:
             unit = f"{experiment.name}/{repeat}/{name}"
             yield from _queue(making, experiment, name, unit, experiment.workload.arrivals.rate or 1.0)
             yield _unit(unit, experiment.name, repeat)
+        yield _unit(f"{experiment.name}/{repeat}", experiment.name, repeat)  # closes the pass
 
 
 def _goodput(making: Making, experiment: Experiment) -> Iterator[Record]:
@@ -156,15 +157,16 @@ def _goodput(making: Making, experiment: Experiment) -> Iterator[Record]:
             unit = f"{experiment.name}/0/{name}/{step}"
             yield from _queue(making, experiment, name, unit, rate)
             yield _unit(unit, experiment.name, 0)
+    yield _unit(f"{experiment.name}/0", experiment.name, 0)
 
 
-def _queue(making: Making, experiment: Experiment, name: str, unit: str, rate: float) -> Iterator[Record]:
+def _queue(making: Making, experiment: Experiment, name: str, unit: str, rate: float | None) -> Iterator[Record]:
     """One server, one request after the other: those that come meanwhile wait."""
     arrivals = Random(f"arrivals {making.workload_seed} {experiment.name} {rate}")
     noise, drift = Random(f"{making.seed} {unit}"), _walk(making, unit, experiment.workload.count)
     due = free = 0.0
     for number in range(experiment.workload.count):
-        due += arrivals.expovariate(rate)
+        due = free if rate is None else due + arrivals.expovariate(rate)
         begin = max(due, free)
         answer = _answer(making, experiment, name, number, noise, drift[number])
         moved = _later(answer, unit, begin)

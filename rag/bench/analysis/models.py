@@ -23,8 +23,8 @@ class Times(_Figure):
         n: values.
         windows: passes that they come from.
         p50: with its interval, which is left out below 6 values.
-        p90: None below 10 values; its interval is left out below 36.
-        p99: None below 100 values; its interval is left out below 368.
+        p90: None below 10 values; its interval is left out below 51.
+        p99: None below 100 values; its interval is left out below 528.
         most: the greatest value.
         mean: the average.
     """
@@ -112,7 +112,7 @@ class RateStep(_Figure):
     Attributes:
         rate: requests a second.
         n: answers that count.
-        p95_ms: of their TTFT; None where there are none.
+        p95_ms: of TTFT, where a request without an answer took forever; None where that is so long.
         passed: whether it stayed within the limit, and every request was answered.
         cut: the window was ended early, since the engine did not keep up.
     """
@@ -128,7 +128,7 @@ class GoodputFigures(_Figure):
     """The highest rate at which an engine's p95 TTFT stays within five times its own unloaded one.
 
     Attributes:
-        unloaded_ms: p95 TTFT at the lowest rate.
+        unloaded_ms: p95 TTFT of one client alone.
         limit_ms: five times that.
         steps: by ascending rate.
         goodput: the highest rate that passed, below every one that failed; None where the first failed.
@@ -191,7 +191,7 @@ class ExperimentFigures(_Figure):
     Attributes:
         experiment: as it was planned.
         stream: what was asked; None where nothing was, yet.
-        passes: complete ones, of the engine with the fewest.
+        passes: complete ones.
         baseline: whose TTFT speed-ups are over.
         retrieval: time of embedding and search.
         contestants: by name, in the experiment's order; empty for quality and simulation.
