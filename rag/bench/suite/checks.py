@@ -1,21 +1,31 @@
 """Self-checks: what the records of an experiment must show, so that this benchmark is one that can fail."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from rag.bench.statistics import median_ratio
 from rag.bench.suite.answer_quality import REFERENCE
-from rag.bench.suite.experiment import Check, Experiment, WorkloadSpec
+from rag.bench.suite.experiment import (
+    ArrivalKind,
+    Arrivals,
+    Check,
+    Drive,
+    Experiment,
+    Suite,
+    WorkloadKind,
+    WorkloadSpec,
+)
 from rag.bench.suite.quality import WRONG_SHIFT
 from rag.bench.suite.records import AnswerRecord, CheckRecord, QualityRecord, Record, WindowRecord
 from rag.bench.suite.requests import RequestStream
 from rag.certify.judgement import estimate
 
-__all__ = ["AGAIN", "GENERATOR_LIMIT", "SHORT", "Evidence", "judge"]
+__all__ = ["AGAIN", "GENERATOR_LIMIT", "SHORT", "Evidence", "checks_suite", "judge"]
 
 AGAIN = f"{REFERENCE}#2"
+CACHED = "preread-exact"
 SHORT = "short"
 GENERATOR_LIMIT = 0.02  # of the machine
 NOISE = 0.02  # by which two processes of the same engine may differ for good: where their memory lies, say
@@ -49,6 +59,51 @@ class Evidence:
         return [one for one in self.records if isinstance(one, kind)]
 
 
+def checks_suite(seed: int = 0) -> Suite:
+    """Return the suite that only checks the benchmark, in a minute or two."""
+    orders = WorkloadSpec(kind=WorkloadKind.ORDERS, count=32, seed=seed, k=4, length=96, pool=8, output_tokens=4)
+    questions = WorkloadSpec(kind=WorkloadKind.QUESTIONS, count=12, seed=seed, k=4, output_tokens=32)
+    poisson = Arrivals(kind=ArrivalKind.POISSON, rate=4.0)
+    off = Experiment(
+        name="off-beside-itself",
+        title="Without reuse nothing is hit and nothing is faster; one seed, one stream",
+        drive=Drive.TURNS,
+        workload=orders,
+        contestants=(REFERENCE, AGAIN, CACHED),
+        warmup=4,
+        estimate=30,
+        checks=(Check.REUSE_OFF, Check.SEED, Check.GENERATOR),
+    )
+    shift = Experiment(
+        name="wrong-shift",
+        title="Reuse at a wrong shift is seen in the quality of answers; one seed, one stream of questions",
+        drive=Drive.QUALITY,
+        workload=questions,
+        estimate=60,
+        repairs=(32,),
+        checks=(Check.WRONG_SHIFT, Check.SEED),
+    )
+    short = Experiment(
+        name="too-few-tokens",
+        title="An engine that gives too few tokens is found out",
+        drive=Drive.TURNS,
+        workload=orders.model_copy(update={"count": 4}),
+        contestants=(SHORT, CACHED),
+        estimate=3,
+        checks=(Check.SHORT,),
+    )
+    load = Experiment(
+        name="generator",
+        title="Driving costs next to nothing",
+        drive=Drive.LOAD,
+        workload=orders.model_copy(update={"count": 40, "arrivals": poisson}),
+        contestants=(CACHED,),
+        estimate=15,
+        checks=(Check.GENERATOR,),
+    )
+    return Suite(name="checks", experiments=(off, shift, short, load))
+
+
 def judge(evidence: Evidence, *, unit: str) -> Iterator[CheckRecord]:
     """Make the checks of an experiment, one after the other.
 
@@ -62,23 +117,24 @@ def judge(evidence: Evidence, *, unit: str) -> Iterator[CheckRecord]:
 
 
 def _reuse_off(evidence: Evidence) -> Verdict:
-    """Without reuse nothing is hit, and nothing is faster than the same engine beside it."""
+    """Without reuse nothing is hit, where exact reuse hits, and nothing is faster than the same engine beside it."""
     answers = _counted(evidence)
     numbers = sorted(answers[REFERENCE].keys() & answers[AGAIN].keys())
     if len(numbers) < FEWEST:
         return False, f"{len(numbers)} requests answered by {REFERENCE} and {AGAIN}; {FEWEST} are needed"
     both = [one for name in (REFERENCE, AGAIN) for one in answers[name].values()]
     silent = sum(one.cached is None for one in both)
-    hits = sum(sum((one.cached or {}).values()) for one in both)
+    hits, there = _hits(both), _hits(answers[CACHED].values())
     ratio = median_ratio(*([_ttft(answers[name][number]) for number in numbers] for name in (AGAIN, REFERENCE)))
     same = ratio.low <= 1 + NOISE and ratio.high >= 1 - NOISE
     sharp = ratio.high - ratio.low <= WIDEST
     detail = (
-        f"{hits} tokens hit in {len(both)} answers{f', {silent} of them silent' if silent else ''}; speed-up "
+        f"{hits} tokens hit in {len(both)} answers{f', {silent} of them silent' if silent else ''}, {there} with reuse "
+        f"in {len(answers[CACHED])}; speed-up "
         f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] of {len(numbers)} pairs"
         f"{'' if sharp else f': wider than {WIDEST}, so the machine is too noisy to tell'}"
     )
-    return not hits and not silent and same and sharp, detail
+    return not hits and not silent and there > 0 and same and sharp, detail
 
 
 def _wrong_shift(evidence: Evidence) -> Verdict:
@@ -136,6 +192,10 @@ def _counted(evidence: Evidence) -> dict[str, dict[tuple[str, int], AnswerRecord
         if one.status == "ok" and not one.warmup:
             found[one.contestant][one.unit, one.request] = one
     return found
+
+
+def _hits(answers: Iterable[AnswerRecord]) -> int:
+    return sum(sum((one.cached or {}).values()) for one in answers)
 
 
 def _ttft(answer: AnswerRecord) -> float:

@@ -117,9 +117,10 @@ class Drive(StrEnum):
 class Check(StrEnum):
     """What the records of an experiment must show, so that the benchmark is one that can fail.
 
-    `reuse-off`: `preread-off` hits nothing and is as fast as `preread-off#2`; `wrong-shift`: reuse that attends at a
-    wrong shift is seen in its quality; `seed`: the seed alone decides what is asked; `short`: an engine that gives too
-    few tokens is found out at every answer; `generator`: driving costs less than 2 % of the machine.
+    `reuse-off`: `preread-off` hits nothing where `preread-exact` does, and is as fast as `preread-off#2`;
+    `wrong-shift`: reuse that attends at a wrong shift is seen in its quality; `seed`: the seed alone decides what is
+    asked; `short`: an engine that gives too few tokens is found out at every answer; `generator`: driving costs less
+    than 2 % of the machine.
     """
 
     REUSE_OFF = "reuse-off"
