@@ -3,8 +3,7 @@
 Knows requests and the prefix cache; tensors, sampling and text are elsewhere.
 """
 
-from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from engine.drafts import Drafts
@@ -13,6 +12,7 @@ from engine.fair_queue import FairQueue
 from engine.prefix_cache import PrefixCache
 from engine.request import Request, RequestState
 from engine.step_budget import StepBudget
+from engine.turns import Turns
 
 __all__ = ["ScheduledWork", "Scheduler"]
 
@@ -75,6 +75,7 @@ class Scheduler:
         self.background = FairQueue()
         self.running: list[Request] = []
         self.num_preemptions = 0
+        self._turns = Turns(self.waiting, self.running)
         self._max_num_seqs = max_num_seqs
         self._max_num_waiting = max_num_waiting
         self._max_share_waiting = max_num_waiting if max_share_waiting is None else max_share_waiting
@@ -156,10 +157,11 @@ class Scheduler:
         admitted, nobody is in its place, so that a large request is not overtaken by small ones for ever.
         """
         while True:
-            principal = self._whose_turn({request.principal for request in prefills}, may_admit=may_admit)
+            principal = self._turns.whose({request.principal for request in prefills}, may_admit=may_admit)
             if principal is None:
                 return
-            left = self._limit(principal, decodes) - sum(item.num_tokens for item in work)
+            spared = len(decodes) if self._turns.must_spare(principal, decodes) else 0
+            left = self.step_budget.tokens(spared) - sum(item.num_tokens for item in work)
             if left <= 0:
                 return
             under_way = next((request for request in prefills if request.principal == principal), None)
@@ -171,60 +173,20 @@ class Scheduler:
             else:
                 may_admit = False
 
-    def _limit(self, principal: str, decodes: Sequence[Request]) -> int:
-        """Return how many tokens a step may have so that a principal's prompt advances in it.
-
-        The answers beside it keep their pace, unless they all belong to others who have been served as much or more.
-        """
-        served = self.waiting.served(principal)
-        spares = any(one.principal == principal or self.waiting.served(one.principal) < served for one in decodes)
-        return self.step_budget.tokens(len(decodes) if spares else 0)
-
-    def _whose_turn(self, prefilling: Collection[str], *, may_admit: bool) -> str | None:
-        """Return the least served of the principals that prefill, and of those that wait if they may be admitted.
-
-        Of those that have been served alike, the one with fewest requests that run comes first.
-        """
-        candidates = {*prefilling, *self.waiting.principals} if may_admit else prefilling
-        if len(candidates) < 2:
-            return next(iter(candidates), None)
-        running = self._num_running()
-        return min(candidates, key=lambda principal: (self.waiting.served(principal), running[principal], principal))
-
-    def _num_running(self) -> Counter[str]:
-        return Counter(request.principal for request in self.running if not request.background)
-
     def _yield_to_others(self) -> None:
         """Preempt a request for a principal that has none running, has been served least and found no place.
 
         It loses little: the passages of its prompt are published.
         """
-        principal = self._whose_turn((), may_admit=True)
-        if principal is None or self._num_running()[principal] or self._background_running():
+        principal = self._turns.whose((), may_admit=True)
+        if principal is None or self._turns.num_running(principal) or self._background_running():
             return
         request = self.waiting.next_of(principal)
         if request is None or not (len(self.running) >= self._max_num_seqs or self._is_refused(request)):
             return
-        yielding = self._who_yields_to(principal)
+        yielding = self._turns.who_yields_to(principal)
         if yielding is not None:
             self._preempt(yielding)
-
-    def _who_yields_to(self, principal: str) -> Request | None:
-        """Return the newest request of whoever has most of them running, so that nobody is sent to and fro.
-
-        Nobody gives up the last one, nor a place that would be his again at once, because he has been served less; and
-        what the other waits for does not yield to it.
-        """
-        served, running = self.waiting.served, self._num_running()
-        awaited = self.waiting.first_of(principal).prerequisites
-        candidates = [
-            request
-            for request in reversed(self.running)
-            if running[request.principal] > 1
-            and served(request.principal) >= served(principal)
-            and request not in awaited
-        ]
-        return max(candidates, key=lambda request: running[request.principal], default=None)
 
     def _schedule_background(self, budget: int, work: list[ScheduledWork]) -> None:
         """Fill a step with what runs and waits in the background."""
