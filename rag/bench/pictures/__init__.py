@@ -1,0 +1,1 @@
+"""Pictures of a result file, and a page with them."""

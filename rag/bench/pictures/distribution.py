@@ -1,0 +1,105 @@
+"""How times to the first token are distributed: a row for each engine, its answers as dots under their density."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rag.bench.analysis.models import ContestantFigures, ExperimentFigures, Figures
+from rag.bench.pictures.axes import log_axis
+from rag.bench.pictures.sheet import Picture, Sheet
+from rag.bench.pictures.style import INK, MUTED, Look, duration, short, span
+from rag.bench.suite.experiment import Drive
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
+
+    Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+__all__ = ["distributions"]
+
+ROW, HEAD, FOOT, HILL = 60, 22, 46, 22  # pixels
+DENSE = 8  # answers from which on a density is drawn
+STEPS = 160
+
+
+def distributions(figures: Figures, looks: Mapping[str, Look]) -> Iterator[Picture]:
+    """Picture each experiment in turns or under load that has answers; not those of the grid, which are many."""
+    for one in figures.experiments.values():
+        timed = [entry for entry in one.contestants.values() if entry.ttft and entry.ttft_ms]
+        if timed and one.experiment.drive in {Drive.TURNS, Drive.LOAD} and not one.experiment.name.startswith("grid-"):
+            yield _distribution(one, sorted(timed, key=_median), looks)
+
+
+def _distribution(one: ExperimentFigures, timed: list[ContestantFigures], looks: Mapping[str, Look]) -> Picture:
+    values = [value for entry in timed for value in entry.ttft_ms]
+    answers = span([len(entry.ttft_ms) for entry in timed])
+    since = "its arrival" if one.experiment.drive is Drive.LOAD else "the request"
+    note = (
+        f"From {since} to the first token; {answers} answers an engine, warm-up left out. A dot is an answer, the hill "
+        "their density, the line the median and the bar below it the median's 95 % interval. Left is better."
+    )
+    medians = ", ".join(f"{entry.contestant} {duration(_median(entry))}" for entry in timed)
+
+    def draw(width: int, title: str, text: str) -> Sheet:
+        height = HEAD + ROW * len(timed)
+        sheet = Sheet(width, height + FOOT, title, text)
+        axes = sheet.panel(8, 0, width - 16, height)
+        axes.set_ylim(height, 0)
+        axes.spines["left"].set_visible(False)
+        log_axis(axes, "x", values, duration, 4 if sheet.narrow else 9)
+        axes.set_yticks([])
+        axes.set_xlabel("time to the first token (logarithmic)")
+        columns = _columns(sheet)
+        for name, at in columns.items():
+            axes.annotate(name, (at, 14), xycoords=("axes points", "data"), ha="right", size=11, color=MUTED)
+        for row, entry in enumerate(timed):
+            _row(axes, HEAD + ROW * row, entry, looks[entry.contestant], columns)
+        return sheet
+
+    title = f"{one.experiment.title}: time to the first token"
+    alt = f"Rows of dots. Median time to the first token: {medians}."
+    return Picture(f"ttft-{one.experiment.name}", one.experiment.name, title, note, alt, draw)
+
+
+def _median(entry: ContestantFigures) -> float:
+    assert entry.ttft is not None, "only engines with answers are drawn"
+    return entry.ttft.p50.value
+
+
+def _columns(sheet: Sheet) -> dict[str, float]:
+    names = ("median", "p90") if sheet.narrow else ("median", "p90", "p99")
+    return {name: sheet.width - 16 - 72.0 * (len(names) - 1 - place) for place, name in enumerate(names)}
+
+
+def _row(axes: "Axes", top: float, entry: ContestantFigures, look: Look, columns: Mapping[str, float]) -> None:
+    import numpy as np
+
+    assert entry.ttft is not None, "only engines with answers are drawn"
+    sample, base = np.sort(np.asarray(entry.ttft_ms)), top + ROW - 16
+    line: dict[str, Any] = {"xycoords": ("axes points", "data"), "va": "baseline"}
+    name = short(entry.contestant, int((columns["median"] - 60) / 8))
+    axes.annotate(name, (0, top + 13), color=look.colour, weight="bold", size=12, **line)
+    known = {"median": entry.ttft.p50, "p90": entry.ttft.p90, "p99": entry.ttft.p99}
+    for column, at in columns.items():
+        value = known[column]
+        axes.annotate(duration(value.value) if value else "-", (at, top + 13), ha="right", size=11.5, color=INK, **line)
+    if len(sample) >= DENSE:
+        places, density = _density(np.log(sample))
+        axes.fill_between(np.exp(places), base, base - HILL * density, color=look.colour, alpha=0.28, lw=0)
+        axes.plot(np.exp(places), base - HILL * density, color=look.colour, lw=1.2)
+    jitter = (np.arange(len(sample)) * 0.618034) % 1  # the golden section: neighbours never at one height
+    axes.plot(sample, base + 5 + 6 * jitter, ".", ms=4.5, color=look.colour, alpha=0.6, mec="none")
+    axes.plot([entry.ttft.p50.value] * 2, [base - HILL - 2, base + 12], color=look.colour, lw=2.5)
+    if entry.ttft.p50.low and entry.ttft.p50.high:
+        axes.plot([entry.ttft.p50.low, entry.ttft.p50.high], [base + 1] * 2, color=look.colour, lw=4)
+
+
+def _density(sample: "Floats") -> "tuple[Floats, Floats]":
+    """A Gaussian kernel density, its greatest value 1; Silverman's rule of thumb for the width."""
+    import numpy as np
+
+    spread = min(sample.std(), (np.percentile(sample, 75) - np.percentile(sample, 25)) / 1.34) or sample.std()
+    width = max(0.9 * float(spread) * len(sample) ** -0.2, 0.01)
+    places = np.linspace(sample[0] - 3 * width, sample[-1] + 3 * width, STEPS)
+    density = np.exp(-0.5 * ((places[:, None] - sample) / width) ** 2).sum(axis=1)
+    return places, density / density.max()

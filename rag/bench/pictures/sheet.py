@@ -1,0 +1,147 @@
+"""The paper that pictures are drawn on: places in pixels, measured text, files that come out the same each time.
+
+Knows matplotlib, and nothing of what is drawn.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any
+
+from rag.bench.pictures.style import INK, MUTED, SETTINGS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["HOW_TO_DRAW", "NARROW", "WIDE", "Picture", "Sheet", "can_draw", "settings", "spread", "text_width"]
+
+WIDE, NARROW = 880, 320  # pixels: a desktop's page, a phone's
+HOW_TO_DRAW = "pictures need matplotlib: pip install 'preread[bench]'"
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is there."""
+    return find_spec("matplotlib") is not None
+
+
+class Sheet:
+    """An empty picture of some width; its height grows with what is put on it.
+
+    Args:
+        width: in pixels.
+        height: in pixels, without the title.
+        title: to be written at the top, for pictures that stand alone; nothing otherwise.
+        note: to be written below it.
+    """
+
+    def __init__(self, width: int, height: int, title: str = "", note: str = "") -> None:
+        from matplotlib.figure import Figure
+
+        self.width = width
+        self.narrow = width < 600
+        heads = [(line, 15, "bold", INK) for line in _lines(title, width, 15)]
+        notes = [(line, 11.5, "normal", MUTED) for line in _lines(note, width, 11.5)]
+        self._top = sum(size * 1.4 for _, size, *_ in (*heads, *notes)) + 14 * bool(title or note)
+        self.height = height + self._top
+        self.figure: Figure = Figure(figsize=(width / 72, self.height / 72), dpi=72)
+        at = 4.0
+        for line, size, weight, colour in (*heads, *notes):
+            at += size * 1.4
+            self.figure.text(2 / width, 1 - (at - 4) / self.height, line, size=size, weight=weight, color=colour)
+
+    def panel(self, left: float, top: float, width: float, height: float) -> "Axes":
+        """Add axes whose inner rectangle is there, in pixels from the top left below the title."""
+        bottom = self.height - self._top - top - height
+        rectangle = (left / self.width, bottom / self.height, width / self.width, height / self.height)
+        return self.figure.add_axes(rectangle)
+
+    def write(self, x: float, y: float, text: str, **how: Any) -> None:
+        """Write a line whose baseline is there, in pixels from the top left below the title."""
+        self.figure.text(x / self.width, 1 - (self._top + y) / self.height, text, **how)
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """Something to look at.
+
+    Attributes:
+        name: of its files; letters, digits and hyphens.
+        section: what it belongs to: the name of an experiment, or nothing where it shows all.
+        title: what it shows, as a sentence or a short line.
+        note: how to read it: units, sample size, what is left out.
+        alt: what there is to see, in words and figures.
+        draw: puts it on a sheet of some width, with the title and note given or without.
+    """
+
+    name: str
+    section: str
+    title: str
+    note: str
+    alt: str
+    draw: Callable[[int, str, str], Sheet]
+
+    def sheet(self, width: int, *, titled: bool) -> Sheet:
+        """Draw it."""
+        with settings():
+            return self.draw(width, self.title, self.note) if titled else self.draw(width, "", "")
+
+
+def text_width(text: str, size: float, *, bold: bool = False) -> float:
+    """Return how wide a text is, in pixels, in the widest of the fonts that it may be shown in."""
+    return sum(_character_width(character, bold) for character in text) * size
+
+
+def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Move places apart so that neighbours keep a gap, as little as possible, inside low..high while there is room.
+
+    Returns:
+        The new places, in the order given.
+    """
+    order = sorted(range(len(places)), key=lambda index: places[index])
+    groups: list[list[float]] = []  # centre, size
+    for index in order:
+        groups.append([places[index], 1])
+        while len(groups) > 1 and groups[-1][0] - groups[-2][0] < gap * (groups[-1][1] + groups[-2][1]) / 2:
+            (one, n), (other, m) = groups[-2:]
+            groups[-2:] = [[(one * n + other * m) / (n + m), n + m]]
+    moved: list[float] = []
+    for centre, size in groups:
+        half = gap * (size - 1) / 2
+        middle = max(min(centre, high - half), low + half)
+        moved += [middle - half + gap * place for place in range(int(size))]
+    for place in range(len(moved) - 2, -1, -1):  # a group that was pushed in from the top pushes the one below it
+        moved[place] = min(moved[place], moved[place + 1] - gap)
+    return [moved[order.index(index)] for index in range(len(places))]
+
+
+@contextmanager
+def settings(more: dict[str, object] | None = None) -> Iterator[None]:
+    """Draw in our style; `more` are further settings of matplotlib."""
+    import matplotlib as mpl
+
+    parameters: Any = {**SETTINGS, **(more or {})}
+    with mpl.rc_context(parameters), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # names may be in any script
+        yield
+
+
+@cache
+def _character_width(character: str, bold: bool) -> float:  # noqa: FBT001 - part of the key
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextPath
+
+    font = FontProperties(family="DejaVu Sans", weight="bold" if bold else "normal", size=100)
+    with settings():
+        pair = TextPath((0, 0), f"|{character}|", prop=font).get_extents().width
+        bars = TextPath((0, 0), "||", prop=font).get_extents().width
+    return float(pair - bars) / 100
+
+
+def _lines(text: str, width: int, size: float) -> list[str]:
+    if not text:
+        return []
+    return wrap(text, int((width - 8) / (text_width(text, size) / len(text))))
