@@ -132,11 +132,11 @@ class Preread:
         assert self._store is not None, "there is nowhere to keep them"
         assert self._engine.tier is not None, "an engine with a store has a tier"
         self._store.delete(*self._store.keys())
-        head = Segment(template, SegmentKind.TEMPLATE)
         segments = [Segment(tokens, SegmentKind.PASSAGE) for tokens in passages]
         began = perf_counter()
         for first in range(0, len(segments), FILL_BATCH):
-            self._engine.precompute(head, segments[first : first + FILL_BATCH], NAMESPACE)
+            head, batch = Segment(template, SegmentKind.TEMPLATE), segments[first : first + FILL_BATCH]
+            self._engine.precompute(head, batch, NAMESPACE)
             self._engine.tier.flush()
         return perf_counter() - began
 
