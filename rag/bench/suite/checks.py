@@ -174,15 +174,12 @@ def _short(evidence: Evidence) -> Verdict:
 
 def _generator(evidence: Evidence) -> Verdict:
     """Driving takes next to nothing of the machine, in any window."""
-    windows = evidence.of(WindowRecord)
-    shares = {one.contestant: one.generator_cpu / (one.seconds * evidence.cores) for one in windows if one.seconds}
-    if not shares:
+    windows = [one for one in evidence.of(WindowRecord) if one.seconds]
+    if not windows:
         return False, "nothing was driven"
-    worst = max(shares, key=shares.__getitem__)
-    detail = (
-        f"at most {shares[worst]:.2%} of {evidence.cores} cores, beside {worst}; the limit is {GENERATOR_LIMIT:.0%}"
-    )
-    return shares[worst] < GENERATOR_LIMIT, detail
+    share, beside = max((one.generator_cpu / (one.seconds * evidence.cores), one.contestant) for one in windows)
+    detail = f"at most {share:.2%} of {evidence.cores} cores, beside {beside}; the limit is {GENERATOR_LIMIT:.0%}"
+    return share < GENERATOR_LIMIT, detail
 
 
 def _counted(evidence: Evidence) -> dict[str, dict[tuple[str, int], AnswerRecord]]:
