@@ -1,4 +1,4 @@
-"""Corpora that every machine with Python has. They follow the running Python's version, and nothing else.
+"""Corpora that every machine with Python has; they follow the running Python's version, and nothing else. And folders.
 
 The modules of the standard library are parsed, never imported.
 """
@@ -29,7 +29,7 @@ class CorpusDocument:
     """One document of a corpus.
 
     Attributes:
-        id: unique in its corpus and the same on every load.
+        id: unique in its corpus and the same on every load; in a folder, its path there.
         title: what a reader would call it.
         text: the whole text.
         media_type: `text/plain` or `text/x-rst`.
@@ -48,9 +48,9 @@ class Corpus:
     """A named set of documents, ordered by id.
 
     Attributes:
-        name: see `CORPUS_NAMES`.
+        name: of `CORPUS_NAMES`, or made from a folder's path.
         source: where the text comes from, with its version.
-        licence: SPDX identifier.
+        licence: SPDX identifier; `NOASSERTION` for a folder.
         documents: at least one.
     """
 
@@ -61,17 +61,23 @@ class Corpus:
 
 
 def load_corpus(name: str) -> Corpus:
-    """Load a corpus by name.
+    """Load a corpus by name, or from a folder of documentation, see `folders.load_folder`.
 
     Raises:
         UnknownCorpusError: there is none of this name.
-        CorpusUnavailableError: this Python lacks its files.
+        CorpusUnavailableError: this Python lacks its files, or the folder holds no documents.
     """
     if name == "python-topics":
         return load_python_topics()
     if name == "python-stdlib":
         return load_python_stdlib()
-    raise UnknownCorpusError(f"unknown corpus {name!r}: choose one of {', '.join(CORPUS_NAMES)}")
+    if Path(name).expanduser().is_dir():
+        from data.folders import load_folder
+
+        return load_folder(Path(name))
+    raise UnknownCorpusError(
+        f"unknown corpus {name!r}: choose one of {', '.join(CORPUS_NAMES)}, or name a folder of documentation"
+    )
 
 
 CORPUS_NAMES = ("python-topics", "python-stdlib")

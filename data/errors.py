@@ -2,7 +2,7 @@
 
 DataError
 ├── UnknownCorpusError      a corpus name that does not exist
-├── CorpusUnavailableError  this Python lacks the files of a corpus
+├── CorpusUnavailableError  the files of a corpus are missing or cannot be read
 ├── QuestionError           more questions asked for than a corpus gives
 ├── TraceError              a trace file with a missing or malformed line
 └── WorkloadError           a workload that cannot be made or read
@@ -27,7 +27,7 @@ class UnknownCorpusError(DataError):
 
 
 class CorpusUnavailableError(DataError):
-    """Report that this Python lacks the files of a corpus."""
+    """Report that the files of a corpus are missing or cannot be read."""
 
 
 class QuestionError(DataError):

@@ -28,6 +28,13 @@ TOPIC_TEMPLATES = (
     "Can you explain {subject} in Python?",
     "What should I know about {subject}?",
 )
+SECTION_TEMPLATES = (
+    "What does the documentation say about {subject}?",
+    "Can you explain {subject}?",
+    "What should I know about {subject}?",
+)
+ANSWERED_TEMPLATES = ("{subject}", "I would like to know: {subject}")  # a heading that is a question
+PLACE_TEMPLATES = ("Where is this explained? {gold}",)
 SEARCH_TEMPLATES = (
     "Which part of Python is described like this: {gold}",
     "What is it called in Python? {gold}",
@@ -37,6 +44,10 @@ SEARCH_TEMPLATES = (
 DEFINITION = re.compile(
     r"^(?:class |async )?(?P<name>[\w.]+)\(.*\)(?:\n[\w.]+\(.*\))*\n\n(?P<body>(?: {3,}\S.*\n?)+)", re.M
 )
+HEADING = re.compile(
+    r"^(?P<title>\S.*)\n(?P<sign>[=~^\"'-])(?P=sign){2,}\n\n(?P<body>(?:[A-Z](?:.*\n)(?:\S.*\n?)*))", re.M
+)
+SECTION_NUMBER = re.compile(r"^(?:Chapter |Appendix )?(?:[A-Z]|\d+)(?:\.\d+)*\.\s+")
 PARAGRAPH = re.compile(r"(?:^\S.*\n?)+", re.M)
 SENTENCE_END = re.compile(r"[.:;](?=\s|$)")
 
@@ -105,20 +116,21 @@ def make_questions(corpus: Corpus, *, count: int | None = None, seed: int = 0) -
     Several questions may ask for the same text in other words. The first n questions are the same for every `count`.
 
     Args:
-        corpus: one that `load_corpus` returned.
+        corpus: one that `load_corpus` returned; questions over a folder ask for its sections.
         count: how many; None means all.
         seed: of the order.
 
     Raises:
-        QuestionError: the corpus does not give `count` questions, or is not one of this package.
+        QuestionError: the corpus does not give `count` questions, or none at all.
     """
-    if corpus.name not in _FACTS_OF:
-        raise QuestionError(f"no questions can be made over {corpus.name!r}: choose one of {', '.join(_FACTS_OF)}")
+    facts_of = _FACTS_OF.get(corpus.name, _section_facts)
     golds: dict[str, list[Gold]] = {}
     for document in corpus.documents:
-        for fact in _FACTS_OF[corpus.name](document):
+        for fact in facts_of(document):
             for text in fact.ask():
                 golds.setdefault(text, []).append(fact.gold)
+    if not golds:
+        raise QuestionError(f"{corpus.source}: no heading is followed by a sentence; give documentation with sections")
     if count is not None and not 0 < count <= len(golds):
         raise QuestionError(f"{count} questions asked for, {corpus.name} gives 1 to {len(golds)}: change the count")
     questions = [Question(text, tuple(found)) for text, found in golds.items()]
@@ -146,6 +158,20 @@ def _docstring_facts(document: CorpusDocument) -> Iterator[_Fact]:
         if gold := _gold(document, paragraph):
             yield _Fact(document.title, gold, NAME_TEMPLATES + SEARCH_TEMPLATES)
             return
+
+
+def _section_facts(document: CorpusDocument) -> Iterator[_Fact]:
+    """Ask for the first sentence below each heading, by that heading and, but for the first, by the document's."""
+    for number, section in enumerate(HEADING.finditer(document.text)):
+        gold = _gold(document, section, "body")
+        subject = SECTION_NUMBER.sub("", section["title"])
+        if gold is None or not gold.text.endswith("."):
+            continue
+        if subject.endswith("?"):
+            yield _Fact(subject, gold, ANSWERED_TEMPLATES + PLACE_TEMPLATES)
+        else:
+            place = f" in {SECTION_NUMBER.sub('', document.title)}" if number else ""
+            yield _Fact(f"{subject}{place}", gold, SECTION_TEMPLATES + PLACE_TEMPLATES)
 
 
 _FACTS_OF: dict[str, Callable[[CorpusDocument], Iterator[_Fact]]] = {

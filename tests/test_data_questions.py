@@ -59,9 +59,10 @@ def test_what_two_topics_describe_has_two_golds():
     assert all(question.is_answered_by(gold.uri, gold.text) for gold in question.golds)
 
 
-def test_impossible_counts_and_foreign_corpora_are_refused(corpus):
+def test_impossible_counts_and_corpora_without_headings_are_refused(corpus):
     for count in (0, -1, 10**6):
         with pytest.raises(QuestionError, match=str(count)):
             make_questions(corpus, count=count)
-    with pytest.raises(QuestionError, match="'mine'"):
-        make_questions(replace(corpus, name="mine"))
+    bare = replace(corpus.documents[0], text="No heading, and not much to ask for.\n")
+    with pytest.raises(QuestionError, match="no heading is followed by a sentence"):
+        make_questions(replace(corpus, name="mine", documents=(bare,)))
