@@ -1,0 +1,151 @@
+"""The report of a run in Markdown, for a reader who has never seen the benchmark."""
+
+from collections.abc import Iterator, Sequence
+
+from rag.bench.analysis.models import ContestantFigures, ExperimentFigures, Figures
+from rag.bench.analysis.sections import GRID, experiment_section, grid_section, holdings
+from rag.bench.analysis.words import engine_label, estimate, hardware, median, minutes, table
+from rag.bench.suite.experiment import Drive
+
+__all__ = ["LIMITS", "METHOD", "render_markdown"]
+
+METHOD = """\
+- Every engine gets the same prompts as token ids, and has to give the same number of tokens. An answer with fewer is
+  reported and counts in no time.
+- TTFT is the time from when a request is due to its first token, waiting included. Prefill is the part of it after the
+  engine took the request up, where the engine tells.
+- Where engines take turns, each is asked the same request within seconds of the others while the others are stopped.
+  Speed-ups are medians of the ratios by request, so that a machine that slows down for a while favours nobody.
+- Intervals are 95 % bootstrap intervals over requests, drawn in blocks of neighbours, and over passes where there are
+  several. They are left out below 6 requests (51 for p90, 528 for p99); p90 below 10 answers and p99 below 100 are left
+  out themselves, since they would be the longest time by another name.
+- For `preread-chunk` the KV of every passage is computed before the first request, as ingestion does: that time is in
+  the table of what engines hold, and in no TTFT.
+- Passage tokens are `path` (reused where prompts begin alike), `canonical` (reused where they were computed), `shifted`
+  (reused elsewhere, which is approximate and needs a certificate) or `computed`.
+"""
+LIMITS = """\
+- Other models, other machines, and GPUs: figures of one machine are not those of another.
+- Under load each engine is alone in a window of its own: the machine's speed may differ from window to window, and with
+  a single pass no interval shows that.
+- Retrieval is measured apart and is the same for all; no TTFT contains it.
+- An engine that does not tell what it reused has no hit rate; that does not mean that it reused nothing.
+- KL, F1 and gold texts compare answers with full prefill's and with short texts from the documents: they do not say
+  whether an answer is right.
+- Answers have a fixed length, so tokens after what an engine would have ended with are timed, too.
+"""
+
+
+def render_markdown(figures: Figures, *, source: str = "", pictures: Sequence[tuple[str, str]] = ()) -> str:
+    """Return the report, ending with a line break.
+
+    Args:
+        figures: of the run.
+        source: name of the result file.
+        pictures: address, relative to the report, and description of each.
+    """
+    found = list(figures.experiments.values())
+    grid = [one for one in found if GRID.fullmatch(one.experiment.name)]
+    others = [one for one in found if one not in grid]
+    parts = [
+        f"# Benchmark: {figures.header.suite.name}\n",
+        *_problems(figures),
+        *_headlines(others),
+        _run(figures, source),
+        "## Engines\n",
+        _engines(figures),
+        *_skipped(figures),
+        "## How it was measured\n",
+        METHOD,
+        *(experiment_section(one) for one in others),
+        *([grid_section(grid)] if grid else []),
+        "## What engines hold\n",
+        "At most in any experiment; of memory that an engine has in common with others its share is counted.\n",
+        holdings(figures.experiments),
+        *_checks(figures),
+        *_pictures(pictures),
+        "## What this does not show\n",
+        LIMITS,
+    ]
+    return "\n".join(parts)
+
+
+def _problems(figures: Figures) -> Iterator[str]:
+    for problem in figures.problems:
+        yield f"**Read with care:** {problem}.\n"
+    if figures.missing:
+        yield f"**Not measured (yet):** {', '.join(f'`{name}`' for name in figures.missing)}.\n"
+
+
+def _headlines(found: Sequence[ExperimentFigures]) -> Iterator[str]:
+    """One sentence an experiment whose engines took turns: the fastest of ours, and of the others."""
+    lines = [line for one in found if one.experiment.drive is Drive.TURNS and (line := _headline(one))]
+    if lines:
+        yield _bullets(lines)
+
+
+def _headline(found: ExperimentFigures) -> str:
+    own = [one for one in found.contestants.values() if one.contestant.startswith("preread-")]
+    peers = [one for one in found.contestants.values() if one not in own]
+    best, peer = _fastest(own), _fastest(peers)
+    if best is None or best.ttft is None or best.speedup is None:
+        return ""
+    sentence = (
+        f"**{found.experiment.title}**: `{best.contestant}` gives the first token after {median(best.ttft)} ms (median "
+        f"of {best.ttft.n}), {estimate(best.speedup)} times sooner than `{found.baseline}`"
+    )
+    return sentence + (
+        f"; the fastest other engine, `{peer.contestant}`, after {median(peer.ttft)} ms." if peer else "."
+    )
+
+
+def _fastest(engines: Sequence[ContestantFigures]) -> ContestantFigures | None:
+    timed = [(one.ttft.p50.value, one.contestant, one) for one in engines if one.ttft]
+    return min(timed)[2] if timed else None
+
+
+def _run(figures: Figures, source: str) -> str:
+    header, environment = figures.header, figures.header.environment
+    facts = [
+        ("command", f"`{environment.command}`"),
+        ("when", f"{environment.started}, {minutes(figures.seconds)} of measuring"),
+        ("machine", f"{hardware(header)}, {environment.platform}"),
+        ("before the run", f"load average {environment.load_average}"),
+        ("model", header.model),
+        ("embedder", header.embedder),
+        ("versions", f"Preread {environment.preread}, torch {environment.torch}, Python {environment.python}"),
+        ("threads", str(environment.torch_threads)),
+        ("every measurement", f"`{source}`" if source else ""),
+    ]
+    return "## The run\n\n" + table(["", ""], [list(fact) for fact in facts if fact[1]], left=2)
+
+
+def _engines(figures: Figures) -> str:
+    rows = [
+        [f"`{one.name}`", engine_label(one.name), one.version, one.detail, f"{one.start_seconds:.1f}"]
+        for one in figures.contestants.values()
+    ]
+    return table(["name", "engine", "version", "how it runs", "start-up, s"], rows, left=4)
+
+
+def _skipped(figures: Figures) -> Iterator[str]:
+    if figures.skipped:
+        yield "Left out:\n"
+        yield _bullets([f"`{one.name}`: {one.reason}" for one in figures.skipped])
+
+
+def _checks(figures: Figures) -> Iterator[str]:
+    if figures.checks:
+        yield "## Checks of the benchmark itself\n"
+        rows = [[one.name, "passed" if one.passed else "**failed**", one.detail] for one in figures.checks]
+        yield table(["check", "", "found"], rows, left=3)
+
+
+def _pictures(pictures: Sequence[tuple[str, str]]) -> Iterator[str]:
+    if pictures:
+        yield "## Pictures\n"
+        yield from (f"![{text}]({address})\n" for address, text in pictures)
+
+
+def _bullets(lines: Sequence[str]) -> str:
+    return "".join(f"- {line}\n" for line in lines)
