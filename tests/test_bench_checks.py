@@ -9,8 +9,8 @@ from engine import Prompt
 from rag.bench.peers.serving import OneByOne
 from rag.bench.peers.short_adapter import load as load_short
 from rag.bench.suite.asked import Asked
-from rag.bench.suite.checks import AGAIN, SHORT, Evidence, checks_suite, judge
-from rag.bench.suite.contestant import Event
+from rag.bench.suite.checks import TWIN, Evidence, checks_suite, judge
+from rag.bench.suite.contestant import SHORT, Event
 from rag.bench.suite.drawing import draw
 from rag.bench.suite.experiment import Check, Drive, Experiment, WorkloadSpec
 from rag.bench.suite.records import AnswerRecord, QualityRecord, WindowRecord
@@ -57,7 +57,7 @@ def answers_of(*, factor: float = 1.0, noise: float = 0.02, hits: int = 0, count
     found = []
     for number in range(count):
         seconds = drawn.uniform(0.5, 2)
-        for name, times, tokens in ((OFF, 1.0, 0), (AGAIN, factor, hits), (EXACT, 0.3, 16)):
+        for name, times, tokens in ((OFF, 1.0, 0), (TWIN, factor, hits), (EXACT, 0.3, 16)):
             taken = times * seconds * drawn.gauss(1, noise)
             found.append(an_answer(name, number, taken, cached={"device": tokens}))
     return found
@@ -94,8 +94,8 @@ def test_requests_that_nothing_could_hit_are_no_proof():
 
 
 def test_warm_up_and_what_is_short_are_not_compared():
-    wild = [an_answer(AGAIN, number, 60.0, warmup=True, unit="e/1") for number in range(20)]
-    wild += [an_answer(AGAIN, number, 60.0, status="short", unit="e/2") for number in range(20)]
+    wild = [an_answer(TWIN, number, 60.0, warmup=True, unit="e/1") for number in range(20)]
+    wild += [an_answer(TWIN, number, 60.0, status="short", unit="e/2") for number in range(20)]
     others = [one.model_copy(update={"contestant": OFF}) for one in wild]
     assert verdict(Check.REUSE_OFF, answers_of() + wild + others).passed
 

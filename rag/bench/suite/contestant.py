@@ -6,12 +6,13 @@ from typing import Protocol
 
 from rag.bench.suite.requests import BenchRequest, RequestStream
 
-__all__ = ["OWN", "Contestant", "Event", "Footprint", "Prepared"]
+__all__ = ["AGAIN", "OWN", "SHORT", "Contestant", "Event", "Footprint", "Prepared"]
 
 # Our own engine: every prompt computed; exact reuse; the same with passages in the order that suits the cache; chunk
-# reuse at the certified repair, with passages read ahead. `preread-chunk@N` repairs N tokens, certified or not. Any
-# name may end in `#2`: the same engine once more, in a process of its own. `short` gives too few tokens on purpose.
+# reuse at the certified repair, with passages read ahead. `preread-chunk@N` repairs N tokens, certified or not.
 OWN = ("preread-off", "preread-exact", "preread-order", "preread-chunk")
+SHORT = "short"  # gives too few tokens, on purpose
+AGAIN = "#2"  # ends the name of an engine that takes part once more, in a process of its own
 
 
 @dataclass(frozen=True, slots=True)

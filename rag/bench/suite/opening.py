@@ -13,7 +13,7 @@ from engine.prompt import Prompt, Segment, SegmentKind
 from rag.bench.peers.errors import PeerError
 from rag.bench.peers.gguf import fetch_gguf
 from rag.bench.peers.opening import ADAPTERS, python_of, reason
-from rag.bench.suite.contestant import OWN, Contestant
+from rag.bench.suite.contestant import AGAIN, OWN, SHORT, Contestant
 from rag.bench.suite.processes import ServingProcess
 from rag.bench.suite.records import ContestantRecord, SkippedRecord
 from rag.bench.suite.requests import BenchRequest, RequestStream
@@ -65,8 +65,9 @@ class ContestantSetting:
 
 def check_contestant(name: str) -> None:
     """Raise `InvalidRequestError` unless it names a contestant."""
-    _own_mode(name)
-    if name not in (*OWN, *ADAPTERS) and not name.startswith(f"{CHUNK}@"):
+    engine = name.removesuffix(AGAIN)
+    _own_mode(engine)
+    if engine not in (*OWN, *ADAPTERS, SHORT) and not engine.startswith(f"{CHUNK}@"):
         raise InvalidRequestError(
             f"{name!r} is no contestant; choose from: {', '.join((*OWN, f'{CHUNK}@TOKENS', *ADAPTERS))}"
         )
@@ -93,7 +94,9 @@ def open_contestants(
                 stack.callback(contestant.close)
                 _warm_up(contestant, setting.context)
             except (PeerError, ModelHubError) as error:
-                skipped.append(SkippedRecord(name=name, reason=reason(name, setting.pythons, error)))
+                skipped.append(
+                    SkippedRecord(name=name, reason=reason(name.removesuffix(AGAIN), setting.pythons, error))
+                )
                 continue
             seconds = time.monotonic() - began
             contestants.append(contestant)
@@ -105,10 +108,13 @@ def open_contestants(
 
 def _open(name: str, setting: ContestantSetting) -> Contestant:
     threads = {"OMP_NUM_THREADS": str(setting.threads)}
-    if mode := _own_mode(name):
+    engine = name.removesuffix(AGAIN)
+    if mode := _own_mode(engine):
         adapter, python, settings = "preread", Path(sys.executable), _own_settings(*mode, setting)
+    elif engine == SHORT:
+        adapter, python, settings = SHORT, Path(sys.executable), dict[str, Any]()
     else:
-        adapter, python, settings = name, python_of(name, setting.pythons), _peer_settings(name, setting)
+        adapter, python, settings = engine, python_of(engine, setting.pythons), _peer_settings(engine, setting)
     return ServingProcess(name, adapter, python, settings, work_dir=setting.work_dir, variables=threads)
 
 
