@@ -33,9 +33,10 @@ class Child:
     It leads a process group of its own and runs until it is stopped.
 
     Args:
-        name: of the adapter.
+        adapter: its name.
         python: that runs it.
         settings: what the adapter is told.
+        name: for messages; the adapter's, where there is no other.
         variables: of its environment, besides ours.
 
     Raises:
@@ -44,14 +45,20 @@ class Child:
     """
 
     def __init__(
-        self, name: str, python: Path, settings: Mapping[str, Any], variables: Mapping[str, str] | None = None
+        self,
+        adapter: str,
+        python: Path,
+        settings: Mapping[str, Any],
+        *,
+        name: str = "",
+        variables: Mapping[str, str] | None = None,
     ) -> None:
-        self.name = name
+        self.name = name or adapter
         environment = {key: value for key, value in os.environ.items() if key not in DROPPED_VARIABLES}
         self._printed = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         try:
             self._process = subprocess.Popen(  # noqa: S603 - our own script
-                [str(python), str(CHILD), name, json.dumps(dict(settings))],
+                [str(python), str(CHILD), adapter, json.dumps(dict(settings))],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._printed,
@@ -133,12 +140,15 @@ class Child:
         return answer
 
     def hangs(self, seconds: float) -> PeerError:
-        """End it, and return what to raise."""
-        self.signal(signal.SIGKILL)
-        return PeerError(
-            f"{self.name} gave no answer for {seconds:.0f} seconds and was ended; leave it out, or measure smaller "
-            "cases"
+        """End it for its silence, and return what to raise."""
+        return self.end(
+            f"gave no answer for {seconds:.0f} seconds and was ended; leave it out, or measure smaller cases"
         )
+
+    def end(self, problem: str) -> PeerError:
+        """End it at once, and return what to raise."""
+        self.signal(signal.SIGKILL)
+        return PeerError(f"{self.name} {problem}")
 
     def stop(self) -> None:
         """Let it stand still, with its children."""
@@ -180,8 +190,7 @@ class Child:
         except ValueError:
             message = None
         if not isinstance(message, dict):
-            self.signal(signal.SIGKILL)  # what it means cannot be known any more
-            raise PeerError(f"{self.name} says {line[:100]!r}, which is no message; it was ended")
+            raise self.end(f"says {line[:100]!r}, which is no message, and was ended")
         return message
 
     def _gone(self) -> PeerError:

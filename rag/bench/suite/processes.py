@@ -51,7 +51,8 @@ class ServingProcess:
         self._paused = False
         self._open: set[int] = set()
         try:
-            self._child = Child(adapter, python, {**settings, "scratch": self._scratch.name}, variables)
+            told = {**settings, "scratch": self._scratch.name}
+            self._child = Child(adapter, python, told, name=name, variables=variables)
         except PeerError:
             self._scratch.cleanup()
             raise
@@ -141,7 +142,7 @@ class ServingProcess:
         try:
             return Event(**{**message, "tokens": tuple(message.get("tokens", ()))})
         except TypeError as error:
-            raise PeerError(f"{self.name}: {message.get('error') or 'news that makes no sense'}") from error
+            raise self._child.end(f"says {str(message)[:100]!r}, which makes no sense, and was ended") from error
 
 
 def group_footprint(group: int, *, disk: int = 0) -> Footprint:
