@@ -1,13 +1,16 @@
 """The report of a run in Markdown, for a reader who has never seen the benchmark."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
 
+from rag.bench.analysis.cost import CostRow
 from rag.bench.analysis.models import ContestantFigures, ExperimentFigures, Figures
 from rag.bench.analysis.sections import GRID, experiment_section, grid_section, holdings
-from rag.bench.analysis.words import engine_label, estimate, hardware, median, minutes, table
+from rag.bench.analysis.words import command, engine_label, estimate, hardware, median, minutes, significant, table
 from rag.bench.suite.experiment import Drive
 
-__all__ = ["LIMITS", "METHOD", "render_markdown"]
+__all__ = ["LIMITS", "METHOD", "Costs", "render_markdown"]
 
 METHOD = """\
 - Every engine gets the same prompts as token ids, and has to give the same number of tokens. An answer with fewer is
@@ -36,13 +39,24 @@ LIMITS = """\
 """
 
 
-def render_markdown(figures: Figures, *, source: str = "", pictures: Sequence[tuple[str, str]] = ()) -> str:
+@dataclass(frozen=True)
+class Costs:
+    """What answers cost, in a currency; empty where there is no price book to name it."""
+
+    rows: Sequence[CostRow]
+    currency: str
+
+
+def render_markdown(
+    figures: Figures, *, source: str = "", pictures: Sequence[tuple[str, str]] = (), costs: Costs | None = None
+) -> str:
     """Return the report, ending with a line break.
 
     Args:
         figures: of the run.
         source: name of the result file.
         pictures: address, relative to the report, and description of each.
+        costs: of the answers, where prices are known.
     """
     found = list(figures.experiments.values())
     grid = [one for one in found if GRID.fullmatch(one.experiment.name)]
@@ -62,6 +76,7 @@ def render_markdown(figures: Figures, *, source: str = "", pictures: Sequence[tu
         "## What engines hold\n",
         "At most in any experiment; of memory that an engine has in common with others its share is counted.\n",
         holdings(figures.experiments),
+        *_costs(costs),
         *_checks(figures),
         *_pictures(pictures),
         "## What this does not show\n",
@@ -107,7 +122,7 @@ def _fastest(engines: Sequence[ContestantFigures]) -> ContestantFigures | None:
 def _run(figures: Figures, source: str) -> str:
     header, environment = figures.header, figures.header.environment
     facts = [
-        ("command", f"`{environment.command}`"),
+        ("command", f"`{command(environment.command)}`"),
         ("when", f"{environment.started}, {minutes(figures.seconds)} of measuring"),
         ("machine", f"{hardware(header)}, {environment.platform}"),
         ("before the run", f"load average {environment.load_average}"),
@@ -132,6 +147,32 @@ def _skipped(figures: Figures) -> Iterator[str]:
     if figures.skipped:
         yield "Left out:\n"
         yield _bullets([f"`{one.name}`: {one.reason}" for one in figures.skipped])
+
+
+def _costs(costs: Costs | None) -> Iterator[str]:
+    if costs is None:
+        return
+    rows = [
+        [
+            f"`{one.experiment}`", f"`{one.contestant}`", _money(one.total), _money(one.uncached),
+            "yes" if one.cache_told else "no: all priced as computed", _money(one.prepared), _money(one.hourly),
+            f"{one.answers_per_hour:,.0f}" if one.answers_per_hour else "",
+        ]
+        for one in costs.rows
+    ]  # fmt: skip
+    unit = f", {costs.currency}" if costs.currency else ""
+    columns = [
+        "experiment", "engine", f"1,000 answers by tokens{unit}", f"had nothing been cached{unit}", "cache told",
+        f"reading ahead, once{unit}", f"1,000 answers by the machine's hour{unit}", "answers an hour",
+    ]  # fmt: skip
+    yield "## What answers cost\n"
+    if all(one.total is None and one.hourly is None for one in costs.rows):
+        yield "The price book has no price for this model.\n"
+    yield table(columns, rows, left=2)
+
+
+def _money(amount: Decimal | None) -> str:
+    return "" if amount is None else significant(float(amount))
 
 
 def _checks(figures: Figures) -> Iterator[str]:

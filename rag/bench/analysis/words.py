@@ -1,6 +1,8 @@
 """Figures and experiments in words and tables of Markdown."""
 
+import shlex
 from collections.abc import Sequence
+from pathlib import PurePath
 
 from rag.bench.analysis.models import Times
 from rag.bench.statistics import Estimate
@@ -102,6 +104,15 @@ def engine_label(name: str) -> str:
     """Return what an engine is called where a reader does not know the suite's names."""
     base, _, repair = name.partition("@")
     return LABELS.get(base, base) + (f", {repair} tokens repaired" if repair else "")
+
+
+def command(line: str) -> str:
+    """Return a command line without the folders of the machine that it was run on."""
+    shown = []
+    for word in shlex.split(line):
+        name, equals, value = word.rpartition("=")
+        shown.append(f"{name}{equals}.../{PurePath(value).name}" if PurePath(value).is_absolute() else word)
+    return shlex.join(shown)
 
 
 def hardware(header: Header) -> str:

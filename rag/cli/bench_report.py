@@ -1,0 +1,86 @@
+"""`rag bench report`: its options."""
+
+import sys
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rag.cli.options import AsJson
+from rag.cli.output import print_json
+
+if TYPE_CHECKING:
+    from rag.bench.analysis.markdown import Costs
+    from rag.bench.analysis.models import Figures
+    from rag.bench.suite.results import Results
+
+__all__ = ["report"]
+
+
+def report(
+    file: Annotated[Path, typer.Argument(help="Result of rag bench run.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for report.md, report.html and plots/. Default: Markdown on stdout.")
+    ] = None,
+    readme: Annotated[Path | None, typer.Option(help="README whose benchmark table is written anew.")] = None,
+    baseline: Annotated[str, typer.Option(help="Engine whose TTFT speed-ups are over.")] = "preread-off",
+    price_book: Annotated[Path | None, typer.Option(help="Prices of tokens, in TOML.")] = None,
+    hour_price: Annotated[float | None, typer.Option(min=0, help="Price of an hour of the machine.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tables, plots and a page of what a run measured."""
+    from rag.bench.analysis.figures import figures_of
+    from rag.bench.analysis.markdown import render_markdown
+    from rag.bench.suite.results import Results
+
+    results = Results.load(file)
+    figures = figures_of(results, baseline=baseline)
+    money = _costs(results, price_book, hour_price)
+    if readme:
+        _write_readme(figures, file, readme)
+    if out:
+        _write_report(figures, money, file, out)
+    if as_json:
+        print_json(figures)
+    elif not out and not readme:
+        print(render_markdown(figures, source=file.name, costs=money), end="")
+
+
+def _costs(results: "Results", book: Path | None, hour_price: float | None) -> "Costs | None":
+    from rag.bench.analysis.cost import costs
+    from rag.bench.analysis.markdown import Costs
+    from rag.prices import PriceBook
+
+    if book is None and hour_price is None:
+        return None
+    prices = PriceBook.load(book) if book else None
+    price = None if hour_price is None else Decimal(str(hour_price))
+    return Costs(rows=costs(results, prices, hour_price=price), currency=prices.currency if prices else "")
+
+
+def _write_report(figures: "Figures", money: "Costs | None", file: Path, folder: Path) -> None:
+    from rag.bench.analysis.markdown import render_markdown
+    from rag.bench.pictures.album import pictures_of, write_pictures
+
+    folder.mkdir(parents=True, exist_ok=True)
+    plots = write_pictures(figures, folder / "plots")
+    pictures = [(f"plots/{one.name}.svg", one.alt) for one in pictures_of(figures)]
+    report_file = folder / "report.md"
+    text = render_markdown(figures, source=file.name, pictures=pictures, costs=money)
+    report_file.write_text(text, encoding="utf-8")
+    for path in (report_file, *plots):
+        print(path, file=sys.stderr)
+
+
+def _write_readme(figures: "Figures", file: Path, readme: Path) -> None:
+    from rag.bench.analysis.readme import readme_block, with_block
+
+    there = readme.resolve().parent
+    source = file.resolve()
+    name = source.relative_to(there).as_posix() if source.is_relative_to(there) else file.name
+    text = with_block(readme.read_text(encoding="utf-8"), readme_block(figures, name))
+    partial = readme.with_name(f"{readme.name}.part")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(readme)
+    print(readme, file=sys.stderr)
