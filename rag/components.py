@@ -7,7 +7,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from threading import Lock
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -244,14 +244,13 @@ class Components:
         return EngineWorker(engine).start()
 
     def _make_shadow(self) -> "ShadowChecker | None":
-        """Make what looks at answers again; there is none where no certificate allows anything to look at."""
+        """Make what looks at answers again, if any of them are to be."""
         from rag.certify.folders import certificates_of
         from rag.shadow import ShadowChecker
 
         worker, rate = self.worker(), self.config.server.shadow_rate
         certificates = certificates_of(self.hub, self.config.model)
-        certificate = certificates.find(worker.engine.identity, self.layout().head.tokens)
-        return ShadowChecker(worker, rate, certificate) if rate and certificate else None
+        return ShadowChecker(worker, rate, partial(certificates.find, worker.engine.identity)) if rate else None
 
     def _make_ledger(self) -> "Ledger":
         from rag.ledger import Ledger

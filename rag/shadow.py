@@ -7,7 +7,7 @@ do not.
 import logging
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import Full, Queue
 from threading import Lock, Thread
@@ -42,10 +42,11 @@ class ShadowStats:
 
     Attributes:
         checked: answers, in all.
-        skipped: sampled answers that were left out, since earlier ones still waited or what they read was deleted.
+        skipped: sampled answers that were left out, since earlier ones still waited, what they read was deleted, or no
+            certificate says what they may cost.
         failed: checks that the engine refused or did not finish.
         drift: mean KL(full || reused) an answer token, in nats, of the latest checks; None before the first.
-        allowance: what the certificate allows the same answers on average; None before the first.
+        allowance: what their templates' certificates allow the same answers on average; None before the first.
         fallen_back: whether chunk reuse has been turned off.
     """
 
@@ -73,15 +74,22 @@ class ShadowChecker:
     Args:
         worker: of the engine that gave the answers.
         rate: share of the answers over reused KV to check, 0 to 1.
-        certificate: that they were given under.
+        certificate_of: finds the certificate of a template, by its tokens; None allows it no reuse.
         seed: of the choice.
     """
 
-    def __init__(self, worker: "EngineWorker", rate: float, certificate: "Certificate", *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        worker: "EngineWorker",
+        rate: float,
+        certificate_of: "Callable[[Sequence[int]], Certificate | None]",
+        *,
+        seed: int = 0,
+    ) -> None:
         assert 0 <= rate <= 1, f"a rate of {rate} is no share"
         self._worker = worker
         self._rate = rate
-        self._certificate = certificate
+        self._certificate_of = certificate_of
         self._random = random.Random(seed)
         self._lock = Lock()
         self._found: deque[tuple[float, float]] = deque(maxlen=WINDOW)  # drift, allowance
@@ -153,11 +161,15 @@ class ShadowChecker:
         """Force the answer over reused KV and over full prefill, and compare."""
         from rag.certify.scorer import drift_of
 
+        certificate = self._certificate_of(answer.prompt.segments[0].tokens)
+        if certificate is None:  # an answer under no certificate has no allowance
+            self._count_skipped()
+            return
         reused = self._forced(answer.prompt, answer, reuse=Reuse.CHUNK)
         full = self._forced(_all_private(answer.prompt), answer)
         kl, _ = drift_of(full, reused)
         num_passages = sum(segment.kind is SegmentKind.PASSAGE for segment in answer.prompt.segments)
-        self._record(float(kl.mean()), self._certificate.allowance(num_passages))
+        self._record(float(kl.mean()), certificate.allowance(num_passages))
 
     def _forced(self, prompt: Prompt, answer: _Answer, reuse: Reuse = Reuse.EXACT) -> "Tensor":
         handle = self._worker.submit_sync(
@@ -183,8 +195,8 @@ class ShadowChecker:
                 return
             self._fallen_back = True
         logger.warning(
-            "chunk reuse moved the last %d checked answers by %.3f nats a token, and its certificate allows %.3f: from "
-            "now on requests run exact, until a restart. Run `rag certify` on this collection and start again",
+            "chunk reuse moved the last %d checked answers by %.3f nats a token, and their certificates allow %.3f: "
+            "from now on requests run exact, until a restart. Run `rag certify` on this collection and start again",
             len(self._found), drift, allowance,
         )  # fmt: skip
 

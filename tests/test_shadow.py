@@ -2,6 +2,7 @@
 
 import logging
 import time
+from functools import partial
 from threading import Event as ThreadEvent
 from types import SimpleNamespace
 
@@ -56,7 +57,8 @@ class FakeWorker:
 
 
 def a_checker(worker, *, rate=1.0, reordered=0.05):
-    return ShadowChecker(worker, rate, a_certificate(max_passages=2, rows=(a_row(reordered=reordered),)))
+    certificate = a_certificate(max_passages=2, rows=(a_row(reordered=reordered),))
+    return ShadowChecker(worker, rate, lambda template: certificate)
 
 
 def test_drift_is_that_of_the_answer_over_reused_kv_from_full_prefill():
@@ -74,6 +76,26 @@ def test_drift_is_that_of_the_answer_over_reused_kv_from_full_prefill():
     assert [segment.kind for segment in full.prompt.segments] == [SegmentKind.TEMPLATE, SegmentKind.TAIL]
     assert full.prompt.tokens == PROMPT.tokens
     assert len(chunk.forced) == len(full.forced) == 64
+
+
+def test_each_template_has_the_allowance_of_its_own_certificate():
+    """Collections may have templates of their own; one that no certificate knows of is not judged by another's."""
+    worker = FakeWorker()
+    others = Prompt([template(range(5)), *PROMPT.segments[1:]])
+    found = {
+        PROMPT.segments[0].tokens: a_certificate(max_passages=2, rows=(a_row(reordered=0.05),)),
+        others.segments[0].tokens: a_certificate(max_passages=2, rows=(a_row(reordered=0.2),)),
+    }
+    checker = ShadowChecker(worker, 1.0, found.get)
+    unknown = Prompt([template(range(7)), *PROMPT.segments[1:]])
+    for prompt, allowance in ((PROMPT, 0.055), (others, (0.055 + 0.22) / 2), (unknown, (0.055 + 0.22) / 2)):
+        checker.observe(prompt, a_generation(), "c1", 7)
+        while not checker.stats().checked + checker.stats().skipped > (prompt is not PROMPT) + (prompt is unknown):
+            time.sleep(0.001)
+        assert checker.stats().allowance == pytest.approx(allowance)
+    checker.close()
+    assert (checker.stats().checked, checker.stats().skipped, checker.stats().failed) == (2, 1, 0)
+    assert all(asked.prompt.segments[0] != unknown.segments[0] for asked in worker.asked)
 
 
 def test_passages_are_checked_in_the_order_in_which_they_were_read():
@@ -163,10 +185,8 @@ def test_over_a_real_engine_it_leaves_the_cache_alone(tiny_folder, tmp_path):
     a_certificate(key=key, repair=16, max_passage_tokens=40).write(tmp_path)
     config = EngineConfig(dtype="float32", backend="reference", block_size=16, kv_cache_bytes=4 << 20)
     engine = Engine.from_pretrained(tiny_folder, config, certificates=Certificates([tmp_path]))
-    certificate = Certificates([tmp_path]).find(engine.identity, PROMPT.segments[0].tokens)
-    assert certificate is not None
     worker = EngineWorker(engine).start()
-    checker = ShadowChecker(worker, 1.0, certificate)
+    checker = ShadowChecker(worker, 1.0, partial(Certificates([tmp_path]).find, engine.identity))
     for _ in range(2):  # the first one computes what the second one reuses
         handle = worker.submit_sync(PROMPT, SamplingParams(max_tokens=8), reuse=Reuse.CHUNK, namespace="c1")
         *_, generation = worker.stream_sync(handle)
