@@ -14,13 +14,21 @@ import json
 import math
 import re
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from retriever.errors import FilterError, MetadataError
 
-__all__ = ["MAX_METADATA_BYTES", "Filter", "Metadata", "Scalar", "check_metadata", "parse_filter"]
+__all__ = [
+    "MAX_METADATA_BYTES",
+    "Filter",
+    "Metadata",
+    "Scalar",
+    "check_metadata",
+    "parse_filter",
+    "refuse_huge",
+]
 
 Scalar = str | int | float | bool
 Metadata = Mapping[str, Scalar | Sequence[Scalar]]
@@ -29,9 +37,12 @@ MAX_METADATA_BYTES = 16 * 2**10
 MAX_CONDITIONS = 64
 MAX_DEPTH = 8
 MAX_LIST = 1024
+MAX_PARTS = 2**13  # those that say nothing included, which leave no SQL
 MAX_VALUES = 2**14  # SQLite binds twice as many
+MAX_READ = MAX_VALUES + MAX_PARTS
 LARGEST_INTEGER = 2**63  # what SQLite holds
 
+UNSTORABLE = re.compile("[\0\ud800-\udfff]")  # lone surrogates, and NUL, which SQLite's JSON functions cut at
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 CONNECTIVES = ("and", "or", "not")
 ORDERS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
@@ -89,7 +100,31 @@ def parse_filter(condition: Mapping[str, Any]) -> Filter:
     Raises:
         FilterError: it is none; the message says where.
     """
+    refuse_huge(condition)
     return _all_of(condition, 0)
+
+
+def refuse_huge(condition: object) -> None:
+    """Count the parts and the values of a condition, in whatever form, without reading them.
+
+    Raises:
+        FilterError: it has more than any that is accepted; reading it would take its time.
+    """
+    waiting: list[object] = [condition]
+    read = parts = 0
+    while waiting:
+        outer = waiting.pop()
+        inner = outer.values() if isinstance(outer, Mapping) else outer
+        assert isinstance(inner, Collection), "only what has parts waits"
+        read += len(inner)
+        nested = [part for part in inner if isinstance(part, (dict, list, tuple))] if read <= MAX_READ else []
+        parts += len(nested)
+        if read > MAX_READ or parts > MAX_PARTS:
+            raise FilterError(
+                f"the condition has more than {MAX_PARTS} parts, or compares with more than {MAX_VALUES} values; ask "
+                "for fewer"
+            )
+        waiting += nested
 
 
 def _all_of(condition: object, depth: int) -> Filter:
@@ -196,12 +231,7 @@ def _is_scalar(value: object) -> bool:
         return math.isfinite(value)
     if isinstance(value, int):
         return -LARGEST_INTEGER <= value < LARGEST_INTEGER
-    return isinstance(value, str) and _is_storable(value)
-
-
-def _is_storable(text: str) -> bool:
-    """Whether text is Unicode without lone surrogates and NUL, which SQLite's JSON functions cut at."""
-    return "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
+    return isinstance(value, str) and not UNSTORABLE.search(value)
 
 
 def _short(value: object) -> str:

@@ -222,6 +222,7 @@ def test_a_response_that_is_not_stored_says_so(api: Api, stream: bool) -> None:
         {"type": "eq", "key": "no name", "value": 1},
         {"type": "eq", "key": "year", "value": [1, 2]},
         {"type": "and", "filters": [{"type": "eq", "key": "", "value": 1}]},
+        {"type": "and", "filters": [{"type": "eq", "key": "a", "value": 1}] * 10_000},
         {"type": "in", "key": "year", "value": 3},
     ],
 )

@@ -77,7 +77,7 @@ TESTS = st.one_of(
     ),
 )
 PLAIN = st.dictionaries(st.sampled_from(NAMES), TESTS, max_size=2)
-NESTED = reduce(lambda inner, _: {"not": inner}, range(10_000), {"a": 1})
+NESTED = reduce(lambda inner, _: {"not": inner}, range(5_000), {"a": 1})
 CONDITIONS = st.recursive(
     PLAIN,
     lambda inner: st.one_of(
@@ -131,6 +131,10 @@ def test_conditions_that_say_nothing_cost_nothing(word: str, empty: dict) -> Non
         ({"a": "\0"}, "compared with"),
         ({"or": [{"a": 1}] * 65}, "more than 64"),
         ({"or": [{"a": {"in": list(range(1000))}}] * 17}, "more than 16384 values"),
+        ({"and": [{}] * 600_000}, "more than 8192 parts"),
+        ({"or": [{"and": [{}] * 1000}] * 9}, "more than 8192 parts"),
+        ({"a": [{"b": 1}] * 600_000}, "more than 8192 parts"),
+        ({"a": {"in": [1] * 600_000}}, "more than 16384 values"),
         ({"a": {"eq": NESTED}}, "compared with"),
         ({"not": NESTED}, "nested"),
         ({"not": {"not": {"not": {"not": {"not": {"not": {"not": {"not": {"not": {"a": 1}}}}}}}}}}, "nested"),
@@ -140,6 +144,15 @@ def test_what_is_no_condition_is_refused(condition: dict, named: str) -> None:
     with pytest.raises(FilterError) as caught:
         parse_filter(condition)
     assert named in str(caught.value)
+
+
+def test_a_huge_condition_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    monkeypatch.setattr("retriever.metadata._all_of", lambda condition, depth: read.append(condition))
+    for huge in ({"and": [{}] * 10_000}, {"and": [{"or": [{}] * 100}] * 100}, {"a": [1] * 100_000}):
+        with pytest.raises(FilterError, match="ask for fewer"):
+            parse_filter(huge)
+    assert not read
 
 
 @pytest.mark.parametrize(

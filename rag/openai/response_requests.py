@@ -17,7 +17,7 @@ from rag.schemas.sampling import (
     TextFormat,
 )
 from retriever.errors import FilterError
-from retriever.metadata import parse_filter
+from retriever.metadata import parse_filter, refuse_huge
 
 __all__ = [
     "Comparison",
@@ -148,6 +148,15 @@ class FileSearchTool(OpenAIRequest):
     max_num_results: int | None = Field(default=None, ge=1, le=50)
     filters: Comparison | Compound | None = None
     ranking_options: Refused = None
+
+    @field_validator("filters", mode="before")
+    @classmethod
+    def _small(cls, filters: object) -> object:
+        try:
+            refuse_huge(filters if isinstance(filters, dict) else {})
+        except FilterError as error:
+            raise ValueError(str(error)) from error
+        return filters
 
     @field_validator("filters", mode="after")
     @classmethod
