@@ -36,14 +36,14 @@ def make_tokenizer(folder: Path, template: str = CHATML) -> Tokenizer:
     return Tokenizer(folder)
 
 
-def make_chat_model(folder: Path, *, max_position_embeddings: int = 4096) -> Path:
+def make_chat_model(folder: Path, *, max_position_embeddings: int = 4096, layers: int = 2) -> Path:
     """A tiny random Llama that reads bytes; what it writes is noise, where it reads is real."""
     import torch
     from safetensors.torch import save_file
 
     make_tokenizer(folder)
     torch.manual_seed(0)
-    hidden, inner, layers, vocabulary = 32, 48, 2, 258
+    hidden, inner, vocabulary = 32, 48, 258
     shapes = {"model.embed_tokens.weight": (vocabulary, hidden), "model.norm.weight": (hidden,)}
     for layer in (f"model.layers.{number}." for number in range(layers)):
         shapes |= {f"{layer}{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")}
