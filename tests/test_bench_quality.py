@@ -189,7 +189,8 @@ def test_an_answer_ends_with_its_first_end(tokenizer):
 
 def test_free_answers_of_engines(tokenizer):
     end = next(iter(tokenizer.eos_token_ids))
-    stream = RequestStream((a_request(0, golds=("B c",)), a_request(1), a_request(2, golds=("x",))), "")
+    asked = [a_request(n, golds=golds, question="What?") for n, golds in enumerate([("B c",), (), ("x",)])]
+    stream = RequestStream((*asked, a_request(3)), "")
     say = tokenizer.encode
     answers = [
         an_answer("preread-off", [*say("a b c"), end]),
@@ -198,6 +199,7 @@ def test_free_answers_of_engines(tokenizer):
         an_answer("url", [], count=5),
         an_answer("openvino", say("alone"), 1),
         an_answer("openvino", say("x alone"), 2),
+        an_answer("preread-off", say("to no question"), 3),
     ]
     found = {(one.variant, one.request): one for one in score_answers("q/0", stream, answers, tokenizer)}
     assert set(found) == {("preread-off", 0), ("preread-chunk", 0), ("openvino", 2)}, "the others compare with nothing"

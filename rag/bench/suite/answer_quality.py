@@ -24,8 +24,8 @@ def score_answers(
 ) -> Iterator[QualityRecord]:
     """Score the answers of an experiment's unit.
 
-    Only whole ones of engines that tell the tokens' ids; and only where there is something to compare with: an answer
-    of `REFERENCE` to the same request, or gold texts.
+    Only whole ones, to questions in words, of engines that tell the tokens' ids; and only where there is something to
+    compare with: an answer of `REFERENCE` to the same request, or gold texts.
 
     Args:
         unit: that the answers belong to.
@@ -33,9 +33,9 @@ def score_answers(
         answers: of any engines.
         tokenizer: of the model.
     """
-    whole = [one for one in answers if one.status == "ok" and one.tokens]
+    requests = {request.number: request for request in stream.requests if request.question}
+    whole = [one for one in answers if one.status == "ok" and one.tokens and one.request in requests]
     texts = {(one.contestant, one.request): answer_text(one.tokens, tokenizer) for one in whole}
-    requests = {request.number: request for request in stream.requests}
     for (contestant, number), text in texts.items():
         full = texts.get((REFERENCE, number))
         if full is not None or requests[number].golds:

@@ -5,8 +5,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from kernels.runs import SequencePlan
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -28,7 +26,7 @@ def wrong_shift(engine: "Engine", by: int = 7) -> Iterator[None]:
     run = runner.run
 
     def run_wrong(batch: "Batch") -> "Tensor":
-        return run(replace(batch, sequences=tuple(_shifted(one, by) for one in batch.sequences)))
+        return run(_shifted(batch, by))
 
     vars(runner)["run"] = run_wrong
     try:
@@ -37,5 +35,9 @@ def wrong_shift(engine: "Engine", by: int = 7) -> Iterator[None]:
         del vars(runner)["run"]
 
 
-def _shifted(sequence: SequencePlan, by: int) -> SequencePlan:
-    return replace(sequence, runs=tuple(replace(run, shift=run.shift + by * bool(run.shift)) for run in sequence.runs))
+def _shifted(batch: "Batch", by: int) -> "Batch":
+    sequences = []
+    for sequence in batch.sequences:
+        runs = tuple(replace(run, shift=run.shift + by * bool(run.shift)) for run in sequence.runs)
+        sequences.append(replace(sequence, runs=runs))
+    return replace(batch, sequences=tuple(sequences))
