@@ -52,12 +52,12 @@ def bursty_times(count: int, rate: float, cv: float, seed: int) -> tuple[float, 
     return tuple(itertools.accumulate(gaps))
 
 
-def recorded_times(times: Sequence[float], scale: float = 1.0) -> tuple[float, ...]:
-    """Return recorded times from the first one on, multiplied by `scale`.
+def recorded_times(times: Sequence[float], *, start: float = 0.0, scale: float = 1.0) -> tuple[float, ...]:
+    """Return recorded times counted from `start` and multiplied by `scale`.
 
     Raises:
         WorkloadError: the scale is not a number above 0.
     """
     if not (math.isfinite(scale) and scale > 0):
         raise WorkloadError(f"scale is {scale}: give a number above 0")
-    return tuple((time - times[0]) * scale for time in times)
+    return tuple((time - start) * scale for time in times)

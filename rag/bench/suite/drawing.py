@@ -15,12 +15,12 @@ from data.corpora import load_corpus
 from data.questions import make_questions
 from data.traces import FORMAT as TRACE_FORMAT
 from data.traces import Trace, read_ragpulse
-from data.traffic import Traffic, TrafficKind, draw_traffic
+from data.traffic import SHAPES, Traffic, TrafficKind, draw_traffic
 from data.workloads import Workload, zipf_workload
 from rag.bench.suite.experiment import ArrivalKind, Arrivals, WorkloadKind, WorkloadSpec
 from rag.errors import InvalidRequestError
 
-__all__ = ["Drawn", "draw", "save_workload", "saved_spec", "times_of"]
+__all__ = ["Drawn", "draw", "save_workload", "saved_spec"]
 
 QUESTIONS_K = 4
 QUESTIONS_SKEW = 1.0
@@ -45,25 +45,35 @@ class Drawn:
             return tuple(one.time for one in self.content.arrivals)
         return tuple(one.timestamp for one in self.content.requests)
 
-    def part(self, first: int, count: int, arrivals: Arrivals, seed: int) -> "Drawn":
-        """Return so many requests, or as many as there are, at other times.
+    def at(self, times: Sequence[float]) -> "Drawn":
+        """Return the same at other times, as many as there are requests."""
+        if isinstance(self.content, Workload):
+            asked = zip(self.content.arrivals, times, strict=True)
+            return Drawn(self.spec, replace(self.content, arrivals=tuple(replace(one, time=t) for one, t in asked)))
+        requests = zip(self.content.requests, times, strict=True)
+        return Drawn(self.spec, replace(self.content, requests=tuple(replace(one, timestamp=t) for one, t in requests)))
+
+    def part(self, first: int, count: int) -> "Drawn":
+        """Return so many requests from a place on, or as many as there are; time goes on from the one before them.
 
         Raises:
-            InvalidRequestError: there are none from `first` on.
+            InvalidRequestError: there are none.
         """
-        kept = slice(first, first + count)
-        if not self.times[kept]:
-            raise InvalidRequestError(f"first is {first}; the workload has {len(self.times)} requests")
-        times = times_of(self.times[kept], arrivals, seed)
-        if isinstance(self.content, Workload):
-            asked = zip(self.content.arrivals[kept], times, strict=True)
-            moved = tuple(replace(one, time=time) for one, time in asked)
-            return Drawn(self.spec, replace(self.content, arrivals=moved))
-        requests = zip(self.content.requests[kept], times, strict=True)
-        return Drawn(
-            self.spec,
-            replace(self.content, requests=tuple(replace(one, timestamp=time) for one, time in requests)),
-        )
+        kept, times = slice(first, first + count), self.times
+        if not times[kept]:
+            raise InvalidRequestError(f"first is {first}; the workload has {len(times)} requests")
+        start = times[first - 1] if first else 0.0
+        content = self.content
+        if isinstance(content, Workload):
+            found = Drawn(self.spec, replace(content, arrivals=content.arrivals[kept]))
+        else:
+            found = Drawn(self.spec, replace(content, requests=content.requests[kept]))
+        return found.at(recorded_times(times[kept], start=start))
+
+    @property
+    def pool(self) -> int | None:
+        """Of how many passages they were drawn, where that is known."""
+        return _traffic(self.spec).shape.pool if self.spec.kind.value in SHAPES else None
 
 
 def draw(spec: WorkloadSpec) -> Drawn:
@@ -73,27 +83,8 @@ def draw(spec: WorkloadSpec) -> Drawn:
         DataError: it cannot be drawn or read; the message says why.
         InvalidRequestError: a path or rate is missing, or a file was saved by nobody who knows its settings.
     """
-    found = _read(spec) if spec.path is not None else _made(spec)
-    first = spec.first if spec.path is not None else 0
-    return found.part(first, spec.count, spec.arrivals, spec.seed)
-
-
-def times_of(recorded: Sequence[float], arrivals: Arrivals, seed: int) -> tuple[float, ...]:
-    """Return when requests come that were recorded at these times; 0 where that depends on answers.
-
-    Raises:
-        InvalidRequestError: a process without a rate.
-    """
-    count = len(recorded)
-    if arrivals.kind is ArrivalKind.RECORDED:
-        return recorded_times(recorded, arrivals.scale)
-    if arrivals.kind in {ArrivalKind.TURNS, ArrivalKind.CLOSED}:
-        return (0.0,) * count
-    if arrivals.rate is None:
-        raise InvalidRequestError(f"{arrivals.kind.value} arrivals need a rate: how many requests a second")
-    if arrivals.kind is ArrivalKind.POISSON:
-        return poisson_times(count, arrivals.rate, seed)
-    return bursty_times(count, arrivals.rate, arrivals.cv, seed)
+    found = _made(spec) if spec.path is None else _read(spec).part(spec.first, spec.count)
+    return found.at(_times(found.times, spec.arrivals, spec.seed))
 
 
 def save_workload(spec: WorkloadSpec, path: Path) -> Drawn:
@@ -118,11 +109,9 @@ def saved_spec(path: Path) -> WorkloadSpec:
         InvalidRequestError: it was saved by nobody who knows its settings.
     """
     drawn = _saved(path, WorkloadSpec(kind=WorkloadKind.FILE, count=1))
-    timed = any(drawn.times)
-    arrivals = Arrivals(kind=ArrivalKind.RECORDED) if timed else drawn.spec.arrivals
-    return drawn.spec.model_copy(
-        update={"kind": WorkloadKind.FILE, "path": str(path), "count": len(drawn.times), "arrivals": arrivals}
-    )
+    arrivals = Arrivals(kind=ArrivalKind.RECORDED) if any(drawn.times) else drawn.spec.arrivals
+    whole = {"path": str(path), "first": 0, "count": len(drawn.times)}
+    return drawn.spec.model_copy(update={"kind": WorkloadKind.FILE, "arrivals": arrivals, **whole})
 
 
 def _made(spec: WorkloadSpec) -> Drawn:
@@ -136,7 +125,11 @@ def _made(spec: WorkloadSpec) -> Drawn:
             questions, corpus=spec.corpus, count=spec.count, s=skew, popularity="document", seed=spec.seed
         )
         return Drawn(spec.model_copy(update={"k": spec.k or QUESTIONS_K}), workload)
-    traffic = Traffic(
+    return Drawn(spec, draw_traffic(_traffic(spec)))
+
+
+def _traffic(spec: WorkloadSpec) -> Traffic:
+    return Traffic(
         kind=cast("TrafficKind", spec.kind.value),
         count=spec.count,
         seed=spec.seed,
@@ -148,15 +141,29 @@ def _made(spec: WorkloadSpec) -> Drawn:
         question_tokens=spec.question_tokens,
         output_tokens=spec.output_tokens,
     )
-    return Drawn(spec, draw_traffic(traffic))
 
 
 def _read(spec: WorkloadSpec) -> Drawn:
     if spec.kind is WorkloadKind.FILE:
         return _saved(Path(str(spec.path)), spec)
     if spec.kind is WorkloadKind.RAGPULSE:
-        return Drawn(spec, read_ragpulse(Path(str(spec.path))))
+        recorded = Drawn(spec, read_ragpulse(Path(str(spec.path))))
+        return recorded.at(recorded_times(recorded.times, start=recorded.times[0]))
     raise InvalidRequestError(f"a workload of kind {spec.kind.value} is drawn and has no path: leave it out")
+
+
+def _times(recorded: Sequence[float], arrivals: Arrivals, seed: int) -> tuple[float, ...]:
+    """Return when requests come that were recorded at these times; 0 where that depends on answers."""
+    count = len(recorded)
+    if arrivals.kind is ArrivalKind.RECORDED:
+        return recorded_times(recorded, scale=arrivals.scale)
+    if arrivals.kind in {ArrivalKind.TURNS, ArrivalKind.CLOSED}:
+        return (0.0,) * count
+    if arrivals.rate is None:
+        raise InvalidRequestError(f"{arrivals.kind.value} arrivals need a rate: how many requests a second")
+    if arrivals.kind is ArrivalKind.POISSON:
+        return poisson_times(count, arrivals.rate, seed)
+    return bursty_times(count, arrivals.rate, arrivals.cv, seed)
 
 
 def _saved(path: Path, asked: WorkloadSpec) -> Drawn:
