@@ -6,15 +6,19 @@ from pathlib import Path
 from rag.bench.analysis.models import Figures
 from rag.bench.pictures.distribution import distributions
 from rag.bench.pictures.export import png, svg
+from rag.bench.pictures.footprint import footprints
+from rag.bench.pictures.goodput import goodputs
 from rag.bench.pictures.passages import passages
+from rag.bench.pictures.quality import qualities
 from rag.bench.pictures.sheet import WIDE, Picture, can_draw
+from rag.bench.pictures.simulation import simulations
 from rag.bench.pictures.speedup import speedups
 from rag.bench.pictures.style import looks
 from rag.bench.pictures.warming import warmings
 
 __all__ = ["pictures_of", "write_pictures"]
 
-FAMILIES = (speedups, distributions, warmings, passages)
+FAMILIES = (speedups, distributions, warmings, passages, goodputs, qualities, simulations, footprints)
 
 
 def pictures_of(figures: Figures) -> list[Picture]:

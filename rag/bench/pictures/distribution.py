@@ -19,7 +19,7 @@ __all__ = ["distributions"]
 
 ROW, HEAD, FOOT, HILL = 60, 22, 46, 22  # pixels
 DENSE = 8  # answers from which on a density is drawn
-STEPS = 160
+STEPS = 90
 
 
 def distributions(figures: Figures, looks: Mapping[str, Look]) -> Iterator[Picture]:

@@ -65,26 +65,48 @@ def dark_rules(scope: str = "") -> str:
 
 
 def _clean(root: Tree.Element, prefix: str) -> None:
-    """Make colours attributes and names unique in a page; drop what nothing refers to."""
+    """Make colours attributes, numbers short and names unique in a page; drop what nothing refers to."""
     used = set(re.findall(r"#([\w.-]+)", " ".join(_references(root))))
     for element in root.iter():
-        if (target := element.attrib.pop(LINK, None)) is not None:
-            element.set("href", f"#{prefix}-{target[1:]}")
-        if clip := element.get("clip-path"):
-            element.set("clip-path", clip.replace("#", f"#{prefix}-"))
-        if (name := element.attrib.pop("id", None)) in used:
-            element.set("id", f"{prefix}-{name}")
-        for part in element.attrib.pop("style", "").split(";"):
-            key, _, value = part.partition(":")
-            if value and key.strip() != "font-family":
-                element.set(key.strip(), value.strip())
-        if element.get("transform", "").startswith("rotate(-0 "):
-            del element.attrib["transform"]
-        element.tail = element.text = (element.text or "").strip() or None if element.tag.endswith("text") else None
-        if shape := element.get("d"):
-            element.set("d", " ".join(DECIMALS.sub(_rounded, shape).split()))
+        _name(element, prefix, used)
+        _plain(element)
+    for group in root.iter(f"{{{SVG}}}g"):
+        _hoist(group)
     for style in root.findall(f".//{{{SVG}}}defs[{{{SVG}}}style]"):
         root.remove(style)
+
+
+def _name(element: Tree.Element, prefix: str, used: set[str]) -> None:
+    if (target := element.attrib.pop(LINK, None)) is not None:
+        element.set("href", f"#{prefix}-{target[1:]}")
+    if clip := element.get("clip-path"):
+        element.set("clip-path", clip.replace("#", f"#{prefix}-"))
+    if (name := element.attrib.pop("id", None)) in used:
+        element.set("id", f"{prefix}-{name}")
+
+
+def _plain(element: Tree.Element) -> None:
+    for part in element.attrib.pop("style", "").split(";"):
+        key, _, value = part.partition(":")
+        if value and key.strip() != "font-family":
+            element.set(key.strip(), value.strip())
+    if element.get("transform", "").startswith("rotate(-0 "):
+        del element.attrib["transform"]
+    for key in element.attrib.keys() & {"x", "y", "d"}:
+        element.set(key, " ".join(DECIMALS.sub(_rounded, element.attrib[key]).split()))
+    element.tail = None
+    element.text = (element.text or "").strip() or None
+
+
+def _hoist(group: Tree.Element) -> None:
+    """Move what all the marks of a line have in common to their group."""
+    marks = list(group)
+    if len(marks) > 1 and all(mark.tag == f"{{{SVG}}}use" for mark in marks):
+        for key, value in set.intersection(*(set(mark.attrib.items()) for mark in marks)):
+            if key not in {"x", "y", "href"}:
+                group.set(key, value)
+                for mark in marks:
+                    del mark.attrib[key]
 
 
 def _references(root: Tree.Element) -> Iterator[str]:

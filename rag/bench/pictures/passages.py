@@ -73,7 +73,7 @@ def _picture(
 
     return Picture(
         name,
-        "",
+        "grid",
         f"Time to the first token against the {axis.replace('tokens of a passage', 'length of passages')}",
         note,
         alt,

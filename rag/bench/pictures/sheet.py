@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
-from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from rag.bench.pictures.style import INK, MUTED, SETTINGS
@@ -43,8 +42,8 @@ class Sheet:
 
         self.width = width
         self.narrow = width < 600
-        heads = [(line, 15, "bold", INK) for line in _lines(title, width, 15)]
-        notes = [(line, 11.5, "normal", MUTED) for line in _lines(note, width, 11.5)]
+        heads = [(line, 15, "bold", INK) for line in _lines(title, width, 15, bold=True)]
+        notes = [(line, 11.5, "normal", MUTED) for line in _lines(note, width, 11.5, bold=False)]
         self._top = sum(size * 1.4 for _, size, *_ in (*heads, *notes)) + 14 * bool(title or note)
         self.height = height + self._top
         self.figure: Figure = Figure(figsize=(width / 72, self.height / 72), dpi=72)
@@ -141,7 +140,12 @@ def _character_width(character: str, bold: bool) -> float:  # noqa: FBT001 - par
     return float(pair - bars) / 100
 
 
-def _lines(text: str, width: int, size: float) -> list[str]:
-    if not text:
-        return []
-    return wrap(text, int((width - 8) / (text_width(text, size) / len(text))))
+def _lines(text: str, width: int, size: float, *, bold: bool) -> list[str]:
+    """Break a text into lines that fit."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and text_width(f"{lines[-1]} {word}", size, bold=bold) <= width - 6:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines

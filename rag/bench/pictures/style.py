@@ -5,29 +5,12 @@ in marker and line too, and are named where they are drawn. Pictures are drawn i
 of them its counterpart on a dark ground.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 __all__ = [
-    "AXIS",
-    "DARK",
-    "FAINT",
-    "GRID",
-    "GROUND",
-    "INK",
-    "LEVEL",
-    "MUTED",
-    "SETTINGS",
-    "Look",
-    "duration",
-    "figures",
-    "look_of",
-    "looks",
-    "percent",
-    "short",
-    "size",
-    "span",
-    "times",
+    "AXIS", "DARK", "FAINT", "GRID", "GROUND", "INK", "LEVEL", "MUTED", "POLICIES", "SETTINGS", "VARIANTS", "Look",
+    "duration", "figures", "looks", "percent", "short", "size", "span", "times",
 ]  # fmt: skip
 
 GROUND, INK, MUTED, AXIS, GRID, FAINT, LEVEL = (
@@ -74,6 +57,15 @@ SPARE = (
     Look(RUST, "H", DASH_DOT, 7), Look(TEAL, "8", DOT), Look(AMBER, "o", LONG), Look(PINK, "s", DOT),
 )  # fmt: skip
 
+POLICIES = {"lru": Look(GREY, "s", DOT), "lfu": Look(AMBER, "^", DASH, 7), "pgdsf": Look(BLUE, "o", size=7)}
+VARIANTS = {
+    "chunk": KNOWN["preread-chunk"],
+    "order": KNOWN["preread-order"],
+    "full": Look(NAVY, "s"),
+    "none": KNOWN["preread-off"],
+    "wrong-shift": Look(RUST, "X", size=8),
+}
+
 # What matplotlib is told before a picture is drawn; a unit is a CSS pixel.
 SETTINGS = {
     "svg.fonttype": "none",
@@ -105,22 +97,17 @@ SETTINGS = {
 }
 
 
-def looks(names: Iterable[str]) -> dict[str, Look]:
-    """Return a look for each name, no two alike while there are looks left; engines that we know keep theirs.
+def looks(names: Iterable[str], known: Mapping[str, Look] = KNOWN) -> dict[str, Look]:
+    """Return a look for each name, no two alike while there are looks left; those that are known keep theirs.
 
     An address, or another repair of chunk reuse, gets one that is left over, by its place among the names.
     """
     ordered = list(dict.fromkeys(names))
-    found = {name: look for name in ordered if (look := look_of(name))}
+    found = {name: known[name] for name in ordered if name in known}
     taken = set(found.values())
-    spare = [look for look in (*SPARE, *KNOWN.values()) if look not in taken]
+    spare = [look for look in (*SPARE, *known.values()) if look not in taken]
     others = [name for name in ordered if name not in found]
     return {**found, **{name: spare[place % len(spare)] for place, name in enumerate(others)}}
-
-
-def look_of(name: str) -> Look | None:
-    """Return the look of an engine that we know by this very name."""
-    return KNOWN.get(name)
 
 
 def duration(milliseconds: float) -> str:
