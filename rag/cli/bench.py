@@ -8,9 +8,12 @@ from rag.cli import (
     bench_fidelity,
     bench_overlap,
     bench_prefix,
+    bench_report,
     bench_reuse,
+    bench_run,
     bench_service,
     bench_trace,
+    bench_workload,
 )
 
 __all__ = ["app"]
@@ -21,9 +24,12 @@ app.command("engine")(bench_engine.engine)
 app.command("fidelity")(bench_fidelity.fidelity)
 app.command("drafts")(bench_drafts.drafts)
 app.command("overlap")(bench_overlap.overlap)
+app.command("report")(bench_report.report)
 app.command("reuse")(bench_reuse.reuse)
+app.command("run")(bench_run.run)
 app.command("service")(bench_service.service)
 app.command("trace")(bench_trace.trace)
+app.command("workload")(bench_workload.workload)
 
 
 @app.callback()

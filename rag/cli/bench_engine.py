@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rag.cli.bench_output import exit_unless_complete, listed, measure_and_publish, output_option
+from rag.cli.bench_output import exit_unless_complete, listed, measure_and_publish, output_option, python_of
 from rag.cli.options import AsJson
 
 __all__ = ["engine"]
@@ -65,7 +65,7 @@ def engine(  # noqa: PLR0917 - typer declares options as parameters
     bench = EngineBenchConfig(
         only=parts,
         peers=tuple(peer or ()),
-        peer_pythons=tuple(_python_of(text) for text in peer_python or ()),
+        peer_pythons=tuple(python_of(text) for text in peer_python or ()),
         gguf=gguf,
         dtype=dtype,
         weights=weights,
@@ -80,9 +80,3 @@ def engine(  # noqa: PLR0917 - typer declares options as parameters
         context, "engine", STAGES, partial(run, bench=bench), render, output=output, as_json=as_json
     )
     exit_unless_complete(report.problems, interrupted=report.interrupted)
-
-
-def _python_of(text: str) -> tuple[str, Path]:
-    """Split NAME=PATH; a path alone is for every peer."""
-    name, equals, path = text.partition("=")
-    return (name, Path(path)) if equals else ("", Path(text))

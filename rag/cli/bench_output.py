@@ -33,10 +33,11 @@ __all__ = [
     "output_option",
     "prepare_report",
     "publish_report",
+    "python_of",
+    "signals_unwind",
 ]
 
 INTERRUPTED = 130
-TERMINATED = 143
 
 CorpusOption = Annotated[str, typer.Option(help="python-topics or python-stdlib.")]
 BenchPassages = Annotated[int, typer.Option("-k", "--top-k", help="Passages a question.")]
@@ -57,22 +58,30 @@ class Measure(Protocol[Report_co]):
 
 
 @contextmanager
-def _sigterm_unwinds() -> Iterator[None]:
-    """Let SIGTERM end the block as an exception does, so that work folders are removed on the way out."""
+def signals_unwind() -> Iterator[None]:
+    """Let SIGTERM, and a closed terminal's SIGHUP, end the block as an exception does: what was begun is cleaned up."""
 
-    def leave(*_: object) -> NoReturn:
-        raise SystemExit(TERMINATED)
+    def leave(number: int, _frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    before = {number: signal.signal(number, leave) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def output_option(name: str) -> Any:
     """Return the option that names the report's file."""
     return typer.Option(help=f"Report with every measurement. Default: bench-results/{name}-TIME.json.")
+
+
+def python_of(text: str) -> tuple[str, Path]:
+    """Split NAME=PATH; a path alone is for every peer."""
+    name, equals, path = text.partition("=")
+    return (name, Path(path)) if equals else ("", Path(text))
 
 
 def listed(text: str) -> tuple[str, ...]:
@@ -103,7 +112,7 @@ def measure_and_publish(
     """
     config = config_of(context)
     path = prepare_report(output, name)
-    with bench_progress(stages) as progress, _sigterm_unwinds():
+    with bench_progress(stages) as progress, signals_unwind():
         report = measure(config, progress=progress)
     publish_report(report, render(report), path, as_json=as_json)
     return report
@@ -117,7 +126,7 @@ def exit_unless_complete(problems: Sequence[str], *, interrupted: bool) -> None:
         raise typer.Exit(INTERRUPTED)
 
 
-def prepare_report(output: Path | None, name: str) -> Path:
+def prepare_report(output: Path | None, name: str, *, suffix: str = "json") -> Path:
     """Return the report's path after making its folder: a run must not end with a path that cannot be written.
 
     Raises:
@@ -125,7 +134,7 @@ def prepare_report(output: Path | None, name: str) -> Path:
     """
     from datetime import UTC, datetime
 
-    path = output or Path("bench-results") / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
+    path = output or Path("bench-results") / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.{suffix}"
     if path.is_dir():
         raise typer.BadParameter(f"output is the folder {path}; name a file")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,9 +15,13 @@ class Lineup:
 
     Args:
         contestants: that were opened; whoever opened them closes them, once more where one was dropped.
+
+    Attributes:
+        dropped: those that failed, in order.
     """
 
     def __init__(self, contestants: Iterable[Contestant] = ()) -> None:
+        self.dropped: list[SkippedRecord] = []
         self._present = {one.name: one for one in contestants}
 
     def of(self, names: Sequence[str]) -> list[Contestant]:
@@ -32,7 +36,9 @@ class Lineup:
         self._present.pop(contestant.name, None)
         with suppress(PeerError):
             contestant.close()
-        return SkippedRecord(name=contestant.name, reason=f"failed in {unit} and was left out from then on: {error}")
+        reason = f"failed in {unit} and was left out from then on: {error}"
+        self.dropped.append(SkippedRecord(name=contestant.name, reason=reason))
+        return self.dropped[-1]
 
 
 @contextmanager

@@ -46,6 +46,7 @@ class Course:
         tell: told how much of the pass is done, from 0 to 1, and what is being done.
         patience: seconds of silence after which an engine that owes an answer is given up.
         clock: that the engines share.
+        label: what stands for the pass in the ids of its units; its number if empty.
     """
 
     experiment: Experiment
@@ -56,11 +57,12 @@ class Course:
     tell: Callable[[float, str], None]
     patience: float = PATIENCE_SECONDS
     clock: Callable[[], float] = monotonic
+    label: str = ""
 
     @property
     def name(self) -> str:
         """Id of the unit that closes the pass: when it is there, the whole pass is."""
-        return f"{self.experiment.name}/{self.repeat}"
+        return f"{self.experiment.name}/{self.label or self.repeat}"
 
     def lacks(self, *parts: object) -> bool:
         """Whether a unit of the pass has not been measured."""

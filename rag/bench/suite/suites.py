@@ -1,0 +1,215 @@
+"""The suites: which experiments they have, and how many requests.
+
+Counts are such that `quick` takes less than five minutes and `readme` less than forty on two cores of a server with
+SmolLM2-135M and every engine. Estimates are seconds there.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rag.bench.suite.checks import checks_suite
+from rag.bench.suite.contestant import OWN
+from rag.bench.suite.experiment import (
+    ArrivalKind,
+    Arrivals,
+    Drive,
+    Experiment,
+    Suite,
+    WorkloadKind,
+    WorkloadSpec,
+)
+
+__all__ = ["EVERYBODY", "SUITES"]
+
+PEERS = ("transformers", "openvino", "llamacpp", "vllm")
+EVERYBODY = (*OWN, *PEERS)
+FAST = ("preread-off", "preread-exact", "preread-chunk", "openvino")
+SERVED = (*FAST, "vllm")
+REPAIRS = (0, 16, 32, 64)
+
+
+def _turns(name: str, title: str, workload: WorkloadSpec, contestants: tuple[str, ...], **more: Any) -> Experiment:
+    return Experiment(name=name, title=title, drive=Drive.TURNS, workload=workload, contestants=contestants, **more)
+
+
+def _spec(kind: WorkloadKind, count: int, **more: Any) -> WorkloadSpec:
+    return WorkloadSpec(kind=kind, count=count, **more)
+
+
+def _poisson(rate: float) -> Arrivals:
+    return Arrivals(kind=ArrivalKind.POISSON, rate=rate)
+
+
+def _grid(count: int, shapes: Sequence[tuple[int, int]], contestants: tuple[str, ...]) -> tuple[Experiment, ...]:
+    """Return an experiment for each number and length of passages."""
+    return tuple(
+        _turns(
+            f"grid-{k}-{length}",
+            f"{k} passages of {length} tokens",
+            _spec(WorkloadKind.FUSION, count, k=k, length=length, pool=2 * k, output_tokens=4),
+            contestants,
+            warmup=2,
+            estimate=3 + count * k * length * 0.003,
+        )
+        for k, length in shapes
+    )
+
+
+QUICK = Suite(
+    name="quick",
+    experiments=(
+        _turns(
+            "questions",
+            "Questions about the documentation of Python",
+            _spec(WorkloadKind.QUESTIONS, 10, k=4, output_tokens=8),
+            EVERYBODY,
+            warmup=2,
+            estimate=100,
+        ),
+        _turns(
+            "orders",
+            "The same passages, every time in an order never seen",
+            _spec(WorkloadKind.ORDERS, 8, k=4, length=256, output_tokens=8),
+            FAST,
+            warmup=2,
+            estimate=35,
+        ),
+        Experiment(
+            name="quality",
+            title="Answers beside those of full prefill",
+            drive=Drive.QUALITY,
+            workload=_spec(WorkloadKind.QUESTIONS, 6, k=4, output_tokens=24),
+            repairs=(0, 32),
+            estimate=40,
+        ),
+        Experiment(
+            name="simulation",
+            title="Hit rate by size of the cache",
+            drive=Drive.SIMULATION,
+            workload=_spec(WorkloadKind.PASSAGES, 300),
+            estimate=15,
+        ),
+    ),
+)
+
+README = Suite(
+    name="readme",
+    experiments=(
+        _turns(
+            "questions",
+            "Questions about the documentation of Python",
+            _spec(WorkloadKind.QUESTIONS, 24, k=4),
+            EVERYBODY,
+            warmup=4,
+            estimate=260,
+        ),
+        _turns(
+            "conversations",
+            "Conversations of four turns over the same passages",
+            _spec(WorkloadKind.CONVERSATIONS, 20, turns=4),
+            SERVED,
+            warmup=4,
+            estimate=150,
+        ),
+        _turns(
+            "orders",
+            "The same passages, every time in an order never seen",
+            _spec(WorkloadKind.ORDERS, 16, k=6, length=256),
+            (*OWN, "openvino", "vllm"),
+            warmup=2,
+            estimate=130,
+        ),
+        _turns(
+            "fusion",
+            "Six passages of 512 tokens in random order",
+            _spec(WorkloadKind.FUSION, 8, k=6, length=512),
+            SERVED,
+            warmup=2,
+            estimate=110,
+        ),
+        _turns(
+            "documents",
+            "Two long documents a question, few of them popular",
+            _spec(WorkloadKind.DOCUMENTS, 16, k=2),
+            FAST,
+            warmup=3,
+            estimate=100,
+        ),
+        _turns(
+            "passages",
+            "Six short passages a question, with a long tail",
+            _spec(WorkloadKind.PASSAGES, 16, k=6),
+            FAST,
+            warmup=3,
+            estimate=80,
+        ),
+        Experiment(
+            name="bursts",
+            title="Questions that come in bursts",
+            drive=Drive.LOAD,
+            workload=_spec(
+                WorkloadKind.QUESTIONS, 30, k=4, arrivals=Arrivals(kind=ArrivalKind.BURSTY, rate=0.7, cv=3.0)
+            ),
+            contestants=FAST,
+            warmup=5,
+            estimate=220,
+        ),
+        Experiment(
+            name="goodput",
+            title="The highest rate that is kept up with",
+            drive=Drive.GOODPUT,
+            workload=_spec(WorkloadKind.PASSAGES, 160, k=4, output_tokens=8, arrivals=_poisson(1.0)),
+            contestants=SERVED,
+            estimate=450,
+        ),
+        *_grid(8, ((2, 128), (4, 128), (8, 128), (2, 512), (4, 512), (8, 512)), FAST),
+        Experiment(
+            name="quality",
+            title="Answers beside those of full prefill",
+            drive=Drive.QUALITY,
+            workload=_spec(WorkloadKind.QUESTIONS, 20, k=4, output_tokens=48),
+            repairs=REPAIRS,
+            estimate=130,
+        ),
+        Experiment(
+            name="simulation",
+            title="Hit rate by size of the cache",
+            drive=Drive.SIMULATION,
+            workload=_spec(WorkloadKind.PASSAGES, 1000),
+            estimate=30,
+        ),
+    ),
+)
+
+
+def _larger(experiment: Experiment) -> Experiment:
+    """Return an experiment of the README with every engine and three times the requests."""
+    spec = experiment.workload
+    times = 1 if experiment.drive is Drive.SIMULATION else 3
+    more = EVERYBODY if experiment.contestants else ()
+    update = {
+        "workload": spec.model_copy(update={"count": times * spec.count}),
+        "contestants": more,
+        "repeats": 1 if experiment.drive in (Drive.QUALITY, Drive.SIMULATION) else 2,
+        "estimate": experiment.estimate * times * (4 if more else 1),
+    }
+    return experiment.model_copy(update=update)
+
+
+FULL = Suite(
+    name="full",
+    experiments=(
+        *(_larger(one) for one in README.experiments),
+        *_grid(16, ((2, 256), (4, 256), (8, 256), (2, 1024), (4, 1024)), EVERYBODY),
+        _turns(
+            "ragpulse",
+            "Replay of a recorded week",
+            _spec(WorkloadKind.RAGPULSE, 60),
+            EVERYBODY,
+            warmup=10,
+            estimate=1200,
+        ),
+    ),
+)
+
+SUITES = {one.name: one for one in (QUICK, README, FULL, checks_suite())}
