@@ -197,3 +197,14 @@ def test_transformers_answers_one_after_the_other(tiny_folder):
     peer.step()
     assert peer.prepare([], []) == {"tokens": 0, "seconds": 0.0}
     assert not peer.busy
+
+
+def test_transformers_may_choose_what_is_fastest(tiny_folder, monkeypatch):
+    timed = {"float32": 0.2, "bfloat16": 0.1, "float16": 0.3}
+    monkeypatch.setattr(transformers_adapter.Transformers, "_seconds", lambda _, __, dtype: timed[dtype])
+    settings = {"folder": str(tiny_folder), "threads": torch.get_num_threads(), "dtype": "auto"}
+    peer = transformers_adapter.load(settings)
+    assert peer.detail.startswith("bfloat16")
+    assert peer._model.dtype is torch.bfloat16
+    monkeypatch.undo()
+    assert transformers_adapter.load(settings).detail.split(",")[0] in transformers_adapter.DTYPES

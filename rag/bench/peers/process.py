@@ -81,7 +81,7 @@ class Child:
             if "missing" in hello:
                 raise PeerMissingError(f"{python} has no module {hello['missing']}")
             self.version, self.detail = str(hello["version"]), str(hello["detail"])
-        except PeerError:
+        except BaseException:
             self.close()
             raise
 

@@ -9,6 +9,9 @@ from typing import Any
 __all__ = ["Transformers", "load"]
 
 KEPT_CACHES = 24
+DTYPES = ("float32", "bfloat16", "float16")
+TRIAL_PROMPT = [20 + n % 64 for n in range(192)]  # every vocabulary has them
+TRIAL_TOKENS = 8
 LARGEST_BATCH = 10_000  # tokens; eager prefill of more takes minutes
 
 
@@ -16,7 +19,7 @@ class Transformers:
     """Times forward passes with a cache that is cut back after each of them.
 
     Args:
-        settings: `folder`, `threads` and `dtype`.
+        settings: `folder`, `threads` and `dtype`; `auto` is the one that answers a short prompt first on this machine.
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
@@ -24,11 +27,13 @@ class Transformers:
         self._transformers = import_module("transformers")
         self.version = version("transformers")
         self._torch.set_num_threads(settings["threads"])
-        dtype = getattr(self._torch, settings["dtype"])
-        self._model = self._transformers.AutoModelForCausalLM.from_pretrained(settings["folder"], dtype=dtype).eval()
-        self.detail = f"{settings['dtype']}, eager, DynamicCache, torch {version('torch')}"
         self._caches: dict[tuple[tuple[int, ...], ...], Any] = {}
         self._cache: Any = None
+        dtype = settings["dtype"]
+        if dtype == "auto":
+            dtype = min(DTYPES, key=lambda one: self._seconds(settings["folder"], one))
+        self._model = self._loaded(settings["folder"], dtype)
+        self.detail = f"{dtype}, eager, DynamicCache, torch {version('torch')}"
 
     def first_token(self, prompt: list[int], cached: int) -> float:
         """Return the seconds of the forward pass over what is not cached, with the choice of the next token."""
@@ -62,6 +67,20 @@ class Transformers:
     def forget(self) -> None:
         """Drop every cache."""
         self._caches.clear()
+
+    def _loaded(self, folder: str, dtype: str) -> Any:
+        model = self._transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(self._torch, dtype))
+        return model.eval()
+
+    def _seconds(self, folder: str, dtype: str) -> float:
+        """Time the second of two short answers."""
+        self._model, seconds = self._loaded(folder, dtype), 0.0
+        for _ in range(2):
+            began = perf_counter()
+            for _ in self.answer({"prompt": TRIAL_PROMPT, "tokens": TRIAL_TOKENS}):
+                pass
+            seconds = perf_counter() - began
+        return seconds
 
     def _restore(self, prompts: list[list[int]], cached: int) -> None:
         """Bring the cache to where the first `cached` tokens of each prompt have been read."""

@@ -43,7 +43,7 @@ class ContestantSetting:
         context: tokens of the longest prompt with its answer.
         kv_gib: memory for KV, of each.
         threads: to compute with.
-        dtype: for peers that convert the weights.
+        dtype: for peers that convert the weights; `auto` is what is fastest here.
         gguf: the user's own; None is the one that the model was made of.
         pythons: name of a contestant -> the Python that has it; "" is for every other peer, else ours.
         report: told how far the GGUF's download is.
@@ -57,7 +57,7 @@ class ContestantSetting:
     context: int
     kv_gib: int
     threads: int
-    dtype: str = "float32"
+    dtype: str = "auto"
     gguf: Path | None = None
     pythons: dict[str, Path] = field(default_factory=dict)
     report: Report = lambda _stage, _fraction: None
@@ -90,13 +90,10 @@ def open_contestants(
         for name in dict.fromkeys(names):
             began = time.monotonic()
             try:
-                contestant = _open(name, setting)
-                stack.callback(contestant.close)
-                _warm_up(contestant, setting.context)
+                contestant = stack.enter_context(_opened(name, setting))
             except (PeerError, ModelHubError) as error:
-                skipped.append(
-                    SkippedRecord(name=name, reason=reason(name.removesuffix(AGAIN), setting.pythons, error))
-                )
+                why = reason(name.removesuffix(AGAIN), setting.pythons, error)
+                skipped.append(SkippedRecord(name=name, reason=why))
                 continue
             seconds = time.monotonic() - began
             contestants.append(contestant)
@@ -104,6 +101,17 @@ def open_contestants(
                 ContestantRecord(name=name, version=contestant.version, detail=contestant.detail, start_seconds=seconds)
             )
         yield contestants, records, skipped
+
+
+@contextmanager
+def _opened(name: str, setting: ContestantSetting) -> Iterator[Contestant]:
+    """Give a contestant that has answered a request, paused; it is ended afterwards."""
+    contestant = _open(name, setting)
+    try:
+        _warm_up(contestant, setting.context)
+        yield contestant
+    finally:
+        contestant.close()
 
 
 def _open(name: str, setting: ContestantSetting) -> Contestant:

@@ -8,7 +8,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from rag.bench.peers.errors import PeerError
 from rag.bench.peers.process import Child
 from rag.bench.suite.contestant import Event, Footprint, Prepared
 from rag.bench.suite.requests import BenchRequest, RequestStream
@@ -53,7 +52,7 @@ class ServingProcess:
         try:
             told = {**settings, "scratch": self._scratch.name}
             self._child = Child(adapter, python, told, name=name, variables=variables)
-        except PeerError:
+        except BaseException:
             self._scratch.cleanup()
             raise
         self.version, self.detail = self._child.version, self._child.detail
