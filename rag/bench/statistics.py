@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     Floats = np.ndarray[Any, np.dtype[np.float64]]
     Statistic = Callable[[Floats, Floats], Any]  # over the last axis of both
 
-__all__ = ["Estimate", "Interval", "Summary", "median_ratio", "ratio_of_means", "summarise"]
+__all__ = ["Estimate", "Interval", "Summary", "false_discovery_rates", "median_ratio", "ratio_of_means", "summarise"]
 
 RESAMPLES = 10_000
 CHUNK = 1_000  # resamples at a time, so that memory stays small for long streams
@@ -88,6 +88,19 @@ def ratio_of_means(
 ) -> Interval:
     """Return the ratio of the two means with its interval; arguments and source are those of `median_ratio`."""
     return _bootstrap(numerators, denominators, lambda a, b: a.mean(axis=-1) / b.mean(axis=-1), seed, resamples)
+
+
+def false_discovery_rates(chances: Sequence[float]) -> list[float]:
+    """Return, for each p value, the least false discovery rate at which it is a discovery.
+
+    Source: Benjamini and Hochberg, Journal of the Royal Statistical Society B 57 (1995).
+    """
+    ordered = sorted(range(len(chances)), key=chances.__getitem__, reverse=True)
+    rates, least = [1.0] * len(chances), 1.0
+    for rank, place in zip(range(len(chances), 0, -1), ordered, strict=True):
+        least = min(least, chances[place] * len(chances) / rank)
+        rates[place] = least
+    return rates
 
 
 def _bootstrap(

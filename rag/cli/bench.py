@@ -3,6 +3,7 @@
 import typer
 
 from rag.cli import (
+    bench_compare,
     bench_drafts,
     bench_engine,
     bench_fidelity,
@@ -19,6 +20,7 @@ from rag.cli import (
 __all__ = ["app"]
 
 app = typer.Typer(help="Measure.", no_args_is_help=True)
+app.command("compare")(bench_compare.compare)
 app.command("prefix")(bench_prefix.prefix)
 app.command("engine")(bench_engine.engine)
 app.command("fidelity")(bench_fidelity.fidelity)

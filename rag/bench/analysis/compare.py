@@ -1,0 +1,292 @@
+"""What changed between two runs beyond noise.
+
+Where engines took turns, an engine's time for a request is divided by the reference's for the same request, which was
+measured within seconds of it: what the machine did to both cancels, and the ratio of one file over that of the other
+is left. Without a reference, and under load, where each engine is alone, the machine may have been another from window
+to window; only repeated passes tell by how much, and a file without them is not judged there. What lasts for a whole
+run (a process that got its memory in an unlucky way) cancels nowhere: hence the least change that is called one.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+from rag.bench.analysis.comparison import Change, Comparison, Side, change_size
+from rag.bench.analysis.differences import faithfulness, measured_once, notices_of
+from rag.bench.analysis.resampling import FEWEST, Drawn, lasting, mean, quantile, quantile_ratio
+from rag.bench.analysis.times import Time, decode_ms, grid_of, ttft_ms
+from rag.bench.statistics import Estimate, false_discovery_rates
+from rag.bench.suite.experiment import Drive, Experiment
+from rag.bench.suite.records import AnswerRecord
+from rag.bench.suite.results import Results
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+__all__ = ["LEAST", "LEVEL", "compare_runs"]
+
+LEVEL = 0.05
+LEAST = 0.05
+TIMES: Mapping[str, Time] = {"TTFT, ms": ttft_ms, "per output token, ms": decode_ms}
+SURE = 20  # draws on the other side of 0 below which more draws tell how few they are
+FEW, MANY = 2_000, 20_000
+ONE_WINDOW = "one pass each: how much the machine's speed differs from window to window is not known"
+NO_REFERENCE = "one pass each, and no engine beside it to tell what the machine did"
+THE_REFERENCE = "the reference: it tells what the machine did"
+
+
+def compare_runs(
+    before: tuple[str, Results], after: tuple[str, Results], *, reference: str | None = None, least: float = LEAST
+) -> Comparison:
+    """Compare every measure that two runs have in common.
+
+    Args:
+        before: name of the first file, and what it holds.
+        after: the same of the second.
+        reference: engine that the others' times are divided by; None takes, in each experiment, one of the others'
+            whose version is the same in both files, or else our own without reuse.
+        least: smallest change that is called one, as a share.
+    """
+    files = before[1], after[1]
+    notices = notices_of(*files)
+    changes = [one for experiment in _common(*files) for one in _experiment(files, experiment, reference)]
+    changes += measured_once(files)
+    rates = false_discovery_rates([one.p for one in changes if one.p is not None])
+    remaining = iter(rates)
+    judged = [one if one.p is None else _judged(one, next(remaining), least) for one in changes]
+    return Comparison(
+        before=_side(*before),
+        after=_side(*after),
+        notices=tuple(notices),
+        changes=tuple(judged),
+        judged=len(rates),
+        level=LEVEL,
+        least=least,
+    )
+
+
+def _common(before: Results, after: Results) -> list[Experiment]:
+    """Experiments that both measured with the same requests, in the same way."""
+    there = {one.name: one for one in before.experiments}
+    return [
+        one
+        for one in after.experiments
+        if one.name in there
+        and there[one.name].drive is one.drive
+        and one.name in before.streams
+        and one.name in after.streams
+        and before.streams[one.name].digest == after.streams[one.name].digest
+    ]
+
+
+def _experiment(files: tuple[Results, Results], experiment: Experiment, wanted: str | None) -> Iterator[Change]:
+    if experiment.drive in (Drive.TURNS, Drive.LOAD):
+        beside = [_Answers.of(results, experiment) for results in files]
+        reference = _reference(files, beside, wanted)
+        for name in beside[1].engines:
+            if name in beside[0].engines:
+                pair = _Pair(experiment, beside[0], beside[1], name, reference)
+                yield from (change for measure in TIMES if (change := pair.time(measure)))
+                yield from pair.hits()
+    yield from faithfulness(files, experiment.name)
+
+
+def _reference(files: tuple[Results, Results], sides: "Sequence[_Answers]", wanted: str | None) -> str:
+    """The reference of an experiment; empty without one."""
+    both = [name for name in sides[0].engines if name in sides[1].engines]
+    if wanted is not None:
+        return wanted if wanted in both else ""
+    known = [results.contestants for results in files]
+    same = [name for name in both if name in known[0] and name in known[1] and _version(known, name)]
+    others = [name for name in same if not name.startswith("preread-")]
+    return next(iter([*others, *(name for name in both if name == "preread-off")]), "")
+
+
+def _version(known: Sequence[Mapping[str, Any]], name: str) -> bool:
+    return bool((known[0][name].version, known[0][name].detail) == (known[1][name].version, known[1][name].detail))
+
+
+def _judged(change: Change, rate: float, least: float) -> Change:
+    return change.model_copy(update={"q": rate, "changed": rate <= LEVEL and change_size(change) >= least})
+
+
+def _side(file: str, results: Results) -> Side:
+    environment = results.header.environment
+    return Side(file=file, started=environment.started, command=environment.command)
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """Answers that count, of one file and experiment, without warm-up."""
+
+    answers: Mapping[str, Sequence[AnswerRecord]]
+    repeats: Mapping[str, int]
+
+    @classmethod
+    def of(cls, results: Results, experiment: Experiment) -> "_Answers":
+        counted = [one for one in results.answers(experiment.name) if one.status == "ok" and not one.warmup]
+        names = dict.fromkeys(one.contestant for one in counted)
+        return cls(
+            {name: [one for one in counted if one.contestant == name] for name in names},
+            {unit: record.repeat for unit, record in results.units.items()},
+        )
+
+    @property
+    def engines(self) -> list[str]:
+        return list(self.answers)
+
+    def grid(self, name: str, time: Time, requests: Sequence[int]) -> "Floats":
+        return grid_of(self.answers[name], time, self.repeats, requests)
+
+    def cached(self, name: str) -> dict[int, float]:
+        """Cached tokens of each request, on average over the passes, where the engine tells."""
+        told: dict[int, list[int]] = {}
+        for one in self.answers[name]:
+            if one.cached is not None:
+                told.setdefault(one.request, []).append(sum(one.cached.values()))
+        return {request: sum(tokens) / len(tokens) for request, tokens in told.items()}
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """One engine in one experiment, in both files."""
+
+    experiment: Experiment
+    before: _Answers
+    after: _Answers
+    name: str
+    reference: str
+
+    @cached_property
+    def requests(self) -> list[int]:
+        """Those that the engine answered in both files."""
+        found = [{one.request for one in side.answers[self.name]} for side in (self.before, self.after)]
+        return sorted(found[0] & found[1])
+
+    def time(self, measure: str) -> Change | None:
+        """Compare a time; None where either file has none."""
+        import numpy as np
+
+        time = TIMES[measure]
+        grids = [side.grid(self.name, time, self.requests) for side in (self.before, self.after)]
+        if any(np.isnan(grid).all() for grid in grids):
+            return None
+        change = Change(
+            experiment=self.experiment.name,
+            contestant=self.name,
+            measure=measure,
+            before=float(np.exp(np.nanmedian(grids[0]))),
+            after=float(np.exp(np.nanmedian(grids[1]))),
+            requests=len(self.requests),
+        )
+        if len(self.requests) < FEWEST:
+            return change.model_copy(update={"unjudged": f"fewer than {FEWEST} requests"})
+        if self.experiment.drive is Drive.TURNS:
+            return change.model_copy(update=self._in_turns(grids, time))
+        return change.model_copy(update=self._under_load(grids, time))
+
+    def _in_turns(self, grids: "Sequence[Floats]", time: Time) -> dict[str, Any]:
+        found: dict[str, Any] = {"raw": _ratio(self._raw(grids))}
+        if self.name == self.reference:
+            return {**found, "unjudged": THE_REFERENCE}
+        if not self.reference:
+            repeated = all(len(grid) > 1 for grid in grids)
+            return found | ({"p": _chance(self._raw, grids)} if repeated else {"unjudged": NO_REFERENCE})
+        others = [side.grid(self.reference, time, self.requests) for side in (self.before, self.after)]
+        rows = [grid[: len(other)] - other[: len(grid)] for grid, other in zip(grids, others, strict=True)]
+        change = _middle(rows[1]) - _middle(rows[0])
+
+        def relative(_: "Sequence[Floats]", resamples: int = FEW) -> Drawn:
+            return quantile(change[None], 0.5, block=1, seed=self._seed, resamples=resamples)
+
+        return {
+            **found,
+            "relative": _ratio(relative(grids)),
+            "reference": self.reference,
+            "p": _chance(relative, grids),
+        }
+
+    def _under_load(self, grids: "Sequence[Floats]", time: Time) -> dict[str, Any]:
+        found: dict[str, Any] = {"raw": _ratio(self._raw(grids))}
+        if self.name == self.reference:
+            return {**found, "unjudged": THE_REFERENCE}
+        compared: Sequence[Floats] = grids
+        if self.reference:
+            others = [side.grid(self.reference, time, self.requests) for side in (self.before, self.after)]
+            compared = [*grids, *others]
+            found |= {"relative": _ratio(self._against(compared)), "reference": self.reference}
+        if any(len(grid) < 2 for grid in compared):
+            return {**found, "unjudged": ONE_WINDOW}
+        return {**found, "p": _chance(self._against, compared)}
+
+    def _against(self, grids: "Sequence[Floats]", resamples: int = FEW) -> Drawn:
+        """The change, without that of a reference whose grids come after the engine's."""
+        raw = self._raw(grids[:2], resamples)
+        if len(grids) == 2:
+            return raw
+        other = self._raw(grids[2:], resamples, seed=self._seed + 1)
+        draws = min(len(raw.draws), len(other.draws))
+        return Drawn(raw.value - other.value, raw.draws[:draws] - other.draws[:draws])
+
+    def _raw(self, grids: "Sequence[Floats]", resamples: int = FEW, seed: int | None = None) -> Drawn:
+        block, chosen = lasting(len(self.requests)), self._seed if seed is None else seed
+        return quantile_ratio(grids[1], grids[0], 0.5, block=block, seed=chosen, resamples=resamples)
+
+    def hits(self) -> Iterator[Change]:
+        """Compare the shares of prompt tokens that came from the cache, where the engine tells in both files."""
+        import numpy as np
+
+        cached = self.before.cached(self.name), self.after.cached(self.name)
+        prompts = {one.request: one.prompt_tokens for one in self.before.answers[self.name]}
+        both = [request for request in self.requests if request in cached[0] and request in cached[1]]
+        if not both:
+            return
+        size = sum(prompts[request] for request in both) / len(both)
+        shares = [np.asarray([found[request] for request in both]) / size for found in cached]
+        change = Change(
+            experiment=self.experiment.name,
+            contestant=self.name,
+            measure="prompt tokens from cache, share",
+            before=float(shares[0].mean()),
+            after=float(shares[1].mean()),
+            requests=len(both),
+        )
+        if len(both) < FEWEST:
+            yield change.model_copy(update={"unjudged": f"fewer than {FEWEST} requests"})
+            return
+        grid = (shares[1] - shares[0])[None]
+
+        def difference(grids: "Sequence[Floats]", resamples: int = FEW) -> Drawn:
+            return mean(grids[0], block=lasting(len(both)), seed=self._seed, resamples=resamples)
+
+        yield change.model_copy(update={"raw": difference([grid]).estimate(), "p": _chance(difference, [grid])})
+
+    @property
+    def _seed(self) -> int:
+        return crc32(f"{self.experiment.name} {self.name}".encode())
+
+
+def _middle(grid: "Floats") -> "Floats":
+    """The median of each request over the passes; NaN for one without any."""
+    import numpy as np
+
+    found = np.full(grid.shape[1], np.nan)
+    known = ~np.isnan(grid).all(axis=0)
+    found[known] = np.nanmedian(grid[:, known], axis=0)
+    return found
+
+
+def _chance(drawn: Any, grids: "Sequence[Floats]") -> float:
+    """How likely a change as large is by chance; a small chance is told from more draws."""
+    chance = float(drawn(grids).p_value())
+    return chance if chance * FEW > 2 * SURE else float(drawn(grids, MANY).p_value())
+
+
+def _ratio(drawn: Drawn) -> Estimate:
+    import numpy as np
+
+    return drawn.estimate(np.exp)
