@@ -14,9 +14,11 @@ from rag.bench.peers.errors import PeerError
 from rag.bench.peers.gguf import fetch_gguf
 from rag.bench.peers.opening import ADAPTERS, python_of, reason
 from rag.bench.suite.contestant import AGAIN, OWN, SHORT, Contestant
+from rag.bench.suite.http import UrlContestant, url_of
 from rag.bench.suite.processes import ServingProcess
 from rag.bench.suite.records import ContestantRecord, SkippedRecord
 from rag.bench.suite.requests import BenchRequest, RequestStream
+from rag.bench.suite.server import open_vllm
 from rag.config import RagConfig
 from rag.errors import InvalidRequestError, ModelHubError
 from rag.model_download import Report
@@ -67,9 +69,10 @@ def check_contestant(name: str) -> None:
     """Raise `InvalidRequestError` unless it names a contestant."""
     engine = name.removesuffix(AGAIN)
     _own_mode(engine)
-    if engine not in (*OWN, *ADAPTERS, SHORT) and not engine.startswith(f"{CHUNK}@"):
+    if not url_of(engine) and engine not in (*OWN, *ADAPTERS, SHORT) and not engine.startswith(f"{CHUNK}@"):
         raise InvalidRequestError(
-            f"{name!r} is no contestant; choose from: {', '.join((*OWN, f'{CHUNK}@TOKENS', *ADAPTERS))}"
+            f"{name!r} is no contestant; choose from: {', '.join((*OWN, f'{CHUNK}@TOKENS', *ADAPTERS))}, "
+            "or give the URL of a server, as URL or NAME=URL"
         )
 
 
@@ -98,7 +101,12 @@ def open_contestants(
             seconds = time.monotonic() - began
             contestants.append(contestant)
             records.append(
-                ContestantRecord(name=name, version=contestant.version, detail=contestant.detail, start_seconds=seconds)
+                ContestantRecord(
+                    name=contestant.name,
+                    version=contestant.version,
+                    detail=contestant.detail,
+                    start_seconds=seconds,
+                )
             )
         yield contestants, records, skipped
 
@@ -117,6 +125,18 @@ def _opened(name: str, setting: ContestantSetting) -> Iterator[Contestant]:
 def _open(name: str, setting: ContestantSetting) -> Contestant:
     threads = {"OMP_NUM_THREADS": str(setting.threads)}
     engine = name.removesuffix(AGAIN)
+    if address := url_of(engine):
+        return UrlContestant(*address)
+    if engine == "vllm":
+        return open_vllm(
+            name,
+            python_of(engine, setting.pythons),
+            setting.folder,
+            context=setting.context,
+            kv_gib=setting.kv_gib,
+            threads=setting.threads,
+            dtype=setting.dtype,
+        )
     if mode := _own_mode(engine):
         adapter, python, settings = "preread", Path(sys.executable), _own_settings(*mode, setting)
     elif engine == SHORT:
