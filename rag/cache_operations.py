@@ -1,17 +1,15 @@
 """The cache of a running server, over HTTP."""
 
 from collections.abc import Callable
-from time import sleep
 from typing import Literal
 
 import httpx
 
+from rag.job_operations import RemoteJobs
 from rag.schemas.cache import CacheSelection, CacheStats, Flushed, FlushRequest, Pinned, Unpinned
-from rag.schemas.jobs import Job, is_over
+from rag.schemas.jobs import Job
 
 __all__ = ["RemoteCache"]
-
-POLL_SECONDS = 0.3
 
 
 class RemoteCache:
@@ -19,10 +17,12 @@ class RemoteCache:
 
     Args:
         call: sends a request to a method and path, and raises what goes wrong.
+        jobs: of the same server.
     """
 
-    def __init__(self, call: Callable[..., httpx.Response]) -> None:
+    def __init__(self, call: Callable[..., httpx.Response], jobs: RemoteJobs) -> None:
         self._call = call
+        self._jobs = jobs
 
     def stats(self) -> CacheStats:
         """Return what the cache holds."""
@@ -31,9 +31,7 @@ class RemoteCache:
     def warm(self, collection: str, document_id: str | None = None) -> Job:
         """Bring passages into memory, and return the job that has done it."""
         job = Job.model_validate(self._post("warm", CacheSelection(collection=collection, document_id=document_id)))
-        while not is_over(job):
-            sleep(POLL_SECONDS)
-            job = Job.model_validate(self._call("GET", f"/v1/jobs/{job.id}").json())
+        *_, job = self._jobs.follow(job.id)
         return job
 
     def pin(self, collection: str, document_id: str | None = None) -> Pinned:

@@ -1,22 +1,20 @@
 """The same operations, done by a running server over HTTP."""
 
 import base64
-import json
-import logging
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote
 
 import httpx
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from rag.cache_operations import RemoteCache
 from rag.config import RetrieverSettings
-from rag.errors import ServerError
+from rag.job_operations import RemoteJobs
 from rag.key_operations import RemoteKeys
 from rag.operations import Progress, ignore_progress, ignored_settings
+from rag.remote import Remote
 from rag.schemas import (
     AnswerEvent,
     AnswerRequest,
@@ -42,13 +40,8 @@ from retriever.ingest import IngestEvent, Stage
 
 __all__ = ["Client"]
 
-logger = logging.getLogger(__name__)
-
-CONNECT_SECONDS = 5.0
 BATCH_BYTES = 4 * 2**20  # of documents in one request
 BATCH_DOCUMENTS = 32
-
-T = TypeVar("T")
 
 _EVENTS: TypeAdapter[AnswerEvent] = TypeAdapter(AnswerEvent)
 _PROGRESS = TypeAdapter(PrecomputeProgress)
@@ -76,16 +69,16 @@ class Client:
     ) -> None:
         self.url = url
         self._wanted = wanted or RetrieverSettings()
-        timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)  # an answer takes as long as it takes
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx.Client(base_url=url, timeout=timeout, headers=headers, transport=transport, trust_env=False)
-        self.cache = RemoteCache(self._call)
+        self._remote = Remote(url, key=key, transport=transport)
+        self._call = self._remote.call
+        self.jobs = RemoteJobs(self._remote)
+        self.cache = RemoteCache(self._call, self.jobs)
         self.keys = RemoteKeys(self._call)
         self.usage = RemoteUsage(self._call)
 
     def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        self._remote.close()
 
     def health(self) -> dict[str, Any]:
         """Return what the server says about itself.
@@ -99,12 +92,7 @@ class Client:
     def answer(self, request: AnswerRequest) -> Iterator[AnswerEvent]:
         """Answer a question; see `Operations.answer`."""
         body = request.model_copy(update={"stream": True}).model_dump(mode="json", exclude_none=True)
-        with self._errors(), self._http.stream("POST", "/v1/answer", json=body) as response:
-            if response.is_error:
-                response.read()
-            self._check(response)
-            for data in _server_sent(_lines(response.iter_text())):
-                yield self._parsed(data, _EVENTS)
+        return self._remote.events("POST", "/v1/answer", _EVENTS, json=body)
 
     def search(self, request: SearchRequest) -> SearchResult:
         """Find passages."""
@@ -152,12 +140,7 @@ class Client:
 
     def precompute(self, collection: str) -> Generator[PrecomputeProgress, None, None]:
         """Let the server compute; see `Operations.precompute`."""
-        with self._errors(), self._http.stream("POST", _path(collection, "precompute")) as response:
-            if response.is_error:
-                response.read()
-            self._check(response)
-            for data in _server_sent(_lines(response.iter_text())):
-                yield self._parsed(data, _PROGRESS)
+        return self._remote.events("POST", _path(collection, "precompute"), _PROGRESS)
 
     def collections(self) -> list[CollectionInfo]:
         """Return every collection, by name."""
@@ -207,52 +190,15 @@ class Client:
             }
             for raw in batch
         ]
-        with self._errors():
-            response = self._http.post(_path(collection, "documents"), json={"documents": documents})
+        response = self._remote.send("POST", _path(collection, "documents"), json={"documents": documents})
         if skipped := _skipped(response):  # none of them can be used; those of other batches may be
             return _NOTHING.model_copy(update={"collection": collection, "skipped": skipped})
-        self._check(response)
+        self._remote.check(response)
         return IngestReport.model_validate(response.json())
-
-    def _parsed(self, data: str, kind: TypeAdapter[T]) -> T:
-        """Read an event; what is none of its kind is the problem that ended the stream."""
-        try:
-            return kind.validate_json(data)
-        except ValidationError:
-            raise ServerError(f"the server at {self.url} ended it: {_detail(data)}") from None
-
-    def _call(self, method: str, path: str, **arguments: Any) -> httpx.Response:
-        with self._errors():
-            response = self._http.request(method, path, **arguments)
-            self._check(response)
-            return response
-
-    def _check(self, response: httpx.Response) -> None:
-        if response.is_error:
-            raise ServerError(_detail(response.text) or f"the server at {self.url} answered {response.status_code}")
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except httpx.HTTPError as error:
-            raise ServerError(
-                f"the server at {self.url} does not answer ({error or type(error).__name__}); "
-                "wait until it is ready, or stop it and run the command again"
-            ) from error
 
 
 def _path(*parts: str) -> str:
     return "/v1/collections/" + "/".join(quote(part, safe="") for part in parts)
-
-
-def _detail(body: str) -> str:
-    """Return what a problem document (RFC 9457) says, or the body itself."""
-    try:
-        problem = json.loads(body)
-    except ValueError:
-        return body.strip()
-    return str(problem.get("detail") or problem.get("title") or body) if isinstance(problem, dict) else body
 
 
 def _skipped(response: httpx.Response) -> list[SkippedDocument]:
@@ -260,31 +206,6 @@ def _skipped(response: httpx.Response) -> list[SkippedDocument]:
     if response.status_code != httpx.codes.UNPROCESSABLE_ENTITY:
         return []
     return [SkippedDocument.model_validate(item) for item in response.json().get("skipped", [])]
-
-
-def _lines(texts: Iterator[str]) -> Iterator[str]:
-    """Yield lines that end with a line feed, as our server writes them.
-
-    `Response.iter_lines` also cuts at U+2028, U+0085 and others, which JSON carries as they are.
-    """
-    rest = ""
-    for text in texts:
-        *lines, rest = (rest + text).split("\n")
-        yield from lines
-    yield rest
-
-
-def _server_sent(lines: Iterator[str]) -> Iterator[str]:
-    """Yield the data of each server-sent event."""
-    data: list[str] = []
-    for line in lines:
-        if line.startswith("data:"):
-            data.append(line[5:].removeprefix(" "))
-        elif not line and data:
-            yield "\n".join(data)
-            data = []
-    if data:
-        yield "\n".join(data)
 
 
 def _batches(

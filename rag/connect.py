@@ -50,7 +50,9 @@ def connect_to_server(config: RagConfig) -> Iterator[Client]:
     """
     owner = find_owner(config.data_dir)
     if owner is None or not owner.url:
-        raise ServerError(f"no server runs over {config.data_dir}; start one with `rag serve`, whose cache it is")
+        raise ServerError(
+            f"no server runs over {config.data_dir}; start one with `rag serve`, since this asks a server"
+        )
     client = _client_of(owner, config)
     try:
         yield client

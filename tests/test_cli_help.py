@@ -30,7 +30,7 @@ print("loaded", [name for name in {heavy!r} if name in sys.modules])
 """
 COMMANDS = (
     *("ingest", "ask", "search", "serve", "demo", "doctor"),
-    *("collections", "documents", "keys", "model", "usage", "bench"),
+    *("collections", "documents", "jobs", "keys", "model", "usage", "bench"),
 )
 
 

@@ -1,15 +1,20 @@
 """What commands say of metadata, settings of collections and the cache, beside a running server."""
 
+import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import typer
 from rag_helpers import Ran, make_chat_model, run_cli
-from server_helpers import Running, make_config, running
+from server_helpers import Running, eventually, make_config, running
 
 from rag.cli.conditions import parse_metadata, parse_where
+from rag.client import Client
+from rag.schemas import PrecomputeProgress
 from rag.service import Service
 from retriever.hash_embedder import HashEmbedder
 
@@ -141,6 +146,57 @@ def test_the_cache_is_looked_into_and_managed(rag: Run, notes: Path) -> None:
     assert json.loads(rag("cache", "flush", "-c", "cached", "--disk", "--json").out)["blocks"] > 0
     missing = rag("cache", "pin", "-c", "none")
     assert (missing.code, "none" in missing.err) == (1, True)
+
+
+def test_jobs_are_listed_shown_and_followed(rag: Run, notes: Path) -> None:
+    assert rag("ingest", notes, "-c", "jobs").code == 0
+    warmed = json.loads(rag("cache", "warm", "-c", "jobs", "--json").out)
+    listed = json.loads(rag("jobs", "list", "--json").out)["jobs"]
+    assert listed[0] == warmed
+    table = rag("jobs", "list").out
+    assert all(text in table for text in (warmed["id"], "warm", "succeeded", "1 of 1"))
+    assert json.loads(rag("jobs", "show", warmed["id"], "--json").out) == warmed
+    assert "succeeded" in rag("jobs", "show", warmed["id"]).out
+    followed = rag("jobs", "follow", warmed["id"])
+    assert (followed.code, followed.out) == (0, "warm jobs: succeeded, 1 of 1 done\n")
+    assert json.loads(rag("jobs", "follow", warmed["id"], "--json").out) == warmed
+    assert json.loads(rag("jobs", "cancel", warmed["id"], "--json").out) == warmed, "it has ended"
+    missing = rag("jobs", "follow", "none")
+    assert (missing.code, "no job 'none'" in missing.message) == (1, True)
+
+
+def test_a_job_is_cancelled_while_somebody_follows_it(
+    api: Running, rag: Run, notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def endless(_collection: str) -> AsyncIterator[PrecomputeProgress]:
+        yield PrecomputeProgress(passages=3, total=7, tokens=0, seconds=0)
+        await asyncio.sleep(20)  # longer than the test needs
+
+    monkeypatch.setattr(api.service, "precompute_async", endless)
+    assert rag("ingest", notes, "-c", "endless").code == 0
+    job_id = api.http.post("/v1/collections/endless/precompute?wait=false").json()["id"]
+    eventually(lambda: json.loads(rag("jobs", "show", job_id, "--json").out)["progress"]["done"] == 3)
+    with ThreadPoolExecutor(1) as other, closing(Client(api.url)) as client:
+        followed = other.submit(lambda: [job.state for job in client.jobs.follow(job_id)])
+        cancelled = rag("jobs", "cancel", job_id)
+        assert cancelled.code == 0
+        assert cancelled.out.startswith("precompute endless: ")
+        assert followed.result(20)[-1] == "cancelled"
+    ended = rag("jobs", "follow", job_id)
+    assert (ended.code, ended.out) == (1, "precompute endless: cancelled, 3 of 7 done\n")
+    assert json.loads(rag("jobs", "list", "--json").out)["jobs"][0]["state"] == "cancelled"
+
+
+def test_what_a_job_did_and_why_it_failed_are_shown(api: Running, rag: Run) -> None:
+    path = "/v1/collections/broken/documents?wait=false"
+    job_id = api.http.post(path, json={"documents": [{"uri": "x.pdf", "data": "AAAA"}]}).json()["id"]
+    followed = rag("jobs", "follow", job_id)
+    assert followed.code == 1
+    assert followed.out.startswith("ingest broken: failed")
+    assert "WARNING: " in followed.err
+    shown = rag("jobs", "show", job_id)
+    assert shown.code == 0
+    assert "x.pdf" in shown.out
 
 
 def test_without_a_server_there_is_no_cache_to_look_into(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -1,16 +1,20 @@
 """`rag cache`: what a running server has in memory, and passages to read ahead, to keep, or to forget."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rag.cli.failures import FAILED, OK
 from rag.cli.options import AsJson, CollectionOption, config_of
 from rag.cli.output import mebibytes, number, print_json, print_table, waiting
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from rag.cache_operations import RemoteCache
 
 __all__ = ["app"]
@@ -58,62 +62,73 @@ def stats(context: typer.Context, as_json: AsJson = False) -> None:
         print_table(("collection", "in memory", "pinned passages"), kept)
 
 
-@app.command("warm")
-def warm(
-    context: typer.Context,
-    collection: CollectionOption = "default",
-    document: DocumentOption = None,
-    as_json: AsJson = False,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What a command has done: for programs, and for people."""
+
+    result: "BaseModel"
+    message: str
+    warning: str = ""
+    code: int = OK
+
+
+def _over_passages(name: str) -> "Callable[[Callable[[RemoteCache, str, str | None], _Told]], None]":
+    """Make a command over the passages of a collection, or of one document of it."""
+
+    def make(work: "Callable[[RemoteCache, str, str | None], _Told]") -> None:
+        def command(
+            context: typer.Context,
+            collection: CollectionOption = "default",
+            document: DocumentOption = None,
+            as_json: AsJson = False,
+        ) -> None:
+            _tell(context, lambda cache: work(cache, collection, document), as_json=as_json)
+
+        app.command(name, help=work.__doc__)(command)
+
+    return make
+
+
+def _tell(context: typer.Context, work: "Callable[[RemoteCache], _Told]", *, as_json: bool) -> None:
+    with _cache(context) as cache, waiting("reading"):
+        told = work(cache)
+    if as_json:
+        print_json(told.result)
+    elif told.message:
+        print(told.message)
+    if told.warning and not as_json:
+        print(told.warning, file=sys.stderr)
+    if told.code != OK:
+        raise typer.Exit(told.code)
+
+
+@_over_passages("warm")
+def _warm(cache: "RemoteCache", collection: str, document: str | None) -> _Told:
     """Bring passages into memory, those found often first, as far as half of it goes."""
-    with _cache(context) as cache, waiting("reading"):
-        job = cache.warm(collection, document)
-    if as_json:
-        print_json(job)
-    elif job.state == "succeeded":
-        print(f"{collection}: {number(job.progress.done)} of {number(job.progress.total or 0)} passages are in memory")
-    else:
-        print(f"{collection}: {job.state}: {job.error or 'somebody has ended it'}", file=sys.stderr)
-    if job.state != "succeeded":
-        raise typer.Exit(1)
+    job = cache.warm(collection, document)
+    if job.state == "succeeded":
+        done, total = number(job.progress.done), number(job.progress.total or 0)
+        return _Told(job, f"{collection}: {done} of {total} passages are in memory")
+    return _Told(job, "", f"{collection}: {job.state}: {job.error or 'somebody has ended it'}", FAILED)
 
 
-@app.command("pin")
-def pin(
-    context: typer.Context,
-    collection: CollectionOption = "default",
-    document: DocumentOption = None,
-    as_json: AsJson = False,
-) -> None:
+@_over_passages("pin")
+def _pin(cache: "RemoteCache", collection: str, document: str | None) -> _Told:
     """Keep passages in memory until they are let go or deleted, or the server stops."""
-    with _cache(context) as cache, waiting("reading"):
-        pinned = cache.pin(collection, document)
-    if as_json:
-        print_json(pinned)
-        return
-    print(f"{collection}: {number(pinned.passages)} passages are kept in memory")
-    if pinned.left_out:
-        print(
-            f"WARNING: there is no room for {number(pinned.left_out)} more: half of the memory may be kept so; "
-            "raise the server's PREREAD_ENGINE__KV_CACHE_BYTES",
-            file=sys.stderr,
-        )
+    pinned = cache.pin(collection, document)
+    warning = (
+        f"WARNING: there is no room for {number(pinned.left_out)} more: half of the memory may be kept so; raise the "
+        "server's PREREAD_ENGINE__KV_CACHE_BYTES"
+    )
+    message = f"{collection}: {number(pinned.passages)} passages are kept in memory"
+    return _Told(pinned, message, warning if pinned.left_out else "")
 
 
-@app.command("unpin")
-def unpin(
-    context: typer.Context,
-    collection: CollectionOption = "default",
-    document: DocumentOption = None,
-    as_json: AsJson = False,
-) -> None:
+@_over_passages("unpin")
+def _unpin(cache: "RemoteCache", collection: str, document: str | None) -> _Told:
     """Let passages go from memory when room is needed."""
-    with _cache(context) as cache:
-        unpinned = cache.unpin(collection, document)
-    if as_json:
-        print_json(unpinned)
-    else:
-        print(f"{collection}: {number(unpinned.passages)} passages may go from memory again")
+    unpinned = cache.unpin(collection, document)
+    return _Told(unpinned, f"{collection}: {number(unpinned.passages)} passages may go from memory again")
 
 
 @app.command("flush")
@@ -125,13 +140,13 @@ def flush(
     as_json: AsJson = False,
 ) -> None:
     """Forget the KV of passages; they are read again when somebody asks."""
-    with _cache(context) as cache:
+
+    def work(cache: "RemoteCache") -> _Told:
         flushed = cache.flush(collection, document, from_disk=disk)
-    if as_json:
-        print_json(flushed)
-    else:
         records = f", {number(flushed.records)} records removed from disk" if disk else ""
-        print(f"{collection}: {number(flushed.blocks)} blocks freed{records}")
+        return _Told(flushed, f"{collection}: {number(flushed.blocks)} blocks freed{records}")
+
+    _tell(context, work, as_json=as_json)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from rag.cli import (
     doctor,
     documents,
     ingest,
+    jobs,
     keys,
     model,
     search,
@@ -50,6 +51,7 @@ app.command(name="doctor")(doctor.doctor)
 app.add_typer(cache.app, name="cache")
 app.add_typer(collections.app, name="collections")
 app.add_typer(documents.app, name="documents")
+app.add_typer(jobs.app, name="jobs")
 app.add_typer(keys.app, name="keys")
 app.add_typer(model.app, name="model")
 app.add_typer(usage.app, name="usage")

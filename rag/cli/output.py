@@ -4,17 +4,21 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
 
     from rag.operations import Progress
     from rag.schemas import Answer, PrecomputeProgress, Source
+    from rag.schemas.jobs import JobProgress
 
 __all__ = [
-    "cache_summary", "ingest_progress", "mebibytes", "number", "precompute_progress", "print_json", "print_sources",
-    "print_table", "printable", "waiting",
+    "cache_summary", "ingest_progress", "job_progress", "mebibytes", "number", "precompute_progress", "print_json",
+    "print_sources", "print_table", "printable", "waiting",
 ]  # fmt: skip
 
 CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
@@ -97,25 +101,18 @@ def waiting(message: str) -> Iterator[None]:
 @contextmanager
 def ingest_progress() -> "Iterator[Progress]":
     """Show the progress of an ingestion on stderr; skipped documents and notices are told at once."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bars
-
     from retriever.ingest import IngestEvent, Stage
 
-    columns = (TextColumn("documents"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-    with Bars(*columns, TimeElapsedColumn(), console=_stderr(), disable=not sys.stderr.isatty()) as bars:
-        task = bars.add_task("", total=None)
+    with _bar("documents") as bar:
 
         def show(event: IngestEvent) -> None:
             if event.stage is Stage.EMBEDDED:
                 description = f"embedded {event.passages} {event.message}"
             else:
                 description = f"{event.passages} passages"
-            bars.update(task, completed=event.documents, total=event.total, description=description)
+            bar.move(event.documents, event.total, description)
             if event.stage in (Stage.SKIPPED, Stage.NOTICE):
-                bars.console.print(
-                    printable(f"{event.stage}: {event.message}"), style="yellow", markup=False, highlight=False
-                )
+                bar.say(f"{event.stage}: {event.message}")
 
         yield show
 
@@ -123,22 +120,47 @@ def ingest_progress() -> "Iterator[Progress]":
 @contextmanager
 def precompute_progress(total: int) -> "Iterator[Callable[[PrecomputeProgress], None]]":
     """Show on stderr how many passages are read ahead of the questions."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    columns = (TextColumn("passages read"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-    times = (TimeElapsedColumn(), TimeRemainingColumn())
-    with Bars(*columns, *times, console=_stderr(), disable=not sys.stderr.isatty()) as bars:
-        task = bars.add_task("", total=total)
+    with _bar("passages read", shows_rest=True) as bar:
 
         def show(progress: "PrecomputeProgress") -> None:
             rate = progress.tokens / progress.seconds if progress.tokens else 0
-            bars.update(task, completed=progress.passages + progress.skipped, description=f"{rate:.0f} tokens/s")
+            bar.move(progress.passages + progress.skipped, total, f"{rate:.0f} tokens/s")
 
         yield show
 
 
-def _stderr() -> Any:
-    from rich.console import Console
+@contextmanager
+def job_progress() -> "Iterator[Callable[[JobProgress], None]]":
+    """Show on stderr how far a job is."""
+    with _bar("done") as bar:
 
-    return Console(stderr=True, soft_wrap=True)
+        def show(progress: "JobProgress") -> None:
+            bar.move(progress.done, progress.total, printable(progress.message) or f"{progress.passages} passages")
+
+        yield show
+
+
+@dataclass(frozen=True, slots=True)
+class _Bar:
+    bars: "Bars"
+    task: "TaskID"
+
+    def move(self, done: int, total: int | None, description: str) -> None:
+        self.bars.update(self.task, completed=done, total=total, description=description)
+
+    def say(self, message: str) -> None:
+        self.bars.console.print(printable(message), style="yellow", markup=False, highlight=False)
+
+
+@contextmanager
+def _bar(what: str, *, shows_rest: bool = False) -> Iterator[_Bar]:
+    """Show a bar on stderr, where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    times = (TimeElapsedColumn(), TimeRemainingColumn()) if shows_rest else (TimeElapsedColumn(),)
+    console = Console(stderr=True, soft_wrap=True)
+    with Bars(*columns, *times, console=console, disable=not sys.stderr.isatty()) as bars:
+        yield _Bar(bars, bars.add_task("", total=None))
