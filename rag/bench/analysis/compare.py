@@ -192,7 +192,7 @@ class _Pair:
     def _in_turns(self, grids: "Sequence[Floats]", time: Time) -> dict[str, Any]:
         found: dict[str, Any] = {"raw": _ratio(self._raw(grids))}
         if self.name == self.reference:
-            return {**found, "unjudged": THE_REFERENCE}
+            return {**found, "reference": self.name, "unjudged": THE_REFERENCE}
         if not self.reference:
             repeated = all(len(grid) > 1 for grid in grids)
             return found | ({"p": _chance(self._raw, grids)} if repeated else {"unjudged": NO_REFERENCE})
@@ -213,7 +213,7 @@ class _Pair:
     def _under_load(self, grids: "Sequence[Floats]", time: Time) -> dict[str, Any]:
         found: dict[str, Any] = {"raw": _ratio(self._raw(grids))}
         if self.name == self.reference:
-            return {**found, "unjudged": THE_REFERENCE}
+            return {**found, "reference": self.name, "unjudged": THE_REFERENCE}
         compared: Sequence[Floats] = grids
         if self.reference:
             others = [side.grid(self.reference, time, self.requests) for side in (self.before, self.after)]

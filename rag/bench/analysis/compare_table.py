@@ -23,6 +23,9 @@ def render(comparison: Comparison, *, everything: bool = False, width: int = 160
         parts.append(_table("changed beyond noise", found))
     else:
         parts.append("nothing changed beyond noise")
+    if comparison.machine:
+        moved = ", ".join(f"{one.experiment} x {_ratio(one)} ({one.contestant})" for one in comparison.machine)
+        parts.append(f"\nTTFT of the references, which tell what the machine did: {moved}")
     if not everything and comparison.open:
         title = "\nother by a tenth or more, perhaps by chance: not judged (--all says why)"
         parts.append(_table(title, comparison.open))
@@ -38,8 +41,9 @@ def _table(title: str, changes: Sequence[Change], *, verdict: bool = False) -> T
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="")
     for name in ("experiment", "engine or answers", "measure"):
         table.add_column(name)
-    for name in ("n", "before", "after", "change (95 %)", "of it not the machine's (95 %)"):
+    for name in ("n", "before", "after", "change (95 %)", "the machine taken out (95 %)"):
         table.add_column(name, justify="right")
+    table.add_column("reference")
     if verdict:
         table.add_column("verdict")
     for one in changes:
@@ -49,7 +53,7 @@ def _table(title: str, changes: Sequence[Change], *, verdict: bool = False) -> T
 
 
 def _values(change: Change) -> list[str]:
-    relative = f"x {estimate(change.relative)}, as {change.reference} shows" if change.relative else ""
+    relative = f"x {estimate(change.relative)}" if change.relative else ""
     if "ms" in change.measure:
         shown = f"x {estimate(change.raw)}"
     elif change.raw is None:
@@ -57,7 +61,11 @@ def _values(change: Change) -> list[str]:
     else:
         shown = estimate(change.raw)
         shown = shown if shown.startswith("-") or change.raw.value == 0 else f"+{shown}"
-    return [significant(change.before), significant(change.after), shown, relative]
+    return [significant(change.before), significant(change.after), shown, relative, change.reference]
+
+
+def _ratio(change: Change) -> str:
+    return significant(change.raw.value) if change.raw else significant(change.after / change.before)
 
 
 def _verdict(change: Change) -> str:
@@ -74,6 +82,6 @@ def _legend(comparison: Comparison) -> Iterator[str]:
     )
     yield (
         "Intervals of a change are within the two runs: they do not know that the machine may have been another. "
-        "Divided by what a reference took for the same request beside it, that cancels. What lasts for a whole run, "
-        "such as how a process happened to get its memory, does not."
+        "Divided by what a reference took for the same request beside it, that cancels, as far as both feel it alike. "
+        "What lasts for a whole run, such as how a process happened to get its memory, does not."
     )

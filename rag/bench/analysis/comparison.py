@@ -35,7 +35,7 @@ class Change(_Part):
         raw: after over before for times (median of the ratios by request where engines took turns, else the ratio of
             the medians); after minus before for shares, F1 and KL. With its interval within the runs.
         relative: for times, the same as a multiple of the reference's: what the machine did to both is not in it.
-        reference: the engine that `relative` is a multiple of; empty without one.
+        reference: the engine that `relative` is a multiple of; its own name for the reference itself; empty without.
         p: chance of a difference as large if nothing changed; None where that is not known, see `unjudged`.
         q: the same after Benjamini and Hochberg's correction for the number of comparisons.
         changed: beyond noise, and large enough to matter.
@@ -85,8 +85,14 @@ class Comparison(_Part):
     @property
     def open(self) -> list[Change]:
         """What is other by at least a tenth, where nobody knows whether by chance; the largest first."""
-        doubtful = [one for one in self.changes if one.unjudged and _apart(one) and change_size(one) >= NOTICED]
-        return sorted(doubtful, key=change_size, reverse=True)
+        doubtful = [one for one in self.changes if one.unjudged and one.reference != one.contestant and _apart(one)]
+        return sorted((one for one in doubtful if change_size(one) >= NOTICED), key=change_size, reverse=True)
+
+    @property
+    def machine(self) -> list[Change]:
+        """The first time of each experiment's reference."""
+        references = [one for one in self.changes if one.reference == one.contestant and one.unjudged]
+        return list({one.experiment: one for one in reversed(references)}.values())[::-1]
 
 
 def change_size(change: Change) -> float:
