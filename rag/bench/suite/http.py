@@ -23,7 +23,6 @@ SILENCE_SECONDS = 600.0  # of a server that has something to do
 IDLE_SECONDS = 2.0  # that a connection is kept for; servers close theirs after 5, perhaps while we send
 EMPTY_SECONDS = 30.0  # a server may refuse to empty its cache until requests that were dropped have ended
 EMPTYING = ("/reset_prefix_cache", "/flush_cache")  # vLLM in development mode; SGLang
-SCHEMES = ("http://", "https://")
 PROBE = {"prompt": [40, 41, 42, 43], "max_tokens": 2}
 REASON = 200  # characters of an error's text
 
@@ -219,12 +218,10 @@ class UrlContestant:
             raise PeerError(f"{self.name} does not answer: {_text(error)}") from error
 
 
-def url_of(name: str) -> tuple[str, str] | None:
-    """Return the name and the URL of a contestant given as URL or NAME=URL; None where it is no URL."""
-    label, _, url = name.rpartition("=")
-    if name.startswith(SCHEMES):
-        return name, name
-    return (label, url) if label and url.startswith(SCHEMES) else None
+def url_of(name: str) -> str | None:
+    """Return the URL of a contestant that is given as NAME=URL; None where it is not."""
+    label, _, url = name.partition("=")
+    return url if label and url.startswith(("http://", "https://")) else None
 
 
 def _object(response: "httpx.Response") -> dict[str, Any]:

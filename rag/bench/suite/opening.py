@@ -72,7 +72,7 @@ def check_contestant(name: str) -> None:
     if not url_of(engine) and engine not in (*OWN, *ADAPTERS, SHORT) and not engine.startswith(f"{CHUNK}@"):
         raise InvalidRequestError(
             f"{name!r} is no contestant; choose from: {', '.join((*OWN, f'{CHUNK}@TOKENS', *ADAPTERS))}, "
-            "or give the URL of a server, as URL or NAME=URL"
+            "or NAME=URL of a server"
         )
 
 
@@ -101,12 +101,7 @@ def open_contestants(
             seconds = time.monotonic() - began
             contestants.append(contestant)
             records.append(
-                ContestantRecord(
-                    name=contestant.name,
-                    version=contestant.version,
-                    detail=contestant.detail,
-                    start_seconds=seconds,
-                )
+                ContestantRecord(name=name, version=contestant.version, detail=contestant.detail, start_seconds=seconds)
             )
         yield contestants, records, skipped
 
@@ -125,8 +120,8 @@ def _opened(name: str, setting: ContestantSetting) -> Iterator[Contestant]:
 def _open(name: str, setting: ContestantSetting) -> Contestant:
     threads = {"OMP_NUM_THREADS": str(setting.threads)}
     engine = name.removesuffix(AGAIN)
-    if address := url_of(engine):
-        return UrlContestant(*address)
+    if url := url_of(engine):
+        return UrlContestant(name, url)
     if engine == "vllm":
         return open_vllm(
             name,
