@@ -1,61 +1,79 @@
 """Parts of plots that several families share: logarithmic axes with round numbers, names beside lines, legends."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from math import ceil, floor, log10
 from typing import TYPE_CHECKING, Literal
 
 from rag.bench.pictures.sheet import Sheet, spread, text_width
 from rag.bench.pictures.style import INK, Look, short
+from rag.bench.statistics import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["gutter", "legend", "legend_height", "log_axis", "name_lines", "round_ticks", "values_axis"]
+__all__ = ["ends", "gutter", "legend", "legend_height", "log_axis", "name_lines", "round_ticks", "values_axis"]
 
-STEPS = (
-    (1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0),
-    (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0),
+# Round numbers, sparse series first: every so many decades, at these multiples.
+SERIES = (
+    (4, (1.0,)), (3, (1.0,)), (2, (1.0,)), (1, (1.0,)), (1, (1.0, 3.0)), (1, (1.0, 2.0, 5.0)),
+    (1, (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)),
+    (1, (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)),
 )  # fmt: skip
-NAME = 12.0  # pixels of a name's letters
+NAME, TICK = 12.0, 11.5  # pixels of the letters of names, and of what stands beside an axis
 KEY, GAP = 26, 18  # pixels of a legend's line, and between its entries
 
 
-def round_ticks(low: float, high: float, most: int) -> list[float]:
-    """Return round numbers in low..high, as many as there are of one of our series, at most so many.
+def ends(estimate: Estimate) -> tuple[float, float]:
+    """Return the bounds of an interval, or the value twice where there is none."""
+    low, high = estimate.low, estimate.high
+    return (estimate.value, estimate.value) if low is None or high is None else (low, high)
 
-    >>> round_ticks(0.09, 2.2, 6)
+
+def round_ticks(low: float, high: float, fits: Callable[[list[float]], bool]) -> list[float]:
+    """Return round numbers in low..high: those of the densest of our series that fits.
+
+    >>> round_ticks(0.09, 2.2, lambda ticks: len(ticks) <= 6)
     [0.1, 0.2, 0.5, 1.0, 2.0]
     """
     found: list[float] = []
-    for steps in STEPS:
-        decades = range(floor(log10(low)), ceil(log10(high)) + 1)
-        ticks = [float(f"{step * 10.0**decade:.6g}") for decade in decades for step in steps]
-        inside = [tick for tick in ticks if low <= tick <= high]
-        if len(inside) > most:
+    for every, steps in SERIES:
+        decades = [one for one in range(floor(log10(low)), ceil(log10(high)) + 1) if one % every == 0]
+        inside = [
+            tick for one in decades for step in steps if low <= (tick := float(f"{step * 10.0**one:.6g}")) <= high
+        ]
+        if inside and not fits(inside):
             break
-        found = inside
+        found = inside or found
     return found or [float(f"{(low * high) ** 0.5:.2g}")]
 
 
-def log_axis(
-    axes: "Axes", which: Literal["x", "y"], values: Sequence[float], write: Callable[[float], str], most: int
-) -> None:
+def log_axis(axes: "Axes", which: Literal["x", "y"], values: Sequence[float], write: Callable[[float], str]) -> None:
     """Make an axis logarithmic, wide enough for some values and a little more, with round ticks and a grid."""
-    low, high = min(values), max(values)
-    room = max((high / low) ** 0.06, 1.08)
-    limits = (low / room, high * room)
-    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
-    (axes.set_xlim if which == "x" else axes.set_ylim)(*limits)
-    _ticks(axes, which, round_ticks(*limits, most), write)
+    low, high = _scale(axes, which, values)
+    length = axes.bbox.width if which == "x" else axes.bbox.height
+
+    def fits(ticks: list[float]) -> bool:
+        places = [log10(tick / low) / log10(high / low) * length for tick in ticks]
+        sizes = [text_width(write(tick), TICK) + 10 if which == "x" else 26.0 for tick in ticks]
+        gaps = zip(pairwise(places), pairwise(sizes), strict=True)
+        return all(after - before >= (one + other) / 2 for (before, after), (one, other) in gaps)
+
+    _ticks(axes, which, round_ticks(low, high, fits), write)
 
 
 def values_axis(axes: "Axes", which: Literal["x", "y"], values: Sequence[float], write: Callable[[float], str]) -> None:
     """Make an axis logarithmic with a tick at each of some values and no other."""
-    low, high = min(values), max(values)
-    room = max((high / low) ** 0.05, 1.05)
-    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
-    (axes.set_xlim if which == "x" else axes.set_ylim)(low / room, high * room)
+    _scale(axes, which, values)
     _ticks(axes, which, values, write)
+
+
+def _scale(axes: "Axes", which: Literal["x", "y"], values: Sequence[float]) -> tuple[float, float]:
+    room = max((max(values) / min(values)) ** 0.06, 1.08)
+    limits = min(values) / room, max(values) * room
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    (axes.set_xlim if which == "x" else axes.set_ylim)(*limits)
+    return limits
 
 
 def _ticks(axes: "Axes", which: Literal["x", "y"], ticks: Sequence[float], write: Callable[[float], str]) -> None:

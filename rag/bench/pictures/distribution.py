@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rag.bench.analysis.models import ContestantFigures, ExperimentFigures, Figures
-from rag.bench.pictures.axes import log_axis
+from rag.bench.pictures.axes import ends, log_axis
 from rag.bench.pictures.sheet import Picture, Sheet
 from rag.bench.pictures.style import INK, MUTED, Look, duration, short, span
 from rag.bench.suite.experiment import Drive
@@ -33,10 +33,12 @@ def distributions(figures: Figures, looks: Mapping[str, Look]) -> Iterator[Pictu
 def _distribution(one: ExperimentFigures, timed: list[ContestantFigures], looks: Mapping[str, Look]) -> Picture:
     values = [value for entry in timed for value in entry.ttft_ms]
     answers = span([len(entry.ttft_ms) for entry in timed])
+    marks = ", the bar across it its 95 % interval" if any(entry.ttft and entry.ttft.p50.low for entry in timed) else ""
+    marks += ", the hill the density of the answers" if any(len(entry.ttft_ms) >= DENSE for entry in timed) else ""
     since = "its arrival" if one.experiment.drive is Drive.LOAD else "the request"
     note = (
-        f"From {since} to the first token; {answers} answers an engine, warm-up left out. A dot is an answer, the hill "
-        "their density, the line the median and the bar below it the median's 95 % interval. Left is better."
+        f"From {since} to the first token; {answers} answers an engine, warm-up left out. A dot is an answer, the "
+        f"upright line the median{marks}. Left is better."
     )
     medians = ", ".join(f"{entry.contestant} {duration(_median(entry))}" for entry in timed)
 
@@ -46,10 +48,10 @@ def _distribution(one: ExperimentFigures, timed: list[ContestantFigures], looks:
         axes = sheet.panel(8, 0, width - 16, height)
         axes.set_ylim(height, 0)
         axes.spines["left"].set_visible(False)
-        log_axis(axes, "x", values, duration, 4 if sheet.narrow else 9)
+        log_axis(axes, "x", values, duration)
         axes.set_yticks([])
         axes.set_xlabel("time to the first token (logarithmic)")
-        columns = _columns(sheet)
+        columns = _columns(sheet, timed)
         for name, at in columns.items():
             axes.annotate(name, (at, 14), xycoords=("axes points", "data"), ha="right", size=11, color=MUTED)
         for row, entry in enumerate(timed):
@@ -66,8 +68,13 @@ def _median(entry: ContestantFigures) -> float:
     return entry.ttft.p50.value
 
 
-def _columns(sheet: Sheet) -> dict[str, float]:
-    names = ("median", "p90") if sheet.narrow else ("median", "p90", "p99")
+def _columns(sheet: Sheet, timed: list[ContestantFigures]) -> dict[str, float]:
+    """Where the right edges of the figures are: as many as there is room for, and as anybody has answers for."""
+    names = ["median"]
+    if any(entry.ttft and entry.ttft.p90 for entry in timed):
+        names.append("p90")
+    if not sheet.narrow and any(entry.ttft and entry.ttft.p99 for entry in timed):
+        names.append("p99")
     return {name: sheet.width - 16 - 72.0 * (len(names) - 1 - place) for place, name in enumerate(names)}
 
 
@@ -88,10 +95,11 @@ def _row(axes: "Axes", top: float, entry: ContestantFigures, look: Look, columns
         axes.fill_between(np.exp(places), base, base - HILL * density, color=look.colour, alpha=0.28, lw=0)
         axes.plot(np.exp(places), base - HILL * density, color=look.colour, lw=1.2)
     jitter = (np.arange(len(sample)) * 0.618034) % 1  # the golden section: neighbours never at one height
-    axes.plot(sample, base + 5 + 6 * jitter, ".", ms=4.5, color=look.colour, alpha=0.6, mec="none")
+    dot = 2.4 if len(sample) >= DENSE else 5
+    axes.plot(sample, base + 5 + 6 * jitter, "o", ms=dot, color=look.colour, alpha=0.6, mec="none")
     axes.plot([entry.ttft.p50.value] * 2, [base - HILL - 2, base + 12], color=look.colour, lw=2.5)
-    if entry.ttft.p50.low and entry.ttft.p50.high:
-        axes.plot([entry.ttft.p50.low, entry.ttft.p50.high], [base + 1] * 2, color=look.colour, lw=4)
+    if entry.ttft.p50.low is not None:
+        axes.plot(ends(entry.ttft.p50), [base + 1] * 2, color=look.colour, lw=4)
 
 
 def _density(sample: "Floats") -> "tuple[Floats, Floats]":

@@ -44,7 +44,7 @@ def _goodput(one: ExperimentFigures, known: Known, looks: Mapping[str, Look]) ->
         legend(sheet, list(known), looks)
         sheet.write(4, names + 16, "p95 TTFT over that of a single client", size=12.5, weight="bold")
         curves = sheet.panel(LEFT, names + HEAD, width - LEFT - 12, HEIGHT)
-        _curves(curves, known, looks, few=sheet.narrow)
+        _curves(curves, known, looks)
         top = names + HEAD + HEIGHT + FOOT
         sheet.write(4, top + 16, "goodput, requests a second", size=12.5, weight="bold")
         _bars(sheet.panel(10, top + HEAD, width - 28, ROW * len(known)), known, looks)
@@ -54,11 +54,11 @@ def _goodput(one: ExperimentFigures, known: Known, looks: Mapping[str, Look]) ->
     return Picture(f"goodput-{name}", name, f"{one.experiment.title}: goodput", note, alt, draw)
 
 
-def _curves(axes: "Axes", known: Known, looks: Mapping[str, Look], *, few: bool) -> None:
+def _curves(axes: "Axes", known: Known, looks: Mapping[str, Look]) -> None:
     heights = [_height(entry, step) for entry in known.values() for step in entry.steps]
     rates = [step.rate for entry in known.values() for step in entry.steps]
-    log_axis(axes, "x", rates, _rate, 5 if few else 9)
-    log_axis(axes, "y", [1.0, LIMIT * 1.3, *heights], lambda tick: f"{tick:g}x", 6)
+    log_axis(axes, "x", rates, _rate)
+    log_axis(axes, "y", [1.0, LIMIT * 1.3, *heights], lambda tick: f"{tick:g}x")
     axes.set_xlabel("offered, requests a second (logarithmic)")
     axes.axhline(LIMIT, color=LEVEL, lw=1.2)
     axes.annotate("limit", (1, LIMIT), (-4, 4), xycoords=("axes fraction", "data"), textcoords="offset points",

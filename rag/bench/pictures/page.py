@@ -38,7 +38,7 @@ def make_page(report: str, figures: Figures) -> str:
     """Return the page; without matplotlib it has no pictures, and says how to get them."""
     from markdown_it import MarkdownIt
 
-    parser = MarkdownIt("commonmark", {"html": False}).enable("table")
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
     tokens = parser.parse(report)
     headings = list(_mark(tokens))
     body = _body(parser, tokens, pictures_of(figures))

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rag.bench.analysis.models import Figures, Times
-from rag.bench.pictures.axes import gutter, log_axis, name_lines, values_axis
+from rag.bench.pictures.axes import ends, gutter, log_axis, name_lines, values_axis
 from rag.bench.pictures.sheet import Picture, Sheet
 from rag.bench.pictures.style import Look, duration, span
 
@@ -46,29 +46,31 @@ def _picture(
         "axes logarithmic. Lower is better."
     )
     last = [point for points in panels.values() for _, point in points][-1]
-    ends = ", ".join(f"{engine} {duration(known[last].p50.value)}" for engine, known in grid.items() if last in known)
-    alt = f"Lines. With {last[0]} passages of {last[1]} tokens: {ends}."
+    medians = ", ".join(
+        f"{engine} {duration(known[last].p50.value)}" for engine, known in grid.items() if last in known
+    )
+    alt = f"Lines. With {last[0]} passages of {last[1]} tokens: {medians}."
 
     def draw(width: int, title: str, text: str) -> Sheet:
         columns = min(len(panels), 1 if width < 600 else 3)
         rows = -(-len(panels) // columns)
         sheet = Sheet(width, rows * (HEAD + HEIGHT + FOOT), title, text)
-        names = gutter(list(grid), 14 if columns == 1 else 20)
+        names = gutter(list(grid), 16 if columns == 1 else 20)
         one_width = (width - LEFT - names - GAP * (columns - 1)) / columns
-        values = [end for known in grid.values() for entry in known.values() for end in _ends(entry)]
+        values = [end for known in grid.values() for entry in known.values() for end in ends(entry.p50)]
         for place, (heading, points) in enumerate(panels.items()):
             row, column = divmod(place, columns)
             left, top = LEFT + column * (one_width + GAP), row * (HEAD + HEIGHT + FOOT)
             sheet.write(left, top + 14, heading, size=12.5, weight="bold")
             axes = sheet.panel(left, top + HEAD, one_width, HEIGHT)
             values_axis(axes, "x", [value for value, _ in points], str)
-            log_axis(axes, "y", values, duration, 7)
+            log_axis(axes, "y", values, duration)
             axes.set_xlabel(axis)
             shown = _lines(axes, points, grid, looks)
             if column:
                 axes.tick_params(labelleft=False)
             if column == columns - 1 or place == len(panels) - 1:
-                name_lines(axes, HEIGHT, shown, looks, 14 if columns == 1 else 20)
+                name_lines(axes, HEIGHT, shown, looks, 16 if columns == 1 else 20)
         return sheet
 
     return Picture(
@@ -85,19 +87,15 @@ def _lines(
     axes: "Axes", points: Sequence[tuple[int, Point]], grid: Grid, looks: Mapping[str, Look]
 ) -> dict[str, tuple[float, float]]:
     """Draw the engines' lines and return their right ends."""
-    ends = {}
+    right = {}
     for engine, known in grid.items():
         look = looks[engine]
         line = [(value, known[point]) for value, point in points if point in known]
         for value, entry in line:
-            axes.plot([value, value], _ends(entry), color=look.colour, lw=1.2)
+            axes.plot([value, value], ends(entry.p50), color=look.colour, lw=1.2)
         heights = [entry.p50.value for _, entry in line]
         places = [float(value) for value, _ in line]
         axes.plot(places, heights, marker=look.marker, ls=look.line, color=look.colour, ms=look.size)
         if line:
-            ends[engine] = (places[-1], heights[-1])
-    return ends
-
-
-def _ends(entry: Times) -> tuple[float, float]:
-    return entry.p50.low or entry.p50.value, entry.p50.high or entry.p50.value
+            right[engine] = (places[-1], heights[-1])
+    return right

@@ -1,10 +1,11 @@
 """Quality against speed: how far answers stray from those of full prefill, and how much sooner they begin."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rag.bench.analysis.models import ExperimentFigures, Figures, QualityFigures
-from rag.bench.pictures.axes import NAME, log_axis
+from rag.bench.pictures.axes import NAME, ends, log_axis
 from rag.bench.pictures.sheet import Picture, Sheet, spread, text_width
 from rag.bench.pictures.style import AXIS, FAINT, INK, VARIANTS, Look, percent, short, span, times
 from rag.bench.pictures.style import looks as looks_of
@@ -23,22 +24,35 @@ MEASURES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A variant in the plane."""
+
+    variant: str
+    speedup: Estimate
+    kl: Estimate
+
+
 def qualities(figures: Figures, looks: Mapping[str, Look]) -> Iterator[Picture]:
     """Picture each experiment with qualities, once for each number of passages."""
     for one in figures.experiments.values():
         for k in dict.fromkeys(entry.k for entry in one.quality):
             entries = [entry for entry in one.quality if entry.k == k]
-            if any(_drawn(entry) for entry in entries):
+            if _placed(entries):
                 yield _quality(one, k, entries, {**looks_of([entry.variant for entry in entries], VARIANTS), **looks})
 
 
-def _drawn(entry: QualityFigures) -> bool:
-    """Whether it has a place in the plane; full prefill itself has none on a logarithmic axis."""
-    return entry.kl is not None and entry.kl.value > 0 and entry.speedup is not None
+def _placed(entries: Sequence[QualityFigures]) -> list[Placed]:
+    """Those that have a place in the plane; full prefill itself has none on a logarithmic axis."""
+    return [
+        Placed(entry.variant, entry.speedup, entry.kl)
+        for entry in entries
+        if entry.speedup and entry.kl and entry.kl.value > 0
+    ]
 
 
 def _quality(one: ExperimentFigures, k: int, entries: Sequence[QualityFigures], looks: Mapping[str, Look]) -> Picture:
-    placed = [entry for entry in entries if _drawn(entry)]
+    placed = _placed(entries)
     order = next((entry.kl for entry in entries if entry.variant == "order" and entry.kl), None)
     band = " The grey ground ends where another order of the same passages is." if order else ""
     note = (
@@ -46,7 +60,7 @@ def _quality(one: ExperimentFigures, k: int, entries: Sequence[QualityFigures], 
         "first token comes than with full prefill of the same prompt; bottom to top: KL divergence of the answer's "
         f"tokens from full prefill's, both logarithmic; lower right is better.{band} Whiskers are 95 % intervals."
     )
-    said = ", ".join(f"{entry.variant} {_value(entry.kl):.3f} at {times(_value(entry.speedup))}" for entry in placed)
+    said = ", ".join(f"{entry.variant} {entry.kl.value:.3f} at {times(entry.speedup.value)}" for entry in placed)
 
     def draw(width: int, title: str, text: str) -> Sheet:
         measures = {name: words for name, words in MEASURES.items() if any(getattr(entry, name) for entry in entries)}
@@ -72,29 +86,28 @@ def _quality(one: ExperimentFigures, k: int, entries: Sequence[QualityFigures], 
     return Picture(file, name, f"{one.experiment.title}: quality against speed{tail}", note, alt, draw)
 
 
-def _plane(axes: "Axes", placed: Sequence[QualityFigures], order: Estimate | None, looks: Mapping[str, Look]) -> None:
-    kls, speeds = [entry.kl for entry in placed], [entry.speedup for entry in placed]
-    log_axis(axes, "x", [1.0, *(end for one in speeds for end in _ends(one))], lambda tick: f"{tick:g}x", 6)
-    log_axis(axes, "y", [end for one in kls for end in _ends(one)], lambda tick: f"{tick:g}", 7)
+def _plane(axes: "Axes", placed: Sequence[Placed], order: Estimate | None, looks: Mapping[str, Look]) -> None:
+    log_axis(axes, "x", [1.0, *(end for entry in placed for end in ends(entry.speedup))], lambda tick: f"{tick:g}x")
+    log_axis(axes, "y", [end for entry in placed for end in _positive(entry.kl)], lambda tick: f"{tick:g}")
     axes.set_xlabel("first token sooner than with full prefill")
     axes.axvline(1, color=AXIS, lw=1)
     if order:
         axes.axhspan(axes.get_ylim()[0], order.value, color=FAINT, lw=0, zorder=0)
     for entry in placed:
-        look, x, y = looks[entry.variant], _value(entry.speedup), _value(entry.kl)
-        axes.plot(_ends(entry.speedup), [y, y], color=look.colour, lw=1.2)
-        axes.plot([x, x], _ends(entry.kl), color=look.colour, lw=1.2)
+        look, x, y = looks[entry.variant], entry.speedup.value, entry.kl.value
+        axes.plot(ends(entry.speedup), [y, y], color=look.colour, lw=1.2)
+        axes.plot([x, x], _positive(entry.kl), color=look.colour, lw=1.2)
         axes.plot([x], [y], look.marker, color=look.colour, ms=look.size + 2)
     _names(axes, placed, looks)
 
 
-def _names(axes: "Axes", placed: Sequence[QualityFigures], looks: Mapping[str, Look]) -> None:
+def _names(axes: "Axes", placed: Sequence[Placed], looks: Mapping[str, Look]) -> None:
     """Write names beside their points, left of them where there is no room, apart where they would touch."""
     inverse, box = axes.transAxes.inverted(), axes.bbox
     for side in ("left", "right"):
         points = {}
         for entry in placed:
-            end = axes.transData.transform((_value(entry.speedup), _value(entry.kl)))
+            end = axes.transData.transform((entry.speedup.value, entry.kl.value))
             x, y = inverse.transform(end)
             room = box.width * (1 - x) - 14 > text_width(short(entry.variant, 20), NAME, bold=True)
             if (side == "right") == room:
@@ -122,7 +135,7 @@ def _measure(
     axes.grid(axis="x")
     for row, entry in enumerate(entries):
         look, estimate = looks[entry.variant], getattr(entry, name)
-        axes.plot(_ends(estimate), [row, row], color=look.colour, lw=2)
+        axes.plot(ends(estimate), [row, row], color=look.colour, lw=2)
         axes.plot([estimate.value], [row], look.marker, color=look.colour, ms=look.size, clip_on=False)
         beside_it: dict[str, Any] = {
             "xycoords": ("axes fraction", "data"),
@@ -138,12 +151,7 @@ def _count(entries: Sequence[QualityFigures], name: str) -> int:
     return sum(getattr(entry, name) is not None for entry in entries)
 
 
-def _value(estimate: Estimate | None) -> float:
-    assert estimate is not None, "only what was measured is drawn"
-    return estimate.value
-
-
-def _ends(estimate: Estimate | None) -> tuple[float, float]:
-    value = _value(estimate)
-    assert estimate is not None, "only what was measured is drawn"
-    return estimate.low or value, estimate.high or value
+def _positive(estimate: Estimate) -> tuple[float, float]:
+    """An interval on a logarithmic axis, which has no 0."""
+    low, high = ends(estimate)
+    return max(low, estimate.value / 10), high

@@ -5,7 +5,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from rag.bench.analysis.models import ExperimentFigures, Figures
-from rag.bench.pictures.axes import NAME, gutter, log_axis
+from rag.bench.pictures.axes import NAME, ends, gutter, log_axis
 from rag.bench.pictures.sheet import Picture, Sheet
 from rag.bench.pictures.style import AXIS, INK, Look, short, times
 from rag.bench.statistics import Estimate
@@ -54,14 +54,14 @@ def _draw(
     sheet = make(width, sum(heights), title, text)
     one_width = (width - GAP * (columns - 1)) / columns
     beside = gutter([engine for known in found.values() for engine in known], 20 if columns == 1 else 22)
-    values = [1.0, *(end for known in found.values() for one in known.values() for end in _ends(one))]
+    values = [1.0, *(end for known in found.values() for one in known.values() for end in ends(one))]
     for row, names in enumerate(rows):
         for column, name in enumerate(names):
             left, top = column * (one_width + GAP), sum(heights[:row])
             words = short(shown[name].experiment.title, ceil(one_width / 7.4))
             sheet.write(left + 2, top + 14, words, size=12.5, weight="bold")
             axes = sheet.panel(left + beside, top + HEAD, one_width - beside - VALUE, ROW * len(found[name]))
-            log_axis(axes, "x", values, lambda tick: f"{tick:g}x", 5)
+            log_axis(axes, "x", values, lambda tick: f"{tick:g}x")
             _rows(axes, found[name], looks, 20 if columns == 1 else 22)
     return sheet
 
@@ -73,13 +73,9 @@ def _rows(axes: "Axes", known: Found, looks: Mapping[str, Look], most: int) -> N
     axes.axvline(1, color=AXIS, lw=1)
     for row, (engine, estimate) in enumerate(known.items()):
         look = looks[engine]
-        low, high = _ends(estimate)
+        low, high = ends(estimate)
         axes.plot([low, high], [row, row], color=look.colour, lw=2)
         axes.plot([estimate.value], [row], look.marker, color=look.colour, ms=look.size)
         beside: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "size": NAME}
         axes.annotate(short(engine, most), (0, row), (-8, -4.3), ha="right", color=look.colour, weight="bold", **beside)
         axes.annotate(times(estimate.value), (1, row), (VALUE - 4, -4.3), ha="right", color=INK, **beside)
-
-
-def _ends(estimate: Estimate) -> tuple[float, float]:
-    return estimate.low or estimate.value, estimate.high or estimate.value

@@ -120,11 +120,13 @@ def duration(milliseconds: float) -> str:
 
 
 def times(factor: float) -> str:
-    """Write a factor to three figures.
+    """Write a factor to two or three figures.
 
-    >>> times(6.254), times(0.5), times(19.44)
-    ('6.25x', '0.50x', '19.4x')
+    >>> times(6.254), times(0.5), times(19.44), times(0.00123)
+    ('6.25x', '0.50x', '19.4x', '0.0012x')
     """
+    if factor < 0.095:
+        return f"{factor:.2g}x"
     return f"{factor:.2f}x" if factor < 9.995 else f"{factor:.1f}x" if factor < 99.95 else f"{factor:.0f}x"
 
 
@@ -166,5 +168,5 @@ def short(text: str, most: int) -> str:
 def figures(number: float) -> str:
     """Write a number to two or three figures."""
     if number >= 99.95:
-        return f"{number:,.0f}".replace(",", " ")
+        return f"{number:,.0f}"
     return f"{number:.1f}".removesuffix(".0") if number >= 9.995 else f"{number:.2f}".rstrip("0").rstrip(".")

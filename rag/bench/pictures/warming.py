@@ -37,7 +37,7 @@ def _warming(
 
     def draw(width: int, title: str, text: str) -> Sheet:
         sheet = Sheet(width, HEAD + HEIGHT + FOOT, title, text)
-        names = gutter(list(known), 14 if sheet.narrow else 24)
+        names = gutter(list(known), 16 if sheet.narrow else 24)
         axes = sheet.panel(LEFT, HEAD, width - LEFT - names, HEIGHT)
         most = max(shares[-1][0] for shares in known.values())
         axes.set(
@@ -64,7 +64,7 @@ def _warming(
                 ms=look.size - 1,
             )
             ends[name] = (places[-1], float(lines[name][-1]))
-        name_lines(axes, HEIGHT, ends, looks, 14 if sheet.narrow else 24)
+        name_lines(axes, HEIGHT, ends, looks, 16 if sheet.narrow else 24)
         return sheet
 
     title = f"{one.experiment.title}: what is cached, from cold to warm"
