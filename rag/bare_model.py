@@ -128,7 +128,7 @@ class BareModel:
             logprob_texts=LogprobTexts(components.tokenizer()),
         )
         followed = components.telemetry().answering(caller, pipeline=pipeline, model=components.config.model)
-        with components.activity.busy(), followed as answering:
+        with caller.reserve(len(tokens) + max_tokens), components.activity.busy(), followed as answering:
             handle = await worker.submit(
                 Prompt.from_tokens(tokens),
                 params,

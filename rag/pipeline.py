@@ -5,7 +5,7 @@ One `Pipeline` serves any number of threads and coroutines at once; the engine's
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
-from contextlib import aclosing, suppress
+from contextlib import ExitStack, aclosing, suppress
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -118,13 +118,14 @@ class Pipeline:
         """Do what `answer` does without blocking the event loop; cancelling the task cancels the answer."""
         if not self._components.is_loaded:
             await asyncio.to_thread(self._components.load)
-        with self._components.activity.busy(), self._answering(request, caller) as answering:
-            async with aclosing(self._answer_async(request, caller, answering)) as events:
+        activity = self._components.activity
+        with ExitStack() as reserved, activity.busy(), self._answering(request, caller) as answering:
+            async with aclosing(self._answer_async(request, caller, answering, reserved)) as events:
                 async for event in events:
                     yield event
 
     async def _answer_async(
-        self, request: AnswerRequest, caller: Caller, answering: "Answering"
+        self, request: AnswerRequest, caller: Caller, answering: "Answering", reserved: ExitStack
     ) -> AsyncGenerator[AnswerEvent, None]:
         worker: EngineWorker = self._components.worker()
         handle = None
@@ -135,6 +136,8 @@ class Pipeline:
                 suppress(OutdatedPromptError),
                 prepared.overlap,
             ):  # a document was deleted meanwhile: it may be among what was found
+                reserved.close()  # of what could not be submitted
+                reserved.enter_context(caller.reserve(prepared.most_tokens))
                 handle = await worker.submit(prepared.prompt, prepared.sampling, **prepared.how)
         run = self._run(prepared, answering, handle.request)
         try:

@@ -88,6 +88,11 @@ class Prepared:
     search_ms: float
 
     @property
+    def most_tokens(self) -> int:
+        """What prompt and answer may come to."""
+        return self.prompt.num_tokens + self.sampling.max_tokens
+
+    @property
     def how(self) -> dict[str, Any]:
         """Arguments of `Engine.submit` besides prompt and sampling."""
         return {

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime
 
 import openai
 import pytest
@@ -9,6 +10,7 @@ from openai_helpers import BARE, DOCS, EMBEDDER, Api, connect, openai_api
 
 from engine.errors import StepFailedError
 from rag.keys import parse_scopes
+from rag.ledger import Account, Tokens
 
 QUESTION = "Who lights the lamp of the lighthouse of Orrin every evening?"
 PROMPT = "A prompt of several blocks that nobody else has any reason to guess, which is why it is so long. "
@@ -106,6 +108,43 @@ def test_completions_do_not_begin_that_the_day_has_no_tokens_for(api: Api, clien
     with pytest.raises(openai.RateLimitError, match="left"):
         thrifty.completions.create(prompt=["a"], n=4, max_tokens=8, **complete)
     assert set(api.running.server.config.app.state.preread.quotas._reserved.values()) == {0}
+
+
+def native(api: Api, client: openai.OpenAI, **fields) -> None:
+    headers = {"Authorization": f"Bearer {client.api_key}"}
+    body = {"question": QUESTION, "collection": "docs", **fields}
+    response = api.running.http.post("/v1/answer", json=body, headers=headers)
+    if response.status_code == 429:
+        raise openai.RateLimitError(response.text, response=response, body=None)
+    if response.is_error:
+        raise openai.BadRequestError(response.text, response=response, body=None)
+
+
+ASKED: dict[str, Callable[..., object]] = {
+    "chat": lambda api, client, tokens: list(ask(client, QUESTION, max_tokens=tokens, stream=True)),
+    "bare chat": lambda api, client, tokens: ask(client, QUESTION, model=BARE, max_tokens=tokens),
+    "several": lambda api, client, tokens: ask(client, QUESTION, model=BARE, n=2, max_tokens=tokens // 2),
+    "response": lambda api, client, tokens: client.responses.create(
+        model=DOCS, input=QUESTION, max_output_tokens=tokens
+    ),
+    "native": lambda api, client, tokens: native(api, client, max_tokens=tokens),
+}
+
+
+@pytest.mark.parametrize("way", ASKED)
+def test_no_answer_begins_that_the_day_has_no_tokens_for(api: Api, client: Connect, way: str) -> None:
+    thrifty = client(f"thrifty {way}", "read:docs", tokens_per_day=2600)
+    key = api.running.service.components.keys().find(f"thrifty {way}")
+    ledger, quotas = api.running.service.components.ledger(), api.running.server.config.app.state.preread.quotas
+    with pytest.raises(openai.BadRequestError, match="lower max_tokens"):
+        ASKED[way](api, thrifty, 2700)
+    assert ledger.tokens_since(key.id, datetime.now(UTC).replace(hour=0)) == 0, "nothing has begun"
+    ASKED[way](api, thrifty, 8)
+    ledger.add(Account(key.id, "docs", "answer", "m"), Tokens(prompt=1200, output=0))
+    with pytest.raises(openai.RateLimitError, match="left"):
+        ASKED[way](api, thrifty, 1400)
+    ASKED[way](api, thrifty, 8)
+    assert quotas._reserved[key.id] == 0
 
 
 def test_what_one_key_asks_does_not_help_another(client: Connect) -> None:

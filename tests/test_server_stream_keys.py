@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 from rag_helpers import make_chat_model
-from server_helpers import DOCUMENTS, Running, events_of, eventually, make_config, problem_of, running
+from server_helpers import DOCUMENTS, QUESTION, Running, events_of, eventually, make_config, problem_of, running
 
 from rag.schemas import PrecomputeProgress
 from rag.schemas.keys import AccessRequest, CreatedKey, KeyRequest
+from rag.server.feed import EventFeed
+from rag.server.problems import ProblemError
+from rag.server.sse import EventStream, NamedFrames
 from rag.service import Service
 from retriever.hash_embedder import HashEmbedder
 
@@ -67,6 +70,65 @@ def test_reading_ahead_ends_when_the_key_may_not_write_any_more(api: Running) ->
         api.service.keys.set_access("docs", AccessRequest(scopes={key.id: "read"}))
         *_, (name, problem) = events
     assert (name, problem["status"]) == ("error", 403)
+
+
+LONG = 3000  # tokens: more than come while a key is revoked
+MODEL, SAID = "rag/docs", [{"role": "user", "content": QUESTION["question"]}]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("answer", {**QUESTION, "max_tokens": LONG}),
+        ("chat/completions", {"model": MODEL, "messages": SAID, "max_tokens": LONG}),
+        ("chat/completions", {"model": "tiny", "messages": SAID, "max_tokens": LONG}),
+        ("responses", {"model": MODEL, "input": QUESTION["question"], "max_output_tokens": LONG}),
+        ("completions", {"model": "tiny", "prompt": "The lamp of", "max_tokens": LONG, "ignore_eos": True}),
+    ],
+    ids=["native", "chat", "bare chat", "response", "completion"],
+)
+def test_an_answer_ends_when_the_key_is_revoked(api: Running, path: str, body: dict) -> None:
+    key = make(api, f"leaver {path} {body.get('model')}", "read:docs")
+    with api.http.stream("POST", f"/v1/{path}", json={**body, "stream": True}, headers=bearer(key)) as response:
+        assert response.status_code == 200, response.read()
+        lines = (line for line in response.iter_lines() if line.startswith("data:"))
+        next(lines)
+        api.service.keys.revoke(key.id)
+        *_, last = [line for line in lines if "[DONE]" not in line]
+    assert "revoked" in last
+    eventually(lambda: api.stats().running == 0)
+
+
+def test_a_silent_stream_ends_when_the_key_is_revoked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rag.server.sse.CHECK_SECONDS", 0.01)
+    looks = 0
+
+    def check() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 5:
+            raise ProblemError(401, "key-required", "the key was revoked meanwhile")
+
+    async def read() -> list[bytes]:
+        feed = EventFeed(endless("docs"))
+        first = await feed.next()
+        stream = EventStream(
+            feed,
+            first,
+            NamedFrames(),
+            ping_seconds=60,
+            send_seconds=60,
+            request_id="r",
+            check=check,
+        )
+        frames = [frame async for frame in stream._frames(first)]
+        feed.close()
+        return frames
+
+    event, error = asyncio.run(read())
+    assert b"progress" in event
+    assert b"event: error" in error
+    assert b"revoked" in error
 
 
 def test_one_key_does_not_fill_the_places_for_jobs(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:

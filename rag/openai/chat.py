@@ -52,6 +52,7 @@ async def chat_completions(
     asked = conversation([("system" if m.role == "developer" else m.role, m.text) for m in body.messages])
     target = await to_thread.run_sync(resolve, body.model, state.service, access)
     state.quotas.take_more(access, body.num_answers - 1)
+    caller = state.quotas.reserving(access, body.num_answers)
     answers = [
         answering(
             state.service,
@@ -59,7 +60,7 @@ async def chat_completions(
             asked,
             body.sampling(index, logprobs=body.num_logprobs, response_format=body.response_format),
             body.most_tokens,
-            access.caller,
+            caller,
             body.preread,
         )
         for index in range(body.num_answers)
@@ -67,7 +68,7 @@ async def chat_completions(
     if not body.stream:
         return _completion(body, await until_gone(request.receive, collect(answers)))
     feed = EventFeed(_chunks(body, answers))
-    return await EventStream.begin(feed, request, DataFrames(), ping_seconds=state.settings.ping_seconds)
+    return await EventStream.begin(feed, request, DataFrames(), scope="read", collection=target.collection)
 
 
 def _completion(body: ChatRequest, collected: Sequence[Collected]) -> ChatCompletion:

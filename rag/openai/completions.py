@@ -53,7 +53,7 @@ async def completions(
         with reserved:
             return work.whole(await until_gone(request.receive, collect(work.answers)))
     feed = EventFeed(work.chunks(reserved))
-    return await EventStream.begin(feed, request, DataFrames(), ping_seconds=state.settings.ping_seconds)
+    return await EventStream.begin(feed, request, DataFrames(), scope="read", collection=None)
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ async def create_response(
     if not body.stream:
         return await until_gone(request.receive, work.whole())
     feed = EventFeed(work.events())
-    return await EventStream.begin(feed, request, ResponseFrames(), ping_seconds=state.settings.ping_seconds)
+    return await EventStream.begin(feed, request, ResponseFrames(), scope="read", collection=work.collection)
 
 
 @router.get("/{response_id}", responses=error_responses())
@@ -93,6 +93,7 @@ class _Work:
     answer: AsyncGenerator[AnswerEvent, None]
     store: ResponseStore
     principal: str
+    collection: str | None
 
     @classmethod
     def of(cls, body: ResponseRequest, state: ServerState, access: Access) -> "_Work":
@@ -100,9 +101,10 @@ class _Work:
         said = _said(body, state.responses, access)
         first = [("system", body.instructions)] if body.instructions else []
         asked = conversation([*first, *said])
-        answer = answering(state.service, target, asked, body.sampling, body.max_output_tokens, access.caller, options)
+        caller = state.quotas.reserving(access)
+        answer = answering(state.service, target, asked, body.sampling, body.max_output_tokens, caller, options)
         draft = ResponseDraft(body, None if target.collection is None else search_query(asked.question, asked.history))
-        return cls(body, tuple(said), draft, answer, state.responses, access.caller.principal)
+        return cls(body, tuple(said), draft, answer, state.responses, caller.principal, target.collection)
 
     async def whole(self) -> Response:
         async with aclosing(self.answer) as events:

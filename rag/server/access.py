@@ -70,7 +70,7 @@ class Access:
         return [name for name in names if self.may("read", name)]
 
 
-def require_still(keys: KeyStore, access: Access, scope: Scope, collection: str) -> None:
+def require_still(keys: KeyStore, access: Access, scope: Scope, collection: str | None) -> None:
     """Go on only where a scope is granted now: a key may be revoked or narrowed while it is answered.
 
     Raises:

@@ -53,9 +53,9 @@ async def answer(body: AnswerRequest, request: Request, state: ReadyState, acces
     response with its own status. Whoever closes the connection cancels the answer.
     """
     access.require("read", body.collection)
-    feed = EventFeed(state.service.answer_async(body, access.caller))
+    feed = EventFeed(state.service.answer_async(body, state.quotas.reserving(access)))
     if body.stream:
-        return await EventStream.begin(feed, request, NamedFrames(), ping_seconds=state.settings.ping_seconds)
+        return await EventStream.begin(feed, request, NamedFrames(), scope="read", collection=body.collection)
     try:
         return await until_gone(request.receive, _last(feed))
     except BaseException:

@@ -21,7 +21,7 @@ from rag.schemas import (
     PrecomputePlan,
 )
 from rag.schemas.jobs import Job
-from rag.server.access import AccessDep, require_still
+from rag.server.access import AccessDep
 from rag.server.answers import require_json
 from rag.server.collections import CollectionPath
 from rag.server.document_bodies import FILES, FORM, JSON, METADATA, URLS, read_documents
@@ -151,9 +151,8 @@ async def precompute(
         job = await state.jobs.submit("precompute", collection, access.caller.principal)
         headers = {"Location": f"/v1/jobs/{job.id}"}
         return Response(job.model_dump_json(), 202, headers, media_type=JSON)
-    check = partial(require_still, state.service.components.keys(), access, "write", collection)
     feed = EventFeed(state.service.precompute_async(collection))
-    return await EventStream.begin(feed, request, NamedFrames(), ping_seconds=state.settings.ping_seconds, check=check)
+    return await EventStream.begin(feed, request, NamedFrames(), scope="write", collection=collection)
 
 
 @router.get("/{collection}/documents", responses=problem_responses(404))

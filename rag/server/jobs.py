@@ -1,6 +1,5 @@
 """Jobs: listed, watched, cancelled."""
 
-from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
@@ -8,7 +7,7 @@ from starlette.responses import Response
 
 from rag.errors import UnknownJobError
 from rag.schemas.jobs import Job, JobList
-from rag.server.access import Access, AccessDep, require_still
+from rag.server.access import Access, AccessDep
 from rag.server.feed import EventFeed
 from rag.server.problems import problem_responses
 from rag.server.sse import EventStream, NamedFrames, event_content
@@ -45,9 +44,8 @@ async def get_job(job_id: JobId, state: SharedState, access: AccessDep) -> Job:
 async def watch_job(job_id: JobId, request: Request, state: SharedState, access: AccessDep) -> Response:
     """Send a job as it is now, as it moves on, and as it has ended. Whoever closes the connection leaves it running."""
     job = await _visible(job_id, state, access)
-    check = partial(require_still, state.service.components.keys(), access, "read", job.collection)
     feed = EventFeed(state.jobs.watch(job_id))
-    return await EventStream.begin(feed, request, NamedFrames(), ping_seconds=state.settings.ping_seconds, check=check)
+    return await EventStream.begin(feed, request, NamedFrames(), scope="read", collection=job.collection)
 
 
 @router.delete("/{job_id}", responses=problem_responses(404))

@@ -1,9 +1,9 @@
 """How much a key may ask: questions a minute, and tokens a day.
 
 A question is a request for an answer, a search, an embedding, or passages to be read ahead; it counts when it is let
-in, however it ends. A request for several answers counts as many times, and what completions may come to is set aside
-of the day's tokens until they have ended. Other tokens count when an answer has ended, so that answers under way may
-go beyond what is left. Who has no key, since there are none or since the data directory is his own, has no limits.
+in, however it ends. A request for several answers counts as many times. What prompt and answer may come to is set aside
+of the day's tokens until the answer has ended, and then what they did come to counts: no answer begins that the day has
+no tokens for. Who has no key, since there are none or since the data directory is his own, has no limits.
 """
 
 import re

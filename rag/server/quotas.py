@@ -5,12 +5,13 @@ Used by the event loop's thread alone.
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from math import ceil
 from time import monotonic
 
+from rag.caller import Caller
 from rag.config import ServerSettings
 from rag.server.access import Access
 from rag.server.problems import ProblemError
@@ -110,9 +111,30 @@ class Quotas:
         if access.key_id and questions:
             self._count(access, questions, [])
 
+    def reserving(self, access: Access, answers: int = 1) -> Caller:
+        """Return who asks, for whom tokens are set aside when it is known what prompt and answer may come to.
+
+        Args:
+            access: of the request.
+            answers: how many it wants, all to one prompt: the first does not begin where there are not enough for all.
+        """
+        to_come = answers
+
+        def reserve(tokens: int) -> AbstractContextManager[None]:
+            nonlocal to_come
+            needed, to_come = tokens * to_come, max(to_come - 1, 1)
+            return self.reserved(access, tokens, needed)
+
+        return replace(access.caller, reserve=reserve)
+
     @contextmanager
-    def reserved(self, access: Access, tokens: int) -> Iterator[None]:
+    def reserved(self, access: Access, tokens: int, needed: int | None = None) -> Iterator[None]:
         """Set tokens aside that answers may come to use, until they have ended and the ledger has what they did use.
+
+        Args:
+            access: of the request.
+            tokens: so many.
+            needed: how many there have to be, with those that the request sets aside later.
 
         Raises:
             ProblemError: 422 where no day has so many, 429 where this one has not.
@@ -121,19 +143,20 @@ class Quotas:
         if not key_id or limit is None:
             yield
             return
+        needed = tokens if needed is None else needed
         quota = self._tokens(key_id, limit)
-        if tokens > limit:
+        if needed > limit:
             raise ProblemError(
                 422,
                 "too-many-tokens-at-once",
-                f"prompts and answers may come to {tokens} tokens, and the key {access.name!r} has {limit} a day; "
+                f"prompts and answers may come to {needed} tokens, and the key {access.name!r} has {limit} a day; "
                 "lower max_tokens, or send fewer prompts at once",
             )
-        if tokens > quota.left:
+        if needed > quota.left:
             raise ProblemError(
                 429,
                 "too-many-tokens",
-                f"prompts and answers may come to {tokens} tokens, and the key {access.name!r} has {quota.left} left; "
+                f"prompts and answers may come to {needed} tokens, and the key {access.name!r} has {quota.left} left; "
                 f"lower max_tokens, or ask again in {quota.reset} s",
                 headers={"Retry-After": str(quota.reset)},
             )

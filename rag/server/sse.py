@@ -4,14 +4,17 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from fastapi.sse import EventSourceResponse, format_sse_event
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope, Send
 
+from rag.keys import Scope as KeyScope
 from rag.schemas import AnswerEvent, PrecomputeProgress
 from rag.schemas.jobs import JobEvent
+from rag.server.access import require_still
 from rag.server.feed import EventFeed, SilenceError, until_gone
 from rag.server.problems import Problem, describe
 
@@ -24,6 +27,7 @@ T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
 
 PING = format_sse_event(comment="ping")
+CHECK_SECONDS = 2.0  # a stream that says nothing looks so often whether its key is still accepted
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # a proxy that collects events defeats them
 
 
@@ -75,7 +79,7 @@ class EventStream(EventSourceResponse, Generic[T]):
         ping_seconds: a comment is sent after so long a silence.
         send_seconds: a client that takes nothing for so long is let go.
         request_id: named in the log where the work fails.
-        check: called before everything that is sent; what it raises ends the stream.
+        check: called before everything that is sent, and in long silences; what it raises ends the stream.
     """
 
     def __init__(
@@ -104,24 +108,33 @@ class EventStream(EventSourceResponse, Generic[T]):
         request: Request,
         framing: Framing[T],
         *,
-        ping_seconds: float,
-        check: Callable[[], None] = lambda: None,
+        scope: KeyScope,
+        collection: str | None,
     ) -> Self:
-        """Wait for the first event, so that an error before it gets a status of its own."""
+        """Wait for the first event, so that an error before it gets a status of its own.
+
+        Args:
+            feed: the events.
+            request: that they answer.
+            framing: how they are written.
+            scope: what the request's key needs from the first event to the last: it may be revoked meanwhile.
+            collection: on which; None is any.
+        """
         try:
             first = await until_gone(request.receive, feed.next())
         except BaseException:
             feed.close()
             raise
         assert first is not None, "a stream has at least one event"
+        state = request.app.state.preread
         return cls(
             feed,
             first,
             framing,
-            ping_seconds=ping_seconds,
-            send_seconds=request.app.state.preread.settings.send_seconds,
+            ping_seconds=state.settings.ping_seconds,
+            send_seconds=state.settings.send_seconds,
             request_id=request.state.request_id,
-            check=check,
+            check=partial(require_still, state.service.components.keys(), request.state.access, scope, collection),
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
@@ -150,12 +163,17 @@ class EventStream(EventSourceResponse, Generic[T]):
             while event is not None:
                 self._check()
                 yield self._framing.event(event)
+                silence = 0.0
                 while True:
+                    patience = min(CHECK_SECONDS, self._ping_seconds - silence)
                     try:
-                        event = await self._feed.next(self._ping_seconds)
+                        event = await self._feed.next(patience)
                         break
                     except SilenceError:
                         self._check()
+                        silence += patience
+                    if silence >= self._ping_seconds:
+                        silence = 0.0
                         yield PING
             yield self._framing.end()
         except Exception as error:  # noqa: BLE001 - the status is sent already: the stream tells it
