@@ -137,7 +137,7 @@ def skew_of(pool: int, k: int) -> float:
 
     def share(exponent: float) -> float:
         weights = [rank**-exponent for rank in range(1, pool + 1)]
-        stop = _solve(lambda time: sum(-math.expm1(-weight * time) for weight in weights), k, high=1e12)
+        stop = _solve(lambda time: sum(-math.expm1(-weight * time) for weight in weights), k)
         return sum(-math.expm1(-weight * stop) for weight in weights[:hot]) / k
 
     if hot < HOT_REQUESTS * k / 0.9 or hot >= HOT_REQUESTS * pool:
@@ -145,13 +145,15 @@ def skew_of(pool: int, k: int) -> float:
             f"pool is {pool}: {HOT_SHARE:.0%} of so few documents cannot draw {HOT_REQUESTS:.0%} of requests for {k} "
             "each; give a larger pool or a skew"
         )
-    return _solve(share, HOT_REQUESTS, high=8.0)
+    return _solve(share, HOT_REQUESTS)
 
 
-def _solve(rising: Callable[[float], float], wanted: float, *, high: float) -> float:
-    """Return where a rising function has a value, between 0 and `high`, to one part in 2 ** 60 of it."""
-    low = 0.0
-    for _ in range(60):
+def _solve(rising: Callable[[float], float], wanted: float) -> float:
+    """Return where a function that rises above a value from 0 on has it."""
+    low, high = 0.0, 1.0
+    while rising(high) < wanted:
+        low, high = high, 2 * high
+    for _ in range(40):
         middle = (low + high) / 2
         low, high = (middle, high) if rising(middle) < wanted else (low, middle)
     return high

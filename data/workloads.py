@@ -80,6 +80,8 @@ class Workload:
                 arrivals = []
                 for number, line in enumerate(file, start=2):  # noqa: B007 - the message below names it
                     arrivals.append(_arrival(json.loads(line)))
+                    if not arrivals[-1].time >= (arrivals[-2].time if arrivals[1:] else 0.0):
+                        raise ValueError(f"time {arrivals[-1].time:g} is before the line above it")
                 return cls(**settings, arrivals=tuple(arrivals))
         except OSError as error:
             raise WorkloadError(f"{path} cannot be read ({error}): save a workload there first") from error

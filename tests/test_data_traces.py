@@ -3,9 +3,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from data.errors import TraceError
-from data.traces import TracePart, read_ragpulse
+from data.traces import Trace, TracePart, TraceRequest, read_ragpulse
 
 LENGTHS = {
     "1_sys_prompt.jsonl": ("sys_prompt_id", {1: 512, 2: 40}),
@@ -103,3 +105,84 @@ def test_the_real_trace_reads():
     parts = [one.system_prompt + one.passages + one.history + one.web_search + one.user_input for one in trace.requests]
     sums = [sum(part.num_tokens for part in request) for request in parts]
     assert all(0 <= one.input_length - total < 64 for one, total in zip(trace.requests, sums, strict=True))
+
+
+PARTS = st.lists(st.integers(0, 40).map(lambda number: TracePart(number, number % 7)), max_size=4).map(tuple)
+REQUESTS = st.builds(
+    TraceRequest,
+    timestamp=st.floats(-1e9, 1e9),
+    session_id=st.text(st.characters(exclude_categories=("Cs",)), max_size=5),
+    input_length=st.integers(0, 10**6),
+    output_length=st.integers(0, 10**6),
+    system_prompt=PARTS,
+    passages=PARTS,
+    history=PARTS,
+    web_search=PARTS,
+    user_input=PARTS,
+)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(REQUESTS, min_size=1, max_size=6), st.dictionaries(st.text(max_size=4), st.integers() | st.booleans()))
+def test_a_saved_trace_comes_back_equal(tmp_path, requests, drawn_with):
+    in_order = tuple(sorted(requests, key=lambda one: one.timestamp))
+    trace = Trace("made\u2028up", in_order, drawn_with)
+    trace.save(tmp_path / "trace.jsonl")
+    assert Trace.load(tmp_path / "trace.jsonl") == trace
+    assert [path.name for path in tmp_path.iterdir()] == ["trace.jsonl"]
+
+
+def saved(**changes):
+    parts = {name: [[10, 84]] for name in ("system_prompt", "passages", "history", "web_search", "user_input")}
+    return {"timestamp": 1.5, "session_id": "s", "input_length": 9, "output_length": 1, **parts, **changes}
+
+
+HEAD = {"format": "preread-trace-1", "name": "made", "settings": {}}
+
+
+@pytest.mark.parametrize(
+    ("number", "bad", "why"),
+    [
+        (1, {**HEAD, "format": "preread-trace-2"}, "not a trace"),
+        (1, {**HEAD, "name": 3}, "not a trace"),
+        (1, {**HEAD, "settings": []}, "not a trace"),
+        (1, "{", "not JSON"),
+        (2, "[]", "a JSON object is expected"),
+        (2, saved(timestamp="1"), "timestamp is '1', not a number"),
+        (2, saved(timestamp=True), "timestamp is True"),
+        (2, '{"timestamp": NaN}', "system_prompt has None"),
+        (2, saved(timestamp=float("nan")), "timestamp is nan"),
+        (2, saved(session_id=None), "session_id is None"),
+        (2, saved(input_length=-1), "input_length is -1"),
+        (2, saved(output_length=1.5), "output_length is 1.5"),
+        (2, saved(passages=None), "passages has None"),
+        (2, saved(passages=[[1]]), r"passages has \[1\]"),
+        (2, saved(passages=[[1, -2]]), "passages has"),
+        (2, saved(passages=[[1, True]]), "passages has"),
+        (3, saved(history=[[10, 85]]), "history id 10 has 85 tokens, and 84 above"),
+        (3, saved(timestamp=1.0), "timestamp 1 is before the line above it"),
+    ],
+    ids=str,
+)
+def test_a_bad_line_of_a_saved_trace_is_named(tmp_path, number, bad, why):
+    lines = [json.dumps(HEAD), json.dumps(saved()), json.dumps(saved())]
+    lines[number - 1] = bad if isinstance(bad, str) else json.dumps(bad)
+    path = tmp_path / "trace.jsonl"
+    path.write_text("\n".join(lines))
+    with pytest.raises(TraceError, match=rf"trace\.jsonl:{number}: .*{why}"):
+        Trace.load(path)
+
+
+def test_saved_traces_that_are_missing_or_empty_are_refused(tmp_path):
+    with pytest.raises(TraceError, match=r"gone is missing: save a trace there first"):
+        Trace.load(tmp_path / "gone")
+    path = tmp_path / "trace.jsonl"
+    path.write_text("")
+    with pytest.raises(TraceError, match=r"trace\.jsonl:1: not a trace"):
+        Trace.load(path)
+    path.write_text(json.dumps(HEAD))
+    with pytest.raises(TraceError, match="holds no request"):
+        Trace.load(path)
+    path.write_bytes(json.dumps(HEAD).encode() + b"\n\xff\xfe")
+    with pytest.raises(TraceError, match=r"trace\.jsonl:2: not JSON"):
+        Trace.load(path)

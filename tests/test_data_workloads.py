@@ -1,6 +1,7 @@
 import itertools
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -67,7 +68,7 @@ def test_document_popularity_varies_the_words():
 
 
 def test_a_saved_workload_comes_back_equal(tmp_path):
-    workload = draw(count=50, rate=2.0)
+    workload = replace(draw(count=50, rate=2.0), settings={"k": 4})
     workload.save(tmp_path / "workload.jsonl")
     assert Workload.load(tmp_path / "workload.jsonl") == workload
     assert [path.name for path in tmp_path.iterdir()] == ["workload.jsonl"]
@@ -81,6 +82,8 @@ def test_a_saved_workload_comes_back_equal(tmp_path):
         (1, "[]", "TypeError"),
         (3, "nonsense", "JSONDecodeError"),
         (3, '{"time": 1}', "KeyError"),
+        (3, '{"time": -1, "text": "a", "golds": []}', "before the line above it"),
+        (3, '{"time": NaN, "text": "a", "golds": []}', "before the line above it"),
         (3, '{"time": 1, "text": "a", "golds": [{}]}', "TypeError"),
     ],
 )

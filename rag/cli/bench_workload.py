@@ -1,8 +1,9 @@
 """`rag bench workload`: its options."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,7 +11,12 @@ from rag.cli.bench_output import WorkDir, bench_progress
 from rag.cli.options import AsJson, config_of
 from rag.cli.output import print_json, printable
 
+if TYPE_CHECKING:
+    from rag.bench.suite.experiment import WorkloadSpec
+
 __all__ = ["workload"]
+
+USUAL_COUNT = 100
 
 STAGES = {
     "text": "laying text over lengths",
@@ -26,7 +32,9 @@ def workload(  # noqa: PLR0917 - typer declares options as parameters
         str,
         typer.Argument(help="questions, documents, passages, fusion, orders, conversations, ragpulse, or file."),
     ],
-    count: Annotated[int, typer.Option("--requests", "-n", min=1, help="Requests; of a file or trace, at most.")] = 100,
+    count: Annotated[
+        int | None, typer.Option("--requests", "-n", min=1, help="Requests at most. Default: 100, or all of a file.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
     k: Annotated[int | None, typer.Option("-k", "--top-k", min=1, help="Passages a request.")] = None,
     length: Annotated[int | None, typer.Option(min=1, help="Tokens of a passage.")] = None,
@@ -40,7 +48,9 @@ def workload(  # noqa: PLR0917 - typer declares options as parameters
     ] = "python-topics",
     path: Annotated[Path | None, typer.Option(help="The saved workload, or the folder of a RAGPulse trace.")] = None,
     first: Annotated[int, typer.Option(min=0, help="Requests of a file or trace to leave out at the beginning.")] = 0,
-    arrivals: Annotated[str, typer.Option(help="turns, closed, poisson, bursty, or recorded.")] = "turns",
+    arrivals: Annotated[
+        str | None, typer.Option(help="turns, closed, poisson, bursty, or recorded. Default: turns, or the file's own.")
+    ] = None,
     rate: Annotated[float | None, typer.Option(help="Requests a second, for poisson and bursty.")] = None,
     cv: Annotated[float, typer.Option(help="Coefficient of variation of the gaps, for bursty.")] = 3.0,
     clients: Annotated[int, typer.Option(min=1, help="That ask at once, for closed.")] = 1,
@@ -59,22 +69,9 @@ def workload(  # noqa: PLR0917 - typer declares options as parameters
     from rag.bench.suite.prompts import make_stream
 
     timing = {"kind": arrivals, "rate": rate, "cv": cv, "clients": clients, "scale": scale}
-    spec = _spec(
-        kind=kind,
-        count=count,
-        seed=seed,
-        k=k,
-        length=length,
-        pool=pool,
-        skew=skew,
-        turns=turns,
-        question_tokens=question_tokens,
-        output_tokens=output_tokens,
-        corpus=corpus,
-        path=None if path is None else str(path),
-        first=first,
-        arrivals=timing,
-    )
+    shape = {"k": k, "length": length, "pool": pool, "skew": skew, "turns": turns, "corpus": corpus}
+    lengths = {"question_tokens": question_tokens, "output_tokens": output_tokens}
+    spec = _spec(kind, path, count, {**shape, **lengths, "seed": seed, "first": first}, timing)
     drawn = draw(spec) if save is None else save_workload(spec, save)
     with bench_progress(STAGES) as progress:
         stream = make_stream(spec, config_of(context), progress, work_dir=work_dir)
@@ -87,20 +84,32 @@ def workload(  # noqa: PLR0917 - typer declares options as parameters
         print(f"saved: {save}", file=sys.stderr)
 
 
-def _spec(**settings: Any) -> Any:
-    """Make the workload.
+def _spec(
+    kind: str, path: Path | None, count: int | None, settings: Mapping[str, Any], timing: Mapping[str, Any]
+) -> "WorkloadSpec":
+    """Make the workload; a file's own requests and times stand where nothing else is asked for.
 
     Raises:
         InvalidRequestError: a value that cannot work.
+        DataError: the file cannot be read.
     """
     from pydantic import ValidationError
 
-    from rag.bench.suite.experiment import WorkloadSpec
+    from rag.bench.suite.drawing import saved_spec
+    from rag.bench.suite.experiment import Arrivals, WorkloadSpec
     from rag.errors import InvalidRequestError
 
+    saved = saved_spec(path) if kind == "file" and path is not None else None
     try:
-        return WorkloadSpec.model_validate(settings)
+        if timing["kind"] is None:
+            arrivals = saved.arrivals if saved else Arrivals()
+        else:
+            arrivals = Arrivals.model_validate(timing)
+        wanted = {"kind": kind, "path": None if path is None else str(path), "arrivals": arrivals}
+        return WorkloadSpec.model_validate(
+            {**settings, **wanted, "count": count or (saved.count if saved else USUAL_COUNT)}
+        )
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
+        field = ".".join(map(str, first["loc"])) or "arrivals"
         raise InvalidRequestError(f"{field} is {first['input']!r}: {first['msg']}") from error
