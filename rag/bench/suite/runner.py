@@ -1,9 +1,10 @@
 """Runs a suite: requests first, then engines, then one experiment after the other; what is complete is in the file."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic
 
 from data.errors import DataError
 from engine.errors import EngineError
@@ -50,7 +51,15 @@ class Outcome:
     failed: tuple[CheckRecord, ...]
 
 
-def run_suite(suite: Suite, parts: Parts, output: Path, watch: Watch, *, patience: float = PATIENCE_SECONDS) -> Outcome:
+def run_suite(
+    suite: Suite,
+    parts: Parts,
+    output: Path,
+    watch: Watch,
+    *,
+    patience: float = PATIENCE_SECONDS,
+    clock: Callable[[], float] = monotonic,
+) -> Outcome:
     """Measure what a file lacks of a suite.
 
     Args:
@@ -59,6 +68,7 @@ def run_suite(suite: Suite, parts: Parts, output: Path, watch: Watch, *, patienc
         output: the results' file; its folder exists. One of the same suite goes on where it ended.
         watch: told how far the run is.
         patience: seconds of silence after which an engine that owes an answer is given up.
+        clock: that the engines share.
 
     Raises:
         InvalidRequestError: the file is of another suite, or asks something else than before.
@@ -67,7 +77,7 @@ def run_suite(suite: Suite, parts: Parts, output: Path, watch: Watch, *, patienc
     """
     file = ResultFile(output, parts.header(suite))
     try:
-        return _Run(suite, parts, file, watch, patience).run()
+        return _Run(suite, parts, file, watch, patience, clock).run()
     finally:
         file.close()
 
@@ -93,6 +103,7 @@ class _Run:
     file: ResultFile
     watch: Watch
     patience: float
+    clock: Callable[[], float]
     broken: list[SkippedRecord] = field(default_factory=list)
 
     def run(self) -> Outcome:
@@ -100,7 +111,7 @@ class _Run:
         missing = _missing(self.suite, self.file.done)
         names = list(dict.fromkeys(name for one in missing for name in one.contestants))
         before_all = {REQUESTS: REQUESTS_SECONDS * len(missing), START: START_SECONDS * len(names)}
-        pace = Pace({**before_all, **{one.name: one.estimate for one in missing}}, self.watch)
+        pace = Pace({**before_all, **{one.name: one.estimate for one in missing}}, self.watch, self.clock)
         streams = self._streams(missing, pace)
         with self._open(names, streams, pace) as (contestants, records, left_out):
             self.file.add(*records, *left_out)
@@ -162,7 +173,7 @@ class _Run:
                 def tell(share: float, doing: str, repeat: int = repeat) -> None:
                     pace.at(experiment.name, min(0.99, (repeat + share) / experiment.repeats), doing)
 
-                course = Course(experiment, repeat, stream, lineup, self.file, tell, self.patience)
+                course = Course(experiment, repeat, stream, lineup, self.file, tell, self.patience, self.clock)
                 if course.lacks():
                     self._pass(course)
             self._check(experiment, stream, lineup)
@@ -189,7 +200,7 @@ class _Run:
         return self.parts.simulation(course.experiment, course.stream, course.repeat)
 
     def _check(self, experiment: Experiment, stream: RequestStream, lineup: Lineup) -> None:
-        course = Course(experiment, 0, stream, lineup, self.file, _silent, label=CHECKS)
+        course = Course(experiment, 0, stream, lineup, self.file, _silent, clock=self.clock, label=CHECKS)
         if not experiment.checks or not course.lacks():
             return
         units = [name for name in self.file.done if name.startswith(f"{experiment.name}/")]
