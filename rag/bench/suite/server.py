@@ -199,7 +199,7 @@ def open_vllm(
         "HF_HUB_OFFLINE": "1",
     }
     server = ServerContestant(name, python, arguments, variables)
-    server.detail = f"{dtype}, {threads} threads, prefix caching, its server; {server.detail}"
+    server.detail = f"dtype {dtype}, {threads} threads, prefix caching, its server; {server.detail}"
     return server
 
 
