@@ -38,7 +38,9 @@ def make_stream(
     work_dir: Path | None = None,
     embedder: "TextEmbedder | None" = None,
 ) -> RequestStream:
-    """Draw or read a workload and lay out its prompts for the model; equal settings give equal digests.
+    """Draw or read a workload and lay out its prompts for the model.
+
+    Equal settings give equal digests on machines with the same release of Python, whose documentation the text is.
 
     Args:
         spec: what is asked.
