@@ -9,13 +9,13 @@ run (a process that got its memory in an unlucky way) cancels nowhere: hence the
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from rag.bench.analysis.comparison import Change, Comparison, Side, change_size
 from rag.bench.analysis.differences import faithfulness, measured_once, notices_of
-from rag.bench.analysis.resampling import FEWEST, Drawn, lasting, mean, quantile, quantile_ratio
+from rag.bench.analysis.resampling import FEWEST, RESAMPLES, Drawn, chance, lasting, mean, quantile, quantile_ratio
 from rag.bench.analysis.times import Time, decode_ms, grid_of, ttft_ms
 from rag.bench.statistics import Estimate, false_discovery_rates
 from rag.bench.suite.experiment import Drive, Experiment
@@ -32,10 +32,9 @@ __all__ = ["LEAST", "LEVEL", "compare_runs"]
 LEVEL = 0.05
 LEAST = 0.05
 TIMES: Mapping[str, Time] = {"TTFT, ms": ttft_ms, "per output token, ms": decode_ms}
-SURE = 20  # draws on the other side of 0 below which more draws tell how few they are
-FEW, MANY = 2_000, 20_000
 ONE_WINDOW = "one pass each: how much the machine's speed differs from window to window is not known"
 NO_REFERENCE = "one pass each, and no engine beside it to tell what the machine did"
+TOO_FEW = f"fewer than {FEWEST} requests"
 THE_REFERENCE = "the reference: it tells what the machine did"
 
 
@@ -142,6 +141,12 @@ class _Answers:
     def grid(self, name: str, time: Time, requests: Sequence[int]) -> "Floats":
         return grid_of(self.answers[name], time, self.repeats, requests)
 
+    def beside(self, name: str, reference: str, time: Time, requests: Sequence[int]) -> "Floats":
+        """Logarithms of an engine's times over the reference's in the same turn, [requests], medians over passes."""
+        passes = sorted(set(self.repeats.values()))
+        own, other = (grid_of(self.answers[one], time, self.repeats, requests, passes) for one in (name, reference))
+        return _middle(own - other)
+
     def cached(self, name: str) -> dict[int, float]:
         """Cached tokens of each request, on average over the passes, where the engine tells."""
         told: dict[int, list[int]] = {}
@@ -184,30 +189,34 @@ class _Pair:
             requests=len(self.requests),
         )
         if len(self.requests) < FEWEST:
-            return change.model_copy(update={"unjudged": f"fewer than {FEWEST} requests"})
+            return change.model_copy(update={"unjudged": TOO_FEW})
         if self.experiment.drive is Drive.TURNS:
             return change.model_copy(update=self._in_turns(grids, time))
         return change.model_copy(update=self._under_load(grids, time))
 
     def _in_turns(self, grids: "Sequence[Floats]", time: Time) -> dict[str, Any]:
+        import numpy as np
+
         found: dict[str, Any] = {"raw": _ratio(self._raw(grids))}
         if self.name == self.reference:
             return {**found, "reference": self.name, "unjudged": THE_REFERENCE}
         if not self.reference:
             repeated = all(len(grid) > 1 for grid in grids)
-            return found | ({"p": _chance(self._raw, grids)} if repeated else {"unjudged": NO_REFERENCE})
-        others = [side.grid(self.reference, time, self.requests) for side in (self.before, self.after)]
-        rows = [grid[: len(other)] - other[: len(grid)] for grid, other in zip(grids, others, strict=True)]
-        change = _middle(rows[1]) - _middle(rows[0])
+            return found | ({"p": chance(partial(self._raw, grids))} if repeated else {"unjudged": NO_REFERENCE})
+        sides = self.before, self.after
+        before, after = (side.beside(self.name, self.reference, time, self.requests) for side in sides)
+        change = (after - before)[~(np.isnan(after) | np.isnan(before))]
+        if len(change) < FEWEST:
+            return {**found, "unjudged": TOO_FEW}
 
-        def relative(_: "Sequence[Floats]", resamples: int = FEW) -> Drawn:
+        def relative(resamples: int) -> Drawn:
             return quantile(change[None], 0.5, block=1, seed=self._seed, resamples=resamples)
 
         return {
             **found,
-            "relative": _ratio(relative(grids)),
+            "relative": _ratio(relative(RESAMPLES)),
             "reference": self.reference,
-            "p": _chance(relative, grids),
+            "p": chance(relative),
         }
 
     def _under_load(self, grids: "Sequence[Floats]", time: Time) -> dict[str, Any]:
@@ -221,9 +230,9 @@ class _Pair:
             found |= {"relative": _ratio(self._against(compared)), "reference": self.reference}
         if any(len(grid) < 2 for grid in compared):
             return {**found, "unjudged": ONE_WINDOW}
-        return {**found, "p": _chance(self._against, compared)}
+        return {**found, "p": chance(partial(self._against, compared))}
 
-    def _against(self, grids: "Sequence[Floats]", resamples: int = FEW) -> Drawn:
+    def _against(self, grids: "Sequence[Floats]", resamples: int = RESAMPLES) -> Drawn:
         """The change, without that of a reference whose grids come after the engine's."""
         raw = self._raw(grids[:2], resamples)
         if len(grids) == 2:
@@ -232,7 +241,7 @@ class _Pair:
         draws = min(len(raw.draws), len(other.draws))
         return Drawn(raw.value - other.value, raw.draws[:draws] - other.draws[:draws])
 
-    def _raw(self, grids: "Sequence[Floats]", resamples: int = FEW, seed: int | None = None) -> Drawn:
+    def _raw(self, grids: "Sequence[Floats]", resamples: int = RESAMPLES, seed: int | None = None) -> Drawn:
         block, chosen = lasting(len(self.requests)), self._seed if seed is None else seed
         return quantile_ratio(grids[1], grids[0], 0.5, block=block, seed=chosen, resamples=resamples)
 
@@ -256,14 +265,14 @@ class _Pair:
             requests=len(both),
         )
         if len(both) < FEWEST:
-            yield change.model_copy(update={"unjudged": f"fewer than {FEWEST} requests"})
+            yield change.model_copy(update={"unjudged": TOO_FEW})
             return
         grid = (shares[1] - shares[0])[None]
 
-        def difference(grids: "Sequence[Floats]", resamples: int = FEW) -> Drawn:
-            return mean(grids[0], block=lasting(len(both)), seed=self._seed, resamples=resamples)
+        def difference(resamples: int) -> Drawn:
+            return mean(grid, block=lasting(len(both)), seed=self._seed, resamples=resamples)
 
-        yield change.model_copy(update={"raw": difference([grid]).estimate(), "p": _chance(difference, [grid])})
+        yield change.model_copy(update={"raw": difference(RESAMPLES).estimate(), "p": chance(difference)})
 
     @property
     def _seed(self) -> int:
@@ -278,12 +287,6 @@ def _middle(grid: "Floats") -> "Floats":
     known = ~np.isnan(grid).all(axis=0)
     found[known] = np.nanmedian(grid[:, known], axis=0)
     return found
-
-
-def _chance(drawn: Any, grids: "Sequence[Floats]") -> float:
-    """How likely a change as large is by chance; a small chance is told from more draws."""
-    chance = float(drawn(grids).p_value())
-    return chance if chance * FEW > 2 * SURE else float(drawn(grids, MANY).p_value())
 
 
 def _ratio(drawn: Drawn) -> Estimate:

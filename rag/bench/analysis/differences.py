@@ -6,7 +6,7 @@ from zlib import crc32
 from rag.bench.analysis.comparison import Change
 from rag.bench.analysis.goodput import goodput_figures
 from rag.bench.analysis.problems import run_problems
-from rag.bench.analysis.resampling import FEWEST, mean
+from rag.bench.analysis.resampling import FEWEST, RESAMPLES, Drawn, chance, mean
 from rag.bench.suite.experiment import Drive
 from rag.bench.suite.records import QualityRecord
 from rag.bench.suite.results import Results
@@ -105,8 +105,11 @@ def _difference(experiment: str, variant: str, measure: str, pairs: Sequence[tup
     if len(pairs) < FEWEST:
         return change.model_copy(update={"unjudged": f"fewer than {FEWEST} requests"})
     seed = crc32(f"{experiment} {variant} {measure}".encode())
-    drawn = mean((after - before)[None], block=1, seed=seed)
-    return change.model_copy(update={"raw": drawn.estimate(), "p": drawn.p_value()})
+
+    def difference(resamples: int) -> Drawn:
+        return mean((after - before)[None], block=1, seed=seed, resamples=resamples)
+
+    return change.model_copy(update={"raw": difference(RESAMPLES).estimate(), "p": chance(difference)})
 
 
 def _goodput(files: tuple[Results, Results], experiment: str) -> Iterator[Change]:

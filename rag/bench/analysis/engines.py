@@ -69,7 +69,8 @@ def _times(
     paired: bool,
 ) -> dict[str, Any]:
     requests = sorted({answer.request for answer in (*steady, *base)})
-    own = grid_of(steady, ttft_ms, repeats, requests)
+    passes = sorted({repeats[answer.unit] for answer in (*steady, *base)}) if paired else None
+    grids = [grid_of(answers, ttft_ms, repeats, requests, passes) for answers in (steady, base)]
     ordered = sorted(steady, key=lambda answer: (repeats[answer.unit], answer.request))
     return {
         "ttft": _distribution(steady, ttft_ms, repeats),
@@ -77,7 +78,7 @@ def _times(
         "prefill": _distribution(steady, prefill_ms, repeats),
         "tpot": _distribution(steady, decode_ms, repeats),
         "total": _distribution(steady, total_ms, repeats),
-        "speedup": speedup(own, grid_of(base, ttft_ms, repeats, requests), paired=paired) if base and steady else None,
+        "speedup": speedup(grids[0], grids[1], paired=paired) if base and steady else None,
         "ttft_ms": tuple(value for answer in ordered if (value := ttft_ms(answer)) is not None),
     }
 

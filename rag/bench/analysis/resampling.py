@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     Indices = tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.int64]]]
     Statistic = Callable[[tuple["Floats", ...]], "Floats"]  # of the grids' drawn cells, over their last axis
 
-__all__ = ["Drawn", "enough_for", "lasting", "mean", "quantile", "quantile_ratio"]
+__all__ = ["FEWEST", "RESAMPLES", "Drawn", "chance", "enough_for", "lasting", "mean", "quantile", "quantile_ratio"]
 
 RESAMPLES = 2_000
+MANY = 20_000  # where a small chance is to be told
+SURE = 20  # draws on the other side of 0 below which more draws tell how few they are
 PARTS = 200  # resamples that tell how much of the variance is between passes, and between blocks
 FEWEST = 6  # requests: the least of them is below the median, and the greatest above, in 97 of 100 samples
 
@@ -54,12 +56,6 @@ class Drawn:
         beyond = min(int((self.draws <= 0).sum()), int((self.draws >= 0).sum()))
         return min(1.0, 2 * (beyond + 1) / (len(self.draws) + 1))
 
-    def blurred(self, deviation: float, *, seed: int) -> "Drawn":
-        """Return it with noise of another source, normal and of a standard deviation, which no resample shows."""
-        import numpy as np
-
-        return Drawn(self.value, self.draws + np.random.default_rng([seed, 1]).normal(0, deviation, len(self.draws)))
-
 
 def enough_for(share: float, values: int, *, interval: bool) -> bool:
     """Return whether so many values tell a quantile, or its interval.
@@ -71,6 +67,12 @@ def enough_for(share: float, values: int, *, interval: bool) -> bool:
     if not interval:
         return values * beyond >= 1 - 1e-9
     return values >= FEWEST if share == 0.5 else (1 - beyond) ** values < 0.005
+
+
+def chance(drawn: Callable[[int], Drawn]) -> float:
+    """Return the p value of what `drawn` gives for a number of resamples; a small one is told from many."""
+    found = drawn(RESAMPLES).p_value()
+    return found if found * RESAMPLES > 2 * SURE else drawn(MANY).p_value()
 
 
 def lasting(requests: int) -> int:

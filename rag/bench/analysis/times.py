@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rag.bench.analysis.models import Times
-from rag.bench.analysis.resampling import Drawn, enough_for, lasting, quantile, quantile_ratio
+from rag.bench.analysis.resampling import FEWEST, Drawn, enough_for, lasting, quantile, quantile_ratio
 from rag.bench.statistics import Estimate
 from rag.bench.suite.records import AnswerRecord
 
@@ -41,20 +41,25 @@ def total_ms(answer: AnswerRecord) -> float | None:
 
 
 def grid_of(
-    answers: Iterable[AnswerRecord], time: Time, repeats: Mapping[str, int], requests: Sequence[int]
+    answers: Iterable[AnswerRecord],
+    time: Time,
+    repeats: Mapping[str, int],
+    requests: Sequence[int],
+    passes: Sequence[int] | None = None,
 ) -> "Floats":
-    """Return logarithms of times, [passes with an answer, requests]; NaN where there is no answer, or no time.
+    """Return logarithms of times, [passes, requests]; NaN where there is no answer, or no time.
 
     Args:
         answers: of one engine, one a pass and request.
         time: of an answer, in milliseconds.
         repeats: the pass of each unit.
         requests: the columns.
+        passes: the rows; None is those with an answer.
     """
     import numpy as np
 
     found = {(repeats[answer.unit], answer.request): value for answer in answers if (value := time(answer))}
-    passes = sorted({one for one, _ in found})
+    passes = sorted({one for one, _ in found}) if passes is None else passes
     rows = [[found.get((one, request), np.nan) for request in requests] for one in passes]
     grid: Floats = np.log(np.asarray(rows, float).reshape(len(passes), len(requests)))
     return grid
@@ -88,27 +93,26 @@ def speedup(own: "Floats", base: "Floats", *, paired: bool) -> Estimate | None:
     Args:
         own: [passes, requests].
         base: the same of the baseline.
-        paired: each cell was measured beside the other grid's: the median of the cells' ratios; otherwise the ratio of
-            the medians.
+        paired: passes are the same, and each cell was measured beside the other grid's: the median of the cells'
+            ratios; otherwise the ratio of the medians.
     """
     import numpy as np
 
     if paired:
-        passes = min(len(own), len(base))
-        ratios = base[:passes] - own[:passes]
-        count = int((~np.isnan(ratios)).sum())
-        return None if not count else _shown(quantile(ratios, 0.5, block=1), interval=_columns(ratios) >= 6)
+        ratios = base - own
+        ratios = ratios[~np.isnan(ratios).all(axis=1)]
+        return _shown(quantile(ratios, 0.5, block=1), interval=_columns(ratios) >= FEWEST) if len(ratios) else None
     if np.isnan(own).all() or np.isnan(base).all():
         return None
     drawn = quantile_ratio(base, own, 0.5, block=lasting(own.shape[1]))
-    return _shown(drawn, interval=min(_columns(own), _columns(base)) >= 6)
+    return _shown(drawn, interval=min(_columns(own), _columns(base)) >= FEWEST)
 
 
 def _percentile(logarithms: "Floats", share: float, values: int, block: int) -> Estimate | None:
     if share != 0.5 and not enough_for(share, values, interval=False):
         return None
     drawn = quantile(logarithms, share, block=block)
-    return _shown(drawn, interval=enough_for(share, values, interval=True) and _columns(logarithms) >= 6)
+    return _shown(drawn, interval=enough_for(share, values, interval=True) and _columns(logarithms) >= FEWEST)
 
 
 def _shown(drawn: Drawn, *, interval: bool) -> Estimate:
