@@ -303,6 +303,20 @@ def test_servers_that_cannot_be_used(contestant, response, reason):
         contestant(refuse)
 
 
+def test_a_server_that_loads_its_model_is_waited_for(contestant, monkeypatch):
+    class Loading(Dialect):
+        refused = 0
+
+        async def _complete(self, body):
+            self.refused += 1
+            return await super()._complete(body) if self.refused > 3 else httpx.Response(503, text="loading")
+
+    assert answers(contestant(Loading()), a_request(0, 10)).count == 3
+    monkeypatch.setattr(http, "READY_SECONDS", 0.0)
+    with pytest.raises(PeerError, match="answers 503 to /v1/completions: loading"):
+        contestant(Loading())
+
+
 def test_nobody_listens():
     for url in ("http://127.0.0.1:9", "http://", "http://[::1"):
         with pytest.raises(PeerError, match="does not answer"):

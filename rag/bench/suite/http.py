@@ -21,6 +21,8 @@ __all__ = ["UrlContestant", "url_of"]
 CONNECT_SECONDS = 10.0
 SILENCE_SECONDS = 600.0  # of a server that has something to do
 IDLE_SECONDS = 2.0  # that a connection is kept for; servers close theirs after 5, perhaps while we send
+READY_SECONDS = 300.0  # for loading a model
+UNAVAILABLE = 503
 EMPTY_SECONDS = 30.0  # a server may refuse to empty its cache until requests that were dropped have ended
 EMPTYING = ("/reset_prefix_cache", "/flush_cache")  # vLLM in development mode; SGLang
 PROBE = {"prompt": [40, 41, 42, 43], "max_tokens": 2}
@@ -125,6 +127,7 @@ class UrlContestant:
             raise PeerError(f"{self.name} serves no model")
         self._model = str(models[0]["id"])
         self.version = str((await self._optional("GET", "/version") or {}).get("version", ""))
+        await self._until_ready()
         self._tells_ids = await self._optional("POST", "/v1/completions", self._body(PROBE, ids=True)) is not None
         usage = (await self._call("POST", "/v1/completions", self._body(PROBE, ids=self._tells_ids))).get("usage") or {}
         self._emptying = None
@@ -137,6 +140,14 @@ class UrlContestant:
         if self._emptying is None:
             facts.append("its cache cannot be emptied: it stays warm from one pass to the next")
         self.detail = f"model {self._model}, {', '.join(facts)}"
+
+    async def _until_ready(self) -> None:
+        """Wait while it loads its model, or let `_call` say why it does not answer."""
+        until = time.monotonic() + READY_SECONDS
+        while (await self._send("POST", "/v1/completions", self._body(PROBE, ids=False))).status_code == UNAVAILABLE:
+            if time.monotonic() > until:
+                return
+            await asyncio.sleep(0.2)
 
     def _body(self, asked: dict[str, Any], *, ids: bool) -> dict[str, Any]:
         """Make a request for so many greedy tokens, whatever they are."""
