@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 RESULTS = Path("bench-results")
+LINE_SECONDS = 30.0  # between lines where nobody looks at a bar
 
 
 def run(  # noqa: PLR0917 - typer declares options as parameters
@@ -159,7 +161,7 @@ def _print_suites() -> None:
 
 @contextmanager
 def _shown() -> "Iterator[Watch]":
-    """Show a bar with the time left on stderr; without a terminal, a line when a part is complete.
+    """Show a bar with the time left on stderr; without a terminal, a line now and then and when a part is complete.
 
     The bar is drawn between measurements only: a thread that draws it would take time from the engines.
     """
@@ -170,11 +172,14 @@ def _shown() -> "Iterator[Watch]":
     columns = (TextColumn("{task.fields[part]}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     bar = Progress(*columns, console=console, auto_refresh=False, disable=not console.is_terminal)
     task = bar.add_task("", total=1.0, part="")
+    told = monotonic()
 
     def show(event: "RunEvent") -> None:
+        nonlocal told
         left = f"about {_minutes(event.left)} left"
         bar.update(task, completed=event.done, part=event.part, description=f"{left} · {event.doing}", refresh=True)
-        if event.complete:
+        if event.complete or (not console.is_terminal and monotonic() - told > LINE_SECONDS):
+            told = monotonic()
             bar.console.print(printable(f"{event.part}: {event.doing}, {left}"))
 
     with bar:

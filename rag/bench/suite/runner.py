@@ -27,7 +27,7 @@ from rag.errors import InvalidRequestError, RagError, ResultFileError
 __all__ = ["REQUESTS", "START", "Outcome", "is_complete", "run_suite"]
 
 REQUESTS, START = "requests", "engines"  # parts of a run before its experiments
-REQUESTS_SECONDS, START_SECONDS = 4.0, 8.0  # of each workload, and of each engine
+REQUESTS_SECONDS, START_SECONDS = 4.0, 10.0  # of each workload, and of each engine
 CHECKS = "checks"  # stands for the pass that a unit of self-checks closes
 RECALL_AT = (1, 3, 5, 10)
 
