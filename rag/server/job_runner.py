@@ -3,23 +3,18 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
-from contextlib import aclosing
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Awaitable, Iterable
 from math import ceil
-from threading import Event
 
 from engine.errors import EngineStoppedError
 from rag.components import Once
 from rag.jobs import Also, JobStore
-from rag.schemas import IngestReport, IngestRequest
-from rag.schemas.cache import CacheSelection
-from rag.schemas.jobs import Job, JobEvent, JobKind, JobProgress, JobState, is_over
-from rag.server.ingestions import Ingestions, require_fetch
+from rag.schemas import IngestReport
+from rag.schemas.jobs import Job, JobEvent, JobKind, JobState, is_over
+from rag.server.ingestions import Ingestions
+from rag.server.job_work import JobCancelledError, JobRun, JobWork
 from rag.server.problems import ProblemError, describe
 from rag.service import Service
-from rag.sources import sources_of
-from retriever.ingest import IngestEvent
 
 __all__ = ["JobRunner"]
 
@@ -32,24 +27,6 @@ MAX_REASONS = 5
 SHARES = 4  # so many keys at least can have jobs at once
 
 
-class _CancelledError(Exception):
-    """Ends a job in the thread that runs it."""
-
-
-@dataclass(eq=False, slots=True)
-class _Run:
-    """A job that waits or runs. What it is now is read and replaced on the event loop alone."""
-
-    job: Job
-    owner: str = ""
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-    cancelled: Event = field(default_factory=Event)
-    in_thread: bool = False
-    is_ending: bool = False  # nothing may cut short the writing down
-    has_ended: bool = False  # from then on the store alone knows how
-    task: "asyncio.Task[None] | None" = None
-
-
 class JobRunner:
     """The jobs of one server; its methods are called on the event loop.
 
@@ -60,11 +37,10 @@ class JobRunner:
     """
 
     def __init__(self, service: Service, ingestions: Ingestions, max_jobs: int) -> None:
-        self._service = service
-        self._ingestions = ingestions
         self._max_jobs = max_jobs
         self._store = Once(lambda: JobStore(service.components.library().store, service.config.data_dir / JOBS_NAME))
-        self._runs: dict[str, _Run] = {}
+        self._work = JobWork(service, ingestions, self._store)
+        self._runs: dict[str, JobRun] = {}
         self._held: Counter[str] = Counter()  # places for jobs, by owner
         self._resuming = asyncio.Lock()
         self._resumed = self._stopping = False
@@ -165,7 +141,7 @@ class JobRunner:
             UnknownJobError: there is none of this id.
             ProblemError: it is to be begun again later, since the server stops or its end could not be written down.
         """
-        run = self._runs.get(job_id) or _Run(await self.get(job_id), has_ended=True)
+        run = self._runs.get(job_id) or JobRun(await self.get(job_id), has_ended=True)
         while True:
             job, changed = run.job, run.changed
             if run.has_ended and not is_over(job):
@@ -185,15 +161,16 @@ class JobRunner:
         """Begin nothing more; end what runs, which goes on with the next start, and who watches it."""
         self._stopping = True
         for run in self._runs.values():
+            run.stopped.set()
             self._interrupt(run)
-            self._wake(run)
+            run.wake()
 
     async def stop(self) -> None:
         """Wait, for a while, until what ran has ended."""
         if tasks := [run.task for run in self._runs.values() if run.task]:
             await asyncio.wait(tasks, timeout=STOP_SECONDS)
 
-    def _interrupt(self, run: _Run) -> None:
+    def _interrupt(self, run: JobRun) -> None:
         """End a run that is not in a thread, where it would look for the wish itself."""
         if run.task is not None and not (run.in_thread or run.is_ending):
             run.task.cancel()
@@ -202,18 +179,13 @@ class JobRunner:
         """Let a job begin when it is its turn; while the server stops, with the next start."""
         if self._stopping:
             return
-        run = self._runs[job.id] = _Run(job, owner)
+        run = self._runs[job.id] = JobRun(job, owner)
         run.task = asyncio.create_task(self._run(run))
 
-    async def _run(self, run: _Run) -> None:
-        kinds: dict[JobKind, Callable[[_Run], Awaitable[IngestReport | None]]] = {
-            "ingest": self._ingest,
-            "precompute": self._precompute,
-            "warm": self._warm,
-        }
+    async def _run(self, run: JobRun) -> None:
         try:
-            report = await kinds[run.job.kind](run)
-        except (_CancelledError, asyncio.CancelledError):
+            report = await self._work(run)
+        except (JobCancelledError, asyncio.CancelledError):
             await self._end(run, "cancelled")
         except Exception as error:  # noqa: BLE001 - it is told with the job
             await self._end(run, "failed", error=error)
@@ -225,10 +197,10 @@ class JobRunner:
             del self._runs[run.job.id]
             self._leave_place(run.owner)
             run.has_ended = True
-            self._wake(run)
+            run.wake()
 
     async def _end(
-        self, run: _Run, state: JobState, report: IngestReport | None = None, error: Exception | str = ""
+        self, run: JobRun, state: JobState, report: IngestReport | None = None, error: Exception | str = ""
     ) -> None:
         """Write down how a job has ended; where the server stops or the engine has ended, that it has not."""
         run.is_ending = True
@@ -244,62 +216,6 @@ class JobRunner:
             return store.end(job.id, state, job.progress, result=result, error=str(reason))
 
         try:
-            self._show(run, await asyncio.shield(asyncio.to_thread(write)))
+            run.show(await asyncio.shield(asyncio.to_thread(write)))
         except Exception:
             logger.exception("how job %s has ended could not be written down; it is begun again", job.id)
-
-    def _show(self, run: _Run, job: Job) -> None:
-        run.job = job
-        self._wake(run)
-
-    def _wake(self, run: _Run) -> None:
-        run.changed.set()
-        run.changed = asyncio.Event()
-
-    async def _ingest(self, run: _Run) -> IngestReport:
-        """Ingest documents in a thread, where it looks for the wish to end it after every step."""
-        loop, store = asyncio.get_running_loop(), self._store()
-
-        def note(event: IngestEvent) -> None:
-            progress = JobProgress(
-                done=event.documents, total=event.total, passages=event.passages, message=event.message
-            )
-            loop.call_soon_threadsafe(lambda: self._show(run, run.job.model_copy(update={"progress": progress})))
-            if run.cancelled.is_set():
-                raise _CancelledError
-
-        def work(check: Callable[[IngestEvent], None]) -> IngestReport:
-            run.in_thread = True
-            if run.cancelled.is_set() or self._stopping:
-                raise _CancelledError
-            begun = store.begin(run.job.id)
-            loop.call_soon_threadsafe(lambda: self._show(run, begun))
-            request = IngestRequest.model_validate_json(store.content(begun.id))
-            settings = self._service.config.server
-            require_fetch(request, settings)  # which may have been allowed when the job came
-            sources = sources_of(request, settings.url_seconds)
-
-            def progress(event: IngestEvent) -> None:
-                check(event)
-                note(event)
-
-            return self._service.ingest(begun.collection, sources, progress=progress)
-
-        return await self._ingestions.run(run.job.collection, work)
-
-    async def _precompute(self, run: _Run) -> None:
-        """Store the KV of a collection's passages."""
-        self._show(run, await asyncio.to_thread(self._store().begin, run.job.id))
-        async with aclosing(self._service.precompute_async(run.job.collection)) as events:
-            async for event in events:
-                progress = JobProgress(done=event.passages, total=event.total, passages=event.passages)
-                self._show(run, run.job.model_copy(update={"progress": progress}))
-
-    async def _warm(self, run: _Run) -> None:
-        """Bring a collection's KV into memory."""
-        self._show(run, await asyncio.to_thread(self._store().begin, run.job.id))
-        selection = CacheSelection.model_validate_json(await asyncio.to_thread(self._store().content, run.job.id))
-        async with aclosing(self._service.cache.warm(selection.collection, selection.document_id)) as events:
-            async for event in events:
-                progress = JobProgress(done=event.passages, total=event.total, passages=event.passages)
-                self._show(run, run.job.model_copy(update={"progress": progress}))
