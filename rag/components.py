@@ -16,7 +16,7 @@ from rag.activity import Activity
 from rag.answering import answering_of, template_of
 from rag.config import RagConfig
 from rag.fair_threads import FairThreads
-from rag.keys import KeyStore
+from rag.key_store import KeyStore
 from rag.living_store import LivingStore
 from rag.model_hub import ModelHub
 from rag.prompt_template import PromptTemplate

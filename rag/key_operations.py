@@ -7,7 +7,8 @@ from urllib.parse import quote
 
 import httpx
 
-from rag.keys import Key, KeyStore, parse_scopes
+from rag.key_store import KeyStore
+from rag.keys import Key, parse_scopes
 from rag.schemas.keys import AccessEntry, AccessList, AccessRequest, CreatedKey, KeyInfo, KeyList, KeyRequest
 
 __all__ = ["KeyOperations", "RemoteKeys", "StoredKeys"]

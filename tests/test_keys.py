@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from rag import keys as module
+from rag import key_store as module
 from rag.errors import InvalidKeyError, UnknownKeyError
-from rag.keys import Grants, KeyStore, parse_scopes
+from rag.key_store import KeyStore
+from rag.keys import WIDTH, Grants, Scope, parse_scopes
 from retriever.errors import StoreError
 from retriever.store import Store
 
@@ -45,7 +46,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
     ],
 )
 def test_a_wider_scope_includes_the_narrower_ones(
-    scopes: list[str], asked: tuple[module.Scope, str | None], allowed: bool
+    scopes: list[str], asked: tuple[Scope, str | None], allowed: bool
 ) -> None:
     assert parse_scopes(scopes).may(*asked) is allowed
 
@@ -62,7 +63,7 @@ def test_what_is_no_scope_is_refused(scopes: list[str]) -> None:
 
 
 def test_no_grants_allow_nothing() -> None:
-    assert not any(Grants().may(scope, name) for scope in module.WIDTH for name in (None, "docs", "*"))
+    assert not any(Grants().may(scope, name) for scope in WIDTH for name in (None, "docs", "*"))
 
 
 def test_a_token_is_its_key_until_it_is_revoked(store: Store) -> None:

@@ -7,7 +7,8 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from rag.caller import Caller
-from rag.keys import EVERY, Grants, KeyStore, Scope
+from rag.key_store import KeyStore
+from rag.keys import EVERY, Grants, Scope
 from rag.server.problems import ProblemError
 
 __all__ = ["EVERYTHING", "Access", "AccessDep", "key_required", "require_still"]

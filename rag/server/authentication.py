@@ -13,7 +13,8 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rag.caller import Caller
-from rag.keys import Grants, KeyStore
+from rag.key_store import KeyStore
+from rag.keys import Grants
 from rag.server.access import EVERYTHING, Access, key_required
 from rag.server.problems import ProblemError, describe, problem_response
 from rag.server.state import ServerState
