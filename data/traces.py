@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from data.errors import TraceError
 
-__all__ = ["Trace", "TracePart", "TraceRequest", "read_ragpulse"]
+__all__ = ["FORMAT", "Trace", "TracePart", "TraceRequest", "read_ragpulse"]
 
 FORMAT = "preread-trace-1"
 REQUESTS_FILE = "0_trace.jsonl"

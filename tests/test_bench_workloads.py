@@ -303,6 +303,8 @@ def test_progress_is_told(stream_of):
         ({"kind": "file", "path": "/nowhere/at-all"}, "at-all cannot be read"),
         ({"kind": "ragpulse", "path": "/nowhere"}, "give the folder of a RAGPulse trace"),
         ({"kind": "passages", "arrivals": {"kind": "poisson"}}, "poisson arrivals need a rate"),
+        ({"kind": "fusion", "length": 10**12}, "a prompt has 3000000000000 tokens"),
+        ({"kind": "fusion", "length": 1350}, "a prompt has 4... tokens.*reads 4091"),
         ({"kind": "fusion", "length": 2000}, "a prompt has 6... tokens.*reads 4091 before an answer of 5"),
         ({"kind": "orders", "pool": 3, "k": 3, "count": 7}, "have 6 orders"),
         ({"kind": "questions", "corpus": "wikipedia"}, "unknown corpus 'wikipedia'"),

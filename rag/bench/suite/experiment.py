@@ -68,18 +68,18 @@ class WorkloadSpec(_Part):
 
     Attributes:
         kind: where they come from.
-        count: how many.
+        count: how many; of a file or a trace, at most.
         seed: of every draw.
         k: passages a request; None is the kind's own number.
         length: tokens of a passage, for kinds without real text; None is the kind's own.
-        pool: distinct passages or documents to draw from; None is the kind's own.
+        pool: distinct passages, documents or questions to draw from; None is the kind's own.
         skew: Zipf exponent over documents or questions; None is the kind's own.
         turns: of a conversation.
         question_tokens: length of a question, for kinds without real text.
         output_tokens: of an answer, no more and no less.
         corpus: name of a corpus, or a folder of documents, for questions.
         path: of a saved workload or of a trace's folder.
-        first: which recorded request comes first.
+        first: which request of a file or a trace comes first.
         arrivals: when they come.
     """
 

@@ -106,12 +106,8 @@ def _laid(drawn: Drawn, config: RagConfig, progress: Progress) -> RequestStream:
     spec, trace = drawn.spec, drawn.content
     assert not isinstance(trace, Workload), "questions in words have text of their own"
     progress(BenchEvent("text", 0, None))
-    folder = ModelHub(config.models_dir).resolve(config.model)
     talks = spec.kind is WorkloadKind.CONVERSATIONS
-    prompts = TracePrompts.make(
-        trace.requests, Tokenizer(folder), config.prompt, _documentation(folder), dialogue=talks
-    ).prompts
-    fitting, left_out = _fitting(list(zip(trace.requests, prompts, strict=True)), spec, config)
+    fitting = _fitting(trace.requests, spec, config)
     requests = tuple(
         BenchRequest(
             number=number,
@@ -122,24 +118,37 @@ def _laid(drawn: Drawn, config: RagConfig, progress: Progress) -> RequestStream:
         )
         for number, (one, prompt) in enumerate(fitting)
     )
+    left_out = len(trace.requests) - len(requests)
     without = f"; {left_out} requests too long for the model left out" if left_out else ""
     return RequestStream(requests, f"{trace.name}, with text of {' and '.join(CORPUS_NAMES)}{without}")
 
 
 def _fitting(
-    requests: Sequence[tuple[TraceRequest, Prompt]], spec: WorkloadSpec, config: RagConfig
-) -> tuple[list[tuple[TraceRequest, Prompt]], int]:
-    """Return requests whose prompts leave room for an answer, and how many do not: recorded ones are left out."""
+    requests: Sequence[TraceRequest], spec: WorkloadSpec, config: RagConfig
+) -> list[tuple[TraceRequest, Prompt]]:
+    """Return requests whose prompts leave room for an answer; only recorded ones may be left out."""
     limit = _context(config) - spec.output_tokens
-    fitting = [(one, prompt) for one, prompt in requests if prompt.num_tokens <= limit]
-    left_out = len(requests) - len(fitting)
-    if not fitting or (left_out and spec.kind is not WorkloadKind.RAGPULSE):
-        longest = max(prompt.num_tokens for _, prompt in requests)
+    short = [one for one in requests if _least_tokens(one) <= limit]  # no text is laid over what cannot fit
+    folder = ModelHub(config.models_dir).resolve(config.model)
+    prompts = TracePrompts.make(
+        short,
+        Tokenizer(folder),
+        config.prompt,
+        _documentation(folder),
+        dialogue=spec.kind is WorkloadKind.CONVERSATIONS,
+    ).prompts
+    fitting = [(one, prompt) for one, prompt in zip(short, prompts, strict=True) if prompt.num_tokens <= limit]
+    if not fitting or (len(fitting) < len(requests) and spec.kind is not WorkloadKind.RAGPULSE):
+        longest = max((*map(_least_tokens, requests), *(prompt.num_tokens for prompt in prompts)))
         raise InvalidRequestError(
             f"a prompt has {longest} tokens, and {config.model} reads {limit} before an answer of "
             f"{spec.output_tokens}: ask for fewer or shorter passages"
         )
-    return fitting, left_out
+    return fitting
+
+
+def _least_tokens(request: TraceRequest) -> int:
+    return sum(part.num_tokens for part in (*request.passages, *request.history, *request.web_search))
 
 
 @lru_cache(maxsize=1)
