@@ -237,7 +237,7 @@ class FakePipeline:
         assert (path, device, properties) == ("x.gguf", "CPU", {"INFERENCE_NUM_THREADS": 2})
         assert scheduler.enable_prefix_caching
         assert scheduler.cache_size == 3
-        self.budget, self.handles, self.unread = scheduler.max_num_batched_tokens, [], {}
+        self.budget, self.handles, self.unread, self.answered = scheduler.max_num_batched_tokens, [], {}, 0
 
     def add_request(self, number, ids, config):
         assert config.ignore_eos
@@ -268,6 +268,7 @@ class FakePipeline:
         handle.written += 1
         if handle.written == handle.config.max_new_tokens:
             handle.status = Status.FINISHED
+            self.answered += 1
 
 
 @pytest.fixture
@@ -333,6 +334,7 @@ def test_openvino_without_room_for_a_prompt(openvino):
 def test_openvino_drops_and_forgets(openvino):
     assert openvino.prepare([], []) == {"tokens": 0, "seconds": 0.0}
     assert FakePipeline.loads == 1, "nothing was in its cache"
+    assert openvino._pipeline.answered == 1, "its kernels are not compiled yet"
     openvino.submit(a_job(0, range(100, 108)))
     openvino.step()
     openvino.cancel()
@@ -342,4 +344,4 @@ def test_openvino_drops_and_forgets(openvino):
     assert [token for one in all_news(openvino) for token in one["tokens"]] == greedy(range(100, 108))
     openvino.prepare([], [])
     openvino.prepare([], [])
-    assert FakePipeline.loads == 2
+    assert (FakePipeline.loads, openvino._pipeline.answered) == (2, 1)

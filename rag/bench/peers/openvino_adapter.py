@@ -12,6 +12,7 @@ __all__ = ["OpenVino", "load"]
 
 WARM_STEPS = 2  # decode steps before those that are timed
 SEQUENCES = 64
+WARM_PROMPT = [0] * 64  # answered after every load, since kernels are compiled with the first prompt; none begins so
 
 
 @dataclass(slots=True)
@@ -50,8 +51,8 @@ class OpenVino:
         self._settings = settings
         self._ids = count()
         self._asked: dict[int, _Asked] = {}
-        self._used = False
         self._pipeline: Any = self._loaded()
+        self._warm_up()
 
     def first_token(self, prompt: list[int], cached: int) -> float:
         """Return the seconds from adding a prompt to its first token."""
@@ -105,6 +106,7 @@ class OpenVino:
             self._asked.clear()
             self._pipeline = None  # the memory of the old one first
             self._pipeline = self._loaded()
+            self._warm_up()
         return {"tokens": 0, "seconds": 0.0}
 
     def _loaded(self) -> Any:
@@ -114,9 +116,11 @@ class OpenVino:
         scheduler.max_num_batched_tokens = self._settings["tokens"]
         scheduler.max_num_seqs = SEQUENCES
         properties = {"INFERENCE_NUM_THREADS": self._settings["threads"]}
-        pipeline = self._genai.ContinuousBatchingPipeline(self._settings["gguf"], scheduler, "CPU", properties)
+        return self._genai.ContinuousBatchingPipeline(self._settings["gguf"], scheduler, "CPU", properties)
+
+    def _warm_up(self) -> None:
+        self._answer([WARM_PROMPT], 1 + WARM_STEPS)
         self._used = False
-        return pipeline
 
     def _told(self, asked: _Asked) -> dict[str, Any] | None:
         """Return the tokens that came with the last step, and whether they are all."""

@@ -27,6 +27,7 @@ __all__ = ["ContestantSetting", "check_contestant", "open_contestants"]
 
 CHUNK = "preread-chunk"
 STORE_SHARE = 4  # of the disk space that is free, the KV of passages takes a fourth at most
+STEP_TOKENS = 2048  # computed at once, so that a prompt does not wait for all that came after it
 WARM_TOKENS = (32, 256, 256, 32)  # template, passages, question
 WARM_ANSWER = 8
 WARM_SECONDS = 900.0  # some compile kernels with the first request
@@ -179,7 +180,7 @@ def _peer_settings(name: str, setting: ContestantSetting) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "folder": str(setting.folder),
         "context": setting.context,
-        "tokens": setting.context,
+        "tokens": min(setting.context, STEP_TOKENS),
         "kv_gib": setting.kv_gib,
         "threads": setting.threads,
         "dtype": setting.dtype,
