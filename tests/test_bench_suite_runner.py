@@ -212,13 +212,18 @@ def test_a_full_disk_keeps_what_is_complete(tmp_path: Path, monkeypatch: pytest.
 
 def test_the_time_left_is_scaled_by_what_was_seen() -> None:
     clock, events = Clock(), list[RunEvent]()
-    pace = Pace({"a": 100.0, "b": 300.0}, events.append, clock)
+    pace = Pace({"requests": 5.0, "a": 100.0, "b": 300.0}, events.append, clock)
+    assert pace.left == 405.0
+    clock.wait(500.0)  # a first ingestion, say
+    pace.at("requests", 1.0, "ready")
+    pace.forget("requests")
     assert pace.left == 400.0
     clock.wait(200.0)
     pace.at("a", 1.0, "complete")
     assert 300.0 * 1.7 < pace.left < 600.0
     pace.at("a", 0.2, "late news")
-    assert events[-1].left == events[0].left, "what is done stays done"
+    assert events[-1].left == events[-2].left, "what is done stays done"
+    assert events[-1].done == pytest.approx(700 / (700 + events[-1].left))
     pace.rescale("b", 0.5)
     assert pace.left == pytest.approx(events[-1].left / 2)
     clock.wait(300.0)

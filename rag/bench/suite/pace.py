@@ -43,7 +43,7 @@ class Pace:
     def __init__(self, estimates: Mapping[str, float], watch: Watch, clock: Callable[[], float] = monotonic) -> None:
         self._estimates = dict(estimates)
         self._done = dict.fromkeys(estimates, 0.0)
-        self._watch, self._clock, self._began = watch, clock, clock()
+        self._watch, self._clock, self._began, self._before = watch, clock, clock(), 0.0
 
     @property
     def left(self) -> float:
@@ -52,10 +52,16 @@ class Pace:
         scale = (self._clock() - self._began + PRIOR_SECONDS) / (work + PRIOR_SECONDS)
         return scale * (sum(self._estimates.values()) - work)
 
+    def forget(self, part: str) -> None:
+        """Let a part that is done say nothing about the speed of the others, which are work of another kind."""
+        del self._estimates[part], self._done[part]
+        self._before += self._clock() - self._began
+        self._began = self._clock()
+
     def at(self, part: str, share: float, doing: str) -> None:
         """Tell that so much of a part is done, from 0 to 1; it never goes back."""
         self._done[part] = max(self._done[part], min(share, 1.0))
-        left, spent = self.left, self._clock() - self._began
+        left, spent = self.left, self._before + self._clock() - self._began
         done = spent / (spent + left) if spent + left else 1.0
         self._watch(RunEvent(part, doing, done, left, complete=share >= 1))
 

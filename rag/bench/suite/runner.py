@@ -113,6 +113,7 @@ class _Run:
         before_all = {REQUESTS: REQUESTS_SECONDS * len(missing), START: START_SECONDS * len(names)}
         pace = Pace({**before_all, **{one.name: one.estimate for one in missing}}, self.watch, self.clock)
         streams = self._streams(missing, pace)
+        pace.forget(REQUESTS)
         with self._open(names, streams, pace) as (contestants, records, left_out):
             self.file.add(*records, *left_out)
             pace.at(START, 1.0, f"{len(contestants)} engines are ready")
