@@ -5,6 +5,7 @@ lies beside it only.
 """
 
 import ctypes
+import gc
 import json
 import os
 import shutil
@@ -49,6 +50,8 @@ def _work(name: str, settings: dict[str, Any], answers: TextIO) -> None:
     except Exception as error:  # noqa: BLE001 - told to the parent, which prints it
         serving.send(answers, {"error": serving.one_line(error)})
         return
+    gc.collect()
+    gc.freeze()  # what lives as long as the process is not walked through by every later collection, as in a server
     try:
         serving.send(answers, {"version": adapter.version, "detail": adapter.detail})
         serving.serve(adapter, serving.LineReader(0), answers)

@@ -164,7 +164,7 @@ class Child:
             os.killpg(self._process.pid, number)
 
     def close(self) -> None:
-        """End the process and what it started."""
+        """End the process; what does not end by itself is killed, with its children."""
         self.go_on()
         self._stdin.close()
         try:

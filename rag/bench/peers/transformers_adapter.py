@@ -10,8 +10,8 @@ __all__ = ["Transformers", "load"]
 
 KEPT_CACHES = 24
 DTYPES = ("float32", "bfloat16", "float16")
-TRIAL_PROMPT = [20 + n % 64 for n in range(192)]  # every vocabulary has them
-TRIAL_TOKENS = 8
+TRIAL_PROMPT = [20 + n % 64 for n in range(128)]  # every vocabulary has them
+TRIAL_TOKENS = 4
 LARGEST_BATCH = 10_000  # tokens; eager prefill of more takes minutes
 
 
