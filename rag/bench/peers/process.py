@@ -16,7 +16,7 @@ from typing import Any
 from rag.bench.peers.errors import PeerError, PeerMissingError, UnsupportedCaseError
 from rag.bench.peers.serving import LineReader
 
-__all__ = ["Child", "PeerProcess"]
+__all__ = ["DROPPED_VARIABLES", "Child", "PeerProcess"]
 
 CHILD = Path(__file__).with_name("child.py")
 START_SECONDS = 1800.0  # some convert the weights first

@@ -24,7 +24,7 @@ class Event:
         at: when it happened, in seconds of `time.monotonic` (the same clock in every process of a machine).
         tokens: that came with it; ids, or nothing where an engine tells only how many.
         count: how many tokens came with it.
-        started: when the engine began to compute its prompt, told with the first tokens; None where it does not tell.
+        started: when the engine began to compute its prompt, told with its first tokens or its last; else None.
         done: whether it is the last one.
         cached: with the last one: prompt tokens whose KV was not computed, by tier; None where an engine does not tell.
         outcomes: with the last one: passage tokens by outcome (path, canonical, shifted, computed).
