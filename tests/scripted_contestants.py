@@ -13,7 +13,14 @@ from rag.bench.suite.contestant import Contestant, Event, Footprint, Prepared
 from rag.bench.suite.experiment import Drive, Experiment, Suite, WorkloadKind, WorkloadSpec
 from rag.bench.suite.lineup import Lineup
 from rag.bench.suite.parts import Opened, Parts
-from rag.bench.suite.records import ContestantRecord, Header, QualityRecord, SimulationRecord, SkippedRecord
+from rag.bench.suite.records import (
+    AnswerRecord,
+    ContestantRecord,
+    Header,
+    QualityRecord,
+    SimulationRecord,
+    SkippedRecord,
+)
 from rag.bench.suite.requests import BenchRequest, RequestStream
 from rag.bench.suite.results import ResultFile
 from rag.bench.suite.units import Course
@@ -192,7 +199,7 @@ class ScriptedParts:
 
     @property
     def parts(self) -> Parts:
-        return Parts(a_header, self._stream, self._open, self._quality, self._simulation)
+        return Parts(a_header, self._stream, self._open, self._quality, self._simulation, self._scores)
 
     def _stream(self, spec: WorkloadSpec, progress: Progress) -> RequestStream:
         times = [0.5 * number for number in range(spec.count)]
@@ -219,3 +226,7 @@ class ScriptedParts:
             unit=f"{experiment.name}/{repeat}", reuse="exact", order="score", policy="lru", device_tokens=None,
             share=1.0, hit_rate=0.5, device_rate=0.5,
         )  # fmt: skip
+
+    def _scores(self, unit: str, stream: RequestStream, answers: Sequence[AnswerRecord]) -> Iterator[QualityRecord]:
+        for answer in answers:
+            yield QualityRecord(unit=unit, request=answer.request, variant=answer.contestant, k=2, f1=1.0)

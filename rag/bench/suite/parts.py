@@ -12,7 +12,14 @@ from rag.bench.environment import RunClock, count_cores
 from rag.bench.progress import Progress
 from rag.bench.suite.contestant import Contestant
 from rag.bench.suite.experiment import Experiment, Suite, WorkloadSpec
-from rag.bench.suite.records import ContestantRecord, Header, QualityRecord, SimulationRecord, SkippedRecord
+from rag.bench.suite.records import (
+    AnswerRecord,
+    ContestantRecord,
+    Header,
+    QualityRecord,
+    SimulationRecord,
+    SkippedRecord,
+)
 from rag.bench.suite.requests import RequestStream
 from rag.config import RagConfig
 
@@ -53,6 +60,7 @@ class Parts:
         open: starts contestants by name, for prompts of so many tokens.
         quality: measures answers, for a unit.
         simulation: simulates caches, for a pass.
+        scores: says how good the answers of a unit are.
     """
 
     header: Callable[[Suite], Header]
@@ -60,6 +68,7 @@ class Parts:
     open: Callable[[Sequence[str], int], AbstractContextManager[Opened]]
     quality: Callable[[Experiment, RequestStream, str], Iterator[QualityRecord]]
     simulation: Callable[[Experiment, RequestStream, int], Iterator[SimulationRecord]]
+    scores: Callable[[str, RequestStream, Sequence[AnswerRecord]], Iterator[QualityRecord]]
 
 
 def make_parts(options: RunOptions, config: RagConfig) -> Parts:
@@ -68,6 +77,8 @@ def make_parts(options: RunOptions, config: RagConfig) -> Parts:
     Raises:
         UnknownModelError: the model is not here.
     """
+    from engine.tokenizer import Tokenizer
+    from rag.bench.suite.answer_quality import score_answers
     from rag.bench.suite.opening import ContestantSetting, open_contestants
     from rag.bench.suite.prompts import make_stream
     from rag.bench.suite.quality import run_quality
@@ -77,6 +88,7 @@ def make_parts(options: RunOptions, config: RagConfig) -> Parts:
     folder = ModelHub(config.models_dir).resolve(config.model)
     work_dir = options.work_dir or default_work_dir()
     threads = options.threads or count_cores()
+    tokenizer = Tokenizer(folder)
 
     def opened(names: Sequence[str], context: int) -> AbstractContextManager[Opened]:
         setting = ContestantSetting(
@@ -100,6 +112,7 @@ def make_parts(options: RunOptions, config: RagConfig) -> Parts:
         open=opened,
         quality=lambda experiment, stream, unit: run_quality(experiment, stream, config, unit=unit),
         simulation=lambda experiment, stream, repeat: run_simulation(experiment, stream, config, repeat=repeat),
+        scores=lambda unit, stream, answers: score_answers(unit, stream, answers, tokenizer),
     )
 
 

@@ -117,6 +117,7 @@ class _Run:
         with self._open(names, streams, pace) as (contestants, records, left_out):
             self.file.add(*records, *left_out)
             pace.at(START, 1.0, f"{len(contestants)} engines are ready")
+            pace.forget(START)
             lineup = Lineup(contestants)
             for experiment in missing:
                 present = len(lineup.of(experiment.contestants))
@@ -174,7 +175,10 @@ class _Run:
                 def tell(share: float, doing: str, repeat: int = repeat) -> None:
                     pace.at(experiment.name, min(0.99, (repeat + share) / experiment.repeats), doing)
 
-                course = Course(experiment, repeat, stream, lineup, self.file, tell, self.patience, self.clock)
+                course = Course(
+                    experiment, repeat, stream, lineup, self.file, tell, self.patience, self.clock,
+                    scores=lambda unit, answers: self.parts.scores(unit, stream, answers),
+                )  # fmt: skip
                 if course.lacks():
                     self._pass(course)
             self._check(experiment, stream, lineup)

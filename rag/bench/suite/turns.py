@@ -10,6 +10,7 @@ from rag.bench.peers.errors import PeerError
 from rag.bench.suite.asked import OVERRUN, Asked
 from rag.bench.suite.lineup import awake
 from rag.bench.suite.player import Player
+from rag.bench.suite.records import AnswerRecord
 from rag.bench.suite.requests import BenchRequest
 from rag.bench.suite.units import Course, Unit
 
@@ -35,6 +36,7 @@ def run_turns(course: Course) -> None:
                 unit.records.append(player.window(unit.name))
             except PeerError as error:
                 unit.records.append(course.lineup.drop(player.contestant, unit.name, error))
+        unit.records += course.scores(unit.name, [one for one in unit.records if isinstance(one, AnswerRecord)])
 
 
 def ask_alone(course: Course, player: Player, asked: Asked) -> None:

@@ -1,6 +1,6 @@
 """A unit of a run: what is measured in one go, written together when it is complete, and never measured again."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -9,7 +9,7 @@ from time import monotonic
 from rag.bench.environment import load_average
 from rag.bench.suite.experiment import Experiment
 from rag.bench.suite.lineup import Lineup
-from rag.bench.suite.records import Record, UnitRecord
+from rag.bench.suite.records import AnswerRecord, Record, UnitRecord
 from rag.bench.suite.requests import RequestStream
 from rag.bench.suite.results import ResultFile
 
@@ -47,6 +47,7 @@ class Course:
         patience: seconds of silence after which an engine that owes an answer is given up.
         clock: that the engines share.
         label: what stands for the pass in the ids of its units; its number if empty.
+        scores: makes, of a unit's name and answers, the records of how good the answers are.
     """
 
     experiment: Experiment
@@ -58,6 +59,7 @@ class Course:
     patience: float = PATIENCE_SECONDS
     clock: Callable[[], float] = monotonic
     label: str = ""
+    scores: Callable[[str, Sequence[AnswerRecord]], Iterable[Record]] = lambda _unit, _answers: ()
 
     @property
     def name(self) -> str:
