@@ -60,14 +60,14 @@ def _costs(results: "Results", book: Path | None, hour_price: float | None) -> "
 
 
 def _write_report(figures: "Figures", money: "Costs | None", file: Path, folder: Path) -> None:
-    from rag.bench.analysis.markdown import render_markdown
+    from rag.bench.analysis.markdown import Illustration, render_markdown
     from rag.bench.pictures.album import pictures_of, write_pictures
     from rag.bench.pictures.page import write_page
     from rag.bench.pictures.sheet import HOW_TO_DRAW, can_draw
 
     folder.mkdir(parents=True, exist_ok=True)
     plots = write_pictures(figures, folder / "plots")
-    pictures = [(f"plots/{one.name}.svg", one.alt) for one in pictures_of(figures)]
+    pictures = [Illustration(one.section, f"plots/{one.name}.svg", one.alt) for one in pictures_of(figures)]
     report_file, page = folder / "report.md", folder / "report.html"
     text = render_markdown(figures, source=file.name, pictures=pictures, costs=money)
     report_file.write_text(text, encoding="utf-8")

@@ -10,8 +10,13 @@ from rag.bench.analysis.sections import GRID, experiment_section, grid_section, 
 from rag.bench.analysis.words import command, engine_label, estimate, hardware, median, minutes, significant, table
 from rag.bench.suite.experiment import Drive
 
-__all__ = ["LIMITS", "METHOD", "Costs", "render_markdown"]
+__all__ = ["LIMITS", "METHOD", "Costs", "Illustration", "render_markdown"]
 
+INTRODUCTION = """\
+Engines that answer questions from retrieved passages get the same prompts: how soon each gives the first token (TTFT),
+how much of a prompt it takes from its cache, at which rate it keeps up, what it holds in memory, and whether what it
+reuses changes its answers. Short: the headlines below; whole: the tables; doubts are said where they arise.
+"""
 METHOD = """\
 - Every engine gets the same prompts as token ids, and has to give the same number of tokens. An answer with fewer is
   reported and counts in no time.
@@ -40,6 +45,21 @@ LIMITS = """\
 
 
 @dataclass(frozen=True)
+class Illustration:
+    """A picture in the report.
+
+    Attributes:
+        section: name of an experiment, `grid`, `holdings`, or anything else for the report's beginning.
+        address: of the file, relative to the report.
+        text: that says what there is to see.
+    """
+
+    section: str
+    address: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Costs:
     """What answers cost, in a currency; empty where there is no price book to name it."""
 
@@ -48,37 +68,41 @@ class Costs:
 
 
 def render_markdown(
-    figures: Figures, *, source: str = "", pictures: Sequence[tuple[str, str]] = (), costs: Costs | None = None
+    figures: Figures, *, source: str = "", pictures: Sequence[Illustration] = (), costs: Costs | None = None
 ) -> str:
     """Return the report, ending with a line break.
 
     Args:
         figures: of the run.
         source: name of the result file.
-        pictures: address, relative to the report, and description of each.
+        pictures: to be shown in it.
         costs: of the answers, where prices are known.
     """
     found = list(figures.experiments.values())
     grid = [one for one in found if GRID.fullmatch(one.experiment.name)]
     others = [one for one in found if one not in grid]
+    placed = {*(one.experiment.name for one in others), "holdings", *(["grid"] if grid else [])}
+    loose = dict.fromkeys(one.section for one in pictures if one.section not in placed)
     parts = [
         f"# Benchmark: {figures.header.suite.name}\n",
+        INTRODUCTION,
         *_problems(figures),
         *_headlines(others),
+        *(part for section in loose for part in _shown(pictures, section)),
         _run(figures, source),
         "## Engines\n",
         _engines(figures),
         *_skipped(figures),
         "## How it was measured\n",
         METHOD,
-        *(experiment_section(one) for one in others),
-        *([grid_section(grid)] if grid else []),
+        *(part for one in others for part in (experiment_section(one), *_shown(pictures, one.experiment.name))),
+        *([grid_section(grid), *_shown(pictures, "grid")] if grid else []),
         "## What engines hold\n",
         "At most in any experiment; of memory that an engine has in common with others its share is counted.\n",
         holdings(figures.experiments),
+        *_shown(pictures, "holdings"),
         *_costs(costs),
         *_checks(figures),
-        *_pictures(pictures),
         "## What this does not show\n",
         LIMITS,
     ]
@@ -182,10 +206,11 @@ def _checks(figures: Figures) -> Iterator[str]:
         yield table(["check", "", "found"], rows, left=3)
 
 
-def _pictures(pictures: Sequence[tuple[str, str]]) -> Iterator[str]:
-    if pictures:
-        yield "## Pictures\n"
-        yield from (f"![{text}]({address})\n" for address, text in pictures)
+def _shown(pictures: Sequence[Illustration], section: str) -> Iterator[str]:
+    for one in pictures:
+        if one.section == section:
+            text = one.text.replace("[", "\\[").replace("]", "\\]")
+            yield f"![{text}]({one.address})\n"
 
 
 def _bullets(lines: Sequence[str]) -> str:

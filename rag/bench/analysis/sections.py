@@ -17,7 +17,7 @@ from rag.bench.analysis.words import (
 )
 from rag.bench.suite.experiment import Drive
 
-__all__ = ["GRID", "experiment_section", "grid_section", "holdings"]
+__all__ = ["GRID", "experiment_section", "goodput", "grid_section", "holdings"]
 
 GRID = re.compile(r"grid-(\d+)-(\d+)")  # name of an experiment: number and length of passages
 
@@ -104,6 +104,10 @@ def _tables(found: ExperimentFigures) -> Iterator[str]:
     if found.goodput:
         yield from _goodput(list(found.goodput.values()))
     if found.quality:
+        yield (
+            "KL and the share of same tokens are over the tokens of full prefill's greedy answer; F1 is over the words "
+            "of each way's own answer.\n"
+        )
         yield _quality(found)
     if found.simulation:
         yield _simulation(found)

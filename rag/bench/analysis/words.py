@@ -10,18 +10,8 @@ from rag.bench.suite.experiment import ArrivalKind, Arrivals, Drive, Experiment,
 from rag.bench.suite.records import Header, StreamRecord
 
 __all__ = [
-    "EMPTY",
-    "asked",
-    "engine_label",
-    "estimate",
-    "hardware",
-    "mebibytes",
-    "median",
-    "milliseconds",
-    "minutes",
-    "percent",
-    "significant",
-    "table",
+    "EMPTY", "asked", "command", "engine_label", "estimate", "hardware", "mebibytes", "median", "milliseconds", "minutes",
+    "percent", "significant", "table",
 ]  # fmt: skip
 
 EMPTY = ""
@@ -102,8 +92,10 @@ def minutes(seconds: float) -> str:
 
 def engine_label(name: str) -> str:
     """Return what an engine is called where a reader does not know the suite's names."""
-    base, _, repair = name.partition("@")
-    return LABELS.get(base, base) + (f", {repair} tokens repaired" if repair else "")
+    engine, _, again = name.partition("#")
+    base, _, repair = engine.partition("@")
+    label = LABELS.get(base, base) + (f", {repair} tokens repaired" if repair else "")
+    return f"{label}, number {again}" if again else label
 
 
 def command(line: str) -> str:

