@@ -75,6 +75,7 @@ def test_a_run_measures_everything_and_tells_what_is_absent(tmp_path: Path) -> N
     results = Results.load(tmp_path / "r.jsonl")
     assert set(results.units) == UNITS
     assert is_complete(results)
+    assert [one.variant for one in results.quality("turns")] == [one.contestant for one in results.answers("turns")]
     assert (outcome.measured, outcome.broken, outcome.failed) == (len(UNITS), (), ())
     assert [one.name for one in outcome.absent] == ["absent"]
     assert [one.name for one in results.skipped] == ["absent"]
@@ -147,6 +148,24 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, field: str) -> None
     }[field]
     with pytest.raises(InvalidRequestError, match=f"is of another {field}"):
         ResultFile(tmp_path / "r.jsonl", other)
+
+
+def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
+    first = ResultFile(tmp_path / "r.jsonl", a_header(SUITE))
+    with pytest.raises(InvalidRequestError, match="another run is writing"):
+        ResultFile(tmp_path / "r.jsonl", a_header(SUITE))
+    first.close()
+    ResultFile(tmp_path / "r.jsonl", a_header(SUITE)).close()
+
+
+def test_a_record_may_hold_any_text(tmp_path: Path) -> None:
+    file = ResultFile(tmp_path / "r.jsonl", a_header(SUITE))
+    reason = "ends \u2028 here \u0085 and \n there"
+    file.add(SkippedRecord(name="one", reason=reason))
+    file.close()
+    assert [one.reason for one in Results.load(tmp_path / "r.jsonl").skipped] == [reason]
+    ResultFile(tmp_path / "r.jsonl", a_header(SUITE)).close()
+    assert [one.reason for one in Results.load(tmp_path / "r.jsonl").skipped] == [reason]
 
 
 def test_an_engine_that_dies_is_told_and_the_run_ends_well(tmp_path: Path) -> None:
