@@ -10,8 +10,8 @@ from rag.bench.suite.experiment import ArrivalKind, Arrivals, Drive, Experiment,
 from rag.bench.suite.records import Header, StreamRecord
 
 __all__ = [
-    "EMPTY", "asked", "command", "engine_label", "estimate", "hardware", "mebibytes", "median", "milliseconds", "minutes",
-    "percent", "significant", "table",
+    "EMPTY", "asked", "command", "engine_label", "estimate", "hardware", "mebibytes", "median", "milliseconds",
+    "minutes", "percent", "significant", "table",
 ]  # fmt: skip
 
 EMPTY = ""
