@@ -24,7 +24,7 @@ from rag.bench.suite.requests import BenchRequest
 from rag.bench.suite.units import Course, Unit
 from rag.errors import InvalidRequestError
 
-__all__ = ["LIMIT", "WINDOWS", "Trial", "next_rate", "run_goodput", "window_times"]
+__all__ = ["LIMIT", "PERCENTILE", "WINDOWS", "Trial", "next_rate", "run_goodput", "window_times"]
 
 LIMIT = 5.0  # times the 95th percentile of one client alone
 PERCENTILE = 95

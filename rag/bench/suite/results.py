@@ -116,7 +116,7 @@ class ResultFile:
         header: of the run; a file that is there goes on where its suite is the same.
 
     Raises:
-        InvalidRequestError: the file is of another suite, model or machine.
+        InvalidRequestError: the file is of another suite, model or machine, or another run is writing it.
         ResultFileError: it cannot be written.
     """
 
@@ -124,15 +124,20 @@ class ResultFile:
         self.path = path
         self.found: tuple[Record, ...] = ()
         self._units: dict[str, list[Record]] = {}
-        if path.exists() and path.stat().st_size:
-            found = Results.load(path)
-            self._refuse_others(found.header, header)
-            self.found = found.records
-            self._note(found.records)
-            _write(path, (found.header, *found.records))  # without the unit that was cut short
         self._file = path.open("ab", buffering=0)
-        if not path.stat().st_size:
-            self.add(header)
+        try:
+            _lock(self._file, path)
+            if path.stat().st_size:
+                found = Results.load(path)
+                self._refuse_others(found.header, header)
+                self.found = found.records
+                self._note(found.records)
+                self._file.truncate(_whole_bytes(path, self.done))  # without the unit that was cut short
+            else:
+                self.add(header)
+        except BaseException:
+            self._file.close()
+            raise
 
     @property
     def done(self) -> frozenset[str]:
@@ -189,12 +194,10 @@ class ResultFile:
 
 def _lines(path: Path) -> Iterator[Record]:
     try:
-        texts = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        texts = path.read_bytes().decode().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidRequestError(f"{path} cannot be read ({error}): name a result of rag bench run") from error
-    for number, text in enumerate(texts, 1):
-        if not text.endswith("\n"):
-            return  # cut short by a crash
+    for number, text in enumerate(texts[:-1], 1):  # what no line's end follows was cut short by a crash
         try:
             yield RecordLine.validate_json(text)
         except ValidationError as error:
@@ -202,14 +205,27 @@ def _lines(path: Path) -> Iterator[Record]:
             raise InvalidRequestError(f"{path}:{number}: not a record ({reason}): name another file") from error
 
 
-def _write(path: Path, records: Sequence[Record]) -> None:
-    partial = path.with_name(f"{path.name}.part")
+def _lock(file: io.FileIO, path: Path) -> None:
+    """Let no other run write the file, until it is closed; where the system cannot lock, nothing is done."""
     try:
-        partial.write_text("".join(f"{one.model_dump_json()}\n" for one in records), encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise ResultFileError(f"{path} cannot be written ({error.strerror}); make room") from error
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InvalidRequestError(f"another run is writing {path}: wait for it, or name another file") from error
+
+
+def _whole_bytes(path: Path, units: frozenset[str]) -> int:
+    """Return how long the file is up to the last line that counts."""
+    length = counted = 0
+    for line in path.read_bytes().splitlines(keepends=True):
+        length += len(line)
+        if line.endswith(b"\n"):
+            unit = _unit(RecordLine.validate_json(line))
+            counted = length if not unit or unit in units else counted
+    return counted
 
 
 def _write_whole(file: io.FileIO, data: bytes) -> None:
