@@ -178,6 +178,21 @@ def test_llamacpp_goes_on_after_a_failure(llama_cpp):
     assert answered(adapter, 2, prompt)[0] == greedy(prompt)
 
 
+def test_llamacpp_times_what_follows_a_cached_prefix(llama_cpp):
+    adapter, prompt = llama_cpp(), list(range(100, 120))
+    for computed in (20, 5):
+        before = adapter._llama.computed
+        assert adapter.first_token(prompt, 15) > 0
+        assert adapter._llama.computed - before == computed, "the prefix is read once"
+        assert adapter._llama.cells == prompt
+    before = adapter._llama.computed
+    assert adapter.decode([prompt], 15, 3) > 0
+    assert adapter._llama.computed - before == 5 + 3
+    assert adapter._llama.cells[20:] == greedy(prompt)[:3]
+    with pytest.raises(NotImplementedError, match="one sequence"):
+        adapter.decode([prompt, prompt], 0, 3)
+
+
 def test_sequences_that_are_kept():
     states = States(10)
     states.add((1, 2, 3), b"abc")
@@ -345,3 +360,14 @@ def test_openvino_drops_and_forgets(openvino):
     openvino.prepare([], [])
     openvino.prepare([], [])
     assert (FakePipeline.loads, openvino._pipeline.answered) == (2, 1)
+
+
+def test_openvino_times_what_follows_a_cached_prefix(openvino):
+    assert openvino.first_token(list(range(20)), 15) > 0
+    assert openvino._pipeline.answered == 1 + 2, "the prefix first, then all of it"
+    assert openvino.first_token(list(range(20)), 0) > 0
+    assert openvino._pipeline.answered == 1 + 3
+    assert openvino.decode([list(range(20)), list(range(30))], 0, 3) > 0
+    assert openvino._pipeline.answered == 1 + 3 + 2 + 2
+    with pytest.raises(RuntimeError, match="give it more KV memory"):
+        openvino.first_token(list(range(101)), 0)

@@ -23,6 +23,7 @@ HOST = "127.0.0.1"
 PORT = "{port}"  # among arguments: one that was free
 START_SECONDS = 1800.0  # some compile the model first
 LOOK_SECONDS = 30.0
+LONGEST_PAUSE = 86_400  # seconds that it may stand still in the middle of a step without taking it for a failure
 STOP_SECONDS = 20.0
 POLL_SECONDS = 0.2
 LAST_WORDS = 20_000  # bytes of what it printed last
@@ -194,6 +195,8 @@ def open_vllm(
         "VLLM_CPU_KVCACHE_SPACE": str(kv_gib),
         "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, processors)),
         "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_ENGINE_READY_TIMEOUT_S": f"{START_SECONDS:.0f}",
+        "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": str(LONGEST_PAUSE),
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_SERVER_DEV_MODE": "1",  # for emptying its cache
         "HF_HUB_OFFLINE": "1",
