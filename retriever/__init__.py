@@ -18,9 +18,9 @@ if TYPE_CHECKING:
         PassageEncoder,
         Source,
         TextSource,
-        sources_from_paths,
     )
     from retriever.embedder import Embedder, TextEmbedder
+    from retriever.found_files import sources_from_paths
     from retriever.hash_embedder import HashEmbedder
     from retriever.ingest import IngestEvent, IngestReport, Stage
     from retriever.records import Collection
@@ -54,9 +54,10 @@ _MODULES = {
     "config": ("CollectionSettings", "RetrieverConfig", "SplitSettings"),
     "document": (
         *("BytesSource", "Document", "FileSource", "Hit", "Passage", "PassageDraft", "PassageEncoder", "Source"),
-        *("TextSource", "sources_from_paths"),
+        "TextSource",
     ),
     "embedder": ("Embedder", "TextEmbedder"),
+    "found_files": ("sources_from_paths",),
     "hash_embedder": ("HashEmbedder",),
     "ingest": ("IngestEvent", "IngestReport", "Stage"),
     "records": ("Collection",),

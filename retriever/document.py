@@ -2,7 +2,7 @@
 
 import os
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -29,15 +29,7 @@ __all__ = [
     "TextSource",
     "digest",
     "document_id",
-    "sources_from_paths",
 ]
-
-# Found in folders beside documents, never documents: a walk passes them by, an explicit path still reports them.
-NOT_DOCUMENTS = """
-.7z .a .avi .bin .bmp .bz2 .class .db .dll .dylib .eot .exe .flac .gif .gz .ico .jar .jpeg .jpg .lock .mkv .mo
-.mov .mp3 .mp4 .npy .npz .o .ogg .otf .parquet .pkl .png .pyc .pyd .pyo .rar .safetensors .so .sqlite .sqlite3
-.svg .tar .tgz .tif .tiff .ttf .wav .webm .webp .whl .woff .woff2 .xz .zip .zst
-"""
 
 
 class BlockKind(StrEnum):
@@ -291,33 +283,3 @@ def digest(*fields: bytes) -> bytes:
 def document_id(uri: str) -> str:
     """Return the stable id of the document at `uri`: 16 hexadecimal digits."""
     return digest(uri.encode("utf-8", "replace")).hex()[:16]
-
-
-def sources_from_paths(paths: Iterable[str | Path]) -> list[FileSource]:
-    """Return a source for every file named and every document below the folders named, each once, in a fixed order.
-
-    A walk passes by hidden files and folders, `__pycache__`, and files whose suffix says that they are no
-    documents (images, archives, libraries); a file that is named itself is always included.
-
-    Raises:
-        SourceError: a path does not exist.
-    """
-    found: dict[Path, None] = {}
-    ignored = frozenset(NOT_DOCUMENTS.split())
-    for given in paths:
-        path = Path(given).expanduser()
-        if path.is_dir():
-            found.update(dict.fromkeys(_walk(path, ignored)))
-        elif path.exists():
-            found[path.resolve()] = None
-        else:
-            raise SourceError(f"{given} does not exist; check the path")
-    return [FileSource(path) for path in found]
-
-
-def _walk(folder: Path, ignored: frozenset[str]) -> Iterable[Path]:
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__pycache__")))
-        for name in sorted(names):
-            if not name.startswith(".") and Path(name).suffix.lower() not in ignored:
-                yield (Path(parent) / name).resolve()

@@ -10,10 +10,9 @@ from enum import StrEnum
 
 import numpy as np
 
-from retriever.changes import DocumentRow, PassageRow, Writer
 from retriever.config import RetrieverConfig
-from retriever.document import PassageDraft, PassageEncoder, RawDocument, Source, digest, document_id
-from retriever.drafts import Draft, Pending, drafts_of, encode, free_label, header_of, vector_id_of
+from retriever.document import PassageEncoder, RawDocument, Source, digest, document_id
+from retriever.drafts import Draft, Pending, drafts_of, header_of, put_document
 from retriever.embedder import TextEmbedder, Vectors
 from retriever.errors import EmbedderError, EmbedderMismatchError, SourceError
 from retriever.extract import EXTRACT_VERSION
@@ -250,7 +249,7 @@ class Ingestion:
                 rows = [
                     row
                     for item, group in zip(pending, drafts, strict=True)
-                    for row in self._put(writer, collection, item, group, vectors)
+                    for row in put_document(writer, collection, item, group, vectors, self._encoder)
                 ]
                 added = {vector_id: vector for row in rows for vector_id, vector in row.vectors.items()}
                 if added:
@@ -269,36 +268,6 @@ class Ingestion:
         self._finished += len(pending)
         self._tell(Stage.COMMITTED, pending[0].uri if len(pending) == 1 else "", ids=tuple(row.id for row in rows))
         return set()
-
-    def _put(
-        self,
-        writer: Writer,
-        collection: Collection,
-        item: Pending,
-        drafts: Sequence[Draft],
-        vectors: dict[int, Vectors],
-    ) -> list[PassageRow]:
-        """Store one document; passages that it had already keep their label and vectors."""
-        encoder = self._encoder.fingerprint
-        row = DocumentRow(item.id, item.uri, item.title, item.content_hash, item.text.text, encoder, item.metadata)
-        key = writer.put_document(collection, row)
-        labels = writer.keep_passages(key, [draft.id for draft in drafts])
-        kept = labels.keys()
-        labels = {draft.id: labels.get(draft.id, "") for draft in drafts}
-        taken: set[str] = set()
-        for passage_id, label in labels.items():
-            labels[passage_id] = label or free_label(writer, collection, passage_id, taken)
-            taken.add(labels[passage_id])
-        tokens = encode(self._encoder, [PassageDraft(labels[d.id], item.title, d.heading_path, d.text) for d in drafts])
-        rows = []
-        for draft, token_ids in zip(drafts, tokens, strict=True):
-            windows = [] if draft.id in kept else list(vectors[draft.id])
-            named = {vector_id_of(draft.id, window): vector for window, vector in enumerate(windows)}
-            span = draft.span
-            place = (draft.text, span.start, span.end, span.page, draft.heading_path)
-            rows.append(PassageRow(draft.id, labels[draft.id], *place, token_ids, named))
-        writer.put_passages(collection, key, encoder, rows)
-        return rows
 
     def _prune(self, collection: Collection, seen: set[str], scope: Sequence[str]) -> None:
         with self._store.write() as writer:

@@ -26,7 +26,7 @@ from retriever.ingest import IngestEvent, Ingestion, IngestReport, check_embedde
 from retriever.metadata import Metadata, check_metadata, parse_filter
 from retriever.popularity import Popularity
 from retriever.records import Collection
-from retriever.search import OnCandidates, find_among, find_passages, ignore_candidates
+from retriever.search import OnCandidates, find, ignore_candidates
 from retriever.store import Store
 from retriever.upkeep import check_collection
 
@@ -368,21 +368,7 @@ class Library:
         if isinstance(query, str):
             check_embedder(row, self._require_embedder())
             query = self.embed_query(query)
-        while True:
-            with self.store.read() as reader:
-                row = reader.collection(collection)
-                if row.dimension is None:
-                    return []
-                if query.shape != (row.dimension,):
-                    raise QueryError(
-                        f"the query has shape {query.shape}; collection {collection!r} needs ({row.dimension},)"
-                    )
-                index = self._indexes.get(row)
-                if index.base_generation > row.generation:
-                    continue  # it was rebuilt without what this snapshot still has
-                if condition is not None:
-                    return find_among(reader, row, index, query, k, condition, on_candidates)
-                return find_passages(reader, row, index, query, k, on_candidates)
+        return find(self.store, self._indexes, collection, query, k, condition, on_candidates)
 
     # Upkeep
 

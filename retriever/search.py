@@ -10,11 +10,14 @@ import numpy as np
 
 from retriever.document import Hit, Passage
 from retriever.embedder import Vectors
+from retriever.errors import QueryError
+from retriever.indexes import Indexes
 from retriever.metadata import Filter
 from retriever.records import Collection, Reader
+from retriever.store import Store
 from retriever.vector_index import Ids, VectorIndex
 
-__all__ = ["OnCandidates", "find_among", "find_passages", "ignore_candidates"]
+__all__ = ["OnCandidates", "find", "ignore_candidates"]
 
 FIRST_FETCH = 16
 
@@ -25,18 +28,53 @@ def ignore_candidates(passages: Sequence[Passage]) -> None:
     """Stand in for a callback."""
 
 
-def find_passages(
-    reader: Reader, collection: Collection, index: VectorIndex, query: Vectors, k: int, on_candidates: OnCandidates
+def find(
+    store: Store,
+    indexes: Indexes,
+    collection: str,
+    query: Vectors,
+    k: int,
+    condition: Filter | None,
+    on_candidates: OnCandidates,
 ) -> list[Hit]:
-    """Return the k live passages closest to a query [dimension], best first, each once.
+    """Return the k passages of a collection closest to a query [dimension], as one snapshot of the store has them.
 
     Args:
-        reader: the snapshot.
-        collection: as it is in that snapshot.
-        index: holds at least every vector that lives in it.
+        store: has the collection.
+        indexes: have its vectors.
+        collection: its name.
         query: unit vector.
         k: how many.
+        condition: that their documents have to fit; None is any.
         on_candidates: called with the k best by the index's own scores, before exact ones are computed.
+
+    Raises:
+        UnknownCollectionError: there is no such collection.
+        QueryError: the vector has the wrong length.
+    """
+    while True:
+        with store.read() as reader:
+            row = reader.collection(collection)
+            if row.dimension is None:
+                return []
+            if query.shape != (row.dimension,):
+                raise QueryError(
+                    f"the query has shape {query.shape}; collection {collection!r} needs ({row.dimension},)"
+                )
+            index = indexes.get(row)
+            if index.base_generation > row.generation:
+                continue  # it was rebuilt without what this snapshot still has
+            if condition is not None:
+                return _find_among(reader, row, index, query, k, condition, on_candidates)
+            return _find_passages(reader, row, index, query, k, on_candidates)
+
+
+def _find_passages(
+    reader: Reader, collection: Collection, index: VectorIndex, query: Vectors, k: int, on_candidates: OnCandidates
+) -> list[Hit]:
+    """Return the k live passages closest to a query, best first, each once.
+
+    The collection is as it is in the reader's snapshot, and the index holds at least every vector that lives in it.
     """
     found = _candidates(reader, collection, index, query, k)
     chosen = _best(found, k)
@@ -50,7 +88,7 @@ def find_passages(
     return [Hit(passages[passage_id], found[passage_id]) for passage_id in chosen]
 
 
-def find_among(
+def _find_among(
     reader: Reader,
     collection: Collection,
     index: VectorIndex,
@@ -59,7 +97,7 @@ def find_among(
     condition: Filter,
     on_candidates: OnCandidates,
 ) -> list[Hit]:
-    """Return the k closest of the live passages whose documents fit a condition; see `find_passages`."""
+    """Return the k closest of the live passages whose documents fit a condition; see `_find_passages`."""
     owners = reader.matching_vectors(collection, condition)
     scores = _scores_among(reader, collection, index, query, k, owners)
     chosen = _best(scores, k)

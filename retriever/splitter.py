@@ -9,7 +9,6 @@ passage is counted once more and cut again where it does not fit: the budget is 
 Knows nothing of files, tokenizers, titles or the store.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -18,28 +17,16 @@ import numpy as np
 
 from retriever.config import SplitSettings
 from retriever.document import Block, BlockKind, ExtractedText
-from retriever.errors import PassageEncoderError, SettingsError
+from retriever.errors import PassageEncoderError
+from retriever.pieces import Piece, pieces_of, smaller, text_of
 
 __all__ = ["Count", "Span", "split"]
 
 Count = Callable[[Sequence[str]], list[int]]
 
-# What a cut before a piece costs. A passage costs 1, plus the square of the share of its budget left empty.
-SECTION, PARAGRAPH, SENTENCE, LINE, WORD = 0.0, 0.25, 0.8, 1.6, 3.0
-AFTER_HEADING = 3.0  # a heading belongs to what follows
-AFTER_COLON = 0.6  # so does "for example:"
+# What a passage costs beside its cut, 1, and the square of the share of its budget left empty.
 MERGED_SECTION = 1.75  # what a passage pays for each heading inside it: only small neighbours merge
 MERGED_CHILD = 1.0  # the same where the heading is the first below the one before
-
-MAX_PIECE = 2000  # characters: bounds the work of one count on text without line breaks
-SENTENCE_END = re.compile(
-    r"(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\bcf\.)(?<!\bvs\.)(?<!\b[A-Z]\.)(?<!\bMr\.)(?<!\bDr\.)(?<!\bMrs\.)"
-    r"(?:(?<=[.!?…])|(?<=[.!?…][\"'”’)\]]))[ \t]+(?=[\"'“‘(\[*_`]*[^\W_a-z])|(?<=[。！？])[ \t]*"  # noqa: RUF001
-)
-LINE_ITEM = re.compile(r"[ \t]*(?:[-*+•]|\d{1,3}[.)])[ \t]")
-LINE_ENDS = ".!?:。！？"  # noqa: RUF001
-COLONS = ":："  # noqa: RUF001
-TOP_LEVEL_CODE = re.compile(r"[^\s)\]}]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +37,6 @@ class Span:
     end: int
     page: int | None
     heading_path: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """The smallest thing that is moved whole; `cut` is what it costs to start a passage with it."""
-
-    start: int
-    end: int
-    cut: float
-    block: int
 
 
 def split(documents: Sequence[ExtractedText], settings: SplitSettings, count: Count) -> list[list[Span]]:
@@ -75,7 +52,7 @@ def split(documents: Sequence[ExtractedText], settings: SplitSettings, count: Co
         PassageEncoderError: `count` does not return one number a text.
     """
     room = settings.passage_tokens - settings.overlap_tokens
-    pieces = [_pieces(document) for document in documents]
+    pieces = [pieces_of(document) for document in documents]
     texts = [document.text for document in documents]
     counted = _fit_pieces(texts, pieces, room, count)
     cuts = [
@@ -83,68 +60,6 @@ def split(documents: Sequence[ExtractedText], settings: SplitSettings, count: Co
         for document, (items, tokens) in zip(documents, counted, strict=True)
     ]
     return _within_budget(documents, cuts, settings.passage_tokens, count)
-
-
-def _pieces(document: ExtractedText) -> list[_Piece]:
-    pieces: list[_Piece] = []
-    for number, block in enumerate(document.blocks):
-        cut = _block_cut(document, number)
-        for start, end, inner in _lines(document.text, block):
-            for left, right in _bounded(document.text, start, end):
-                pieces.append(_Piece(left, right, (inner if left == start else WORD) if pieces else 0.0, number))
-                if start == left and start == block.start:
-                    pieces[-1] = _Piece(left, right, cut, number)
-    return pieces
-
-
-def _block_cut(document: ExtractedText, number: int) -> float:
-    """Return what a cut before a block costs, by what it is and by what precedes it."""
-    block = document.blocks[number]
-    cut = SECTION if block.kind is BlockKind.HEADING else PARAGRAPH
-    if number:
-        before = document.blocks[number - 1]
-        if before.kind is BlockKind.HEADING:
-            cut += AFTER_HEADING
-        elif document.text[before.end - 1] in COLONS:
-            cut += AFTER_COLON
-    if block.kind is BlockKind.CODE and not TOP_LEVEL_CODE.match(document.text, block.start):
-        cut += SENTENCE
-    return cut
-
-
-def _lines(text: str, block: Block) -> list[tuple[int, int, float]]:
-    """Return the sentences and lines of a block as (start, end, cost of a cut before it)."""
-    found: list[tuple[int, int, float]] = []
-    start, cut = block.start, 0.0
-    boundaries = [
-        (match.start(), match.end(), SENTENCE) for match in SENTENCE_END.finditer(text, block.start, block.end)
-    ]
-    is_code = block.kind is BlockKind.CODE
-    boundaries = [] if is_code else boundaries
-    newline = text.find("\n", block.start, block.end)
-    while newline >= 0:
-        sentence = is_code or text[newline - 1] in LINE_ENDS or LINE_ITEM.match(text, newline + 1) is not None
-        boundaries.append((newline, newline + 1, SENTENCE if sentence else LINE))
-        newline = text.find("\n", newline + 1, block.end)
-    for stop, following, next_cut in sorted(boundaries):
-        if text[start:stop].strip():
-            found.append((start, stop, cut))
-            start, cut = following, next_cut
-    found.append((start, block.end, cut))
-    return [item for item in found if item[1] > item[0]]
-
-
-def _bounded(text: str, start: int, end: int, limit: int = MAX_PIECE) -> list[tuple[int, int]]:
-    """Cut a stretch of text into parts of at most `limit` characters, at white space where there is some."""
-    parts = []
-    while end - start > limit:
-        space = max(
-            text.rfind(" ", start + limit // 2, start + limit), text.rfind("\t", start + limit // 2, start + limit)
-        )
-        stop = space + 1 if space > start else start + limit
-        parts.append((start, stop))
-        start = stop
-    return [*parts, (start, end)]
 
 
 def _counted(count: Count, texts: list[str]) -> list[int]:
@@ -160,52 +75,31 @@ def _counted(count: Count, texts: list[str]) -> list[int]:
 
 
 def _fit_pieces(
-    texts: list[str], documents: list[list[_Piece]], room: int, count: Count
-) -> list[tuple[list[_Piece], list[int]]]:
+    texts: list[str], documents: list[list[Piece]], room: int, count: Count
+) -> list[tuple[list[Piece], list[int]]]:
     """Count the pieces and cut those that are too big, until each fits into `room`."""
     flat = [(number, piece) for number, pieces in enumerate(documents) for piece in pieces]
-    counts = _counted(count, [_text(texts[number], piece) for number, piece in flat])
+    counts = _counted(count, [text_of(texts[number], piece) for number, piece in flat])
     while any(tokens > room for tokens in counts):
-        parts: list[tuple[int, _Piece, int | None]] = []
+        parts: list[tuple[int, Piece, int | None]] = []
         for (number, piece), tokens in zip(flat, counts, strict=True):
             if tokens <= room:
                 parts.append((number, piece, tokens))
             else:
-                parts.extend((number, part, None) for part in _smaller(texts[number], piece, tokens, room))
+                parts.extend((number, part, None) for part in smaller(texts[number], piece, tokens, room))
         flat = [(number, piece) for number, piece, _ in parts]
         fresh = iter(
-            _counted(count, [_text(texts[number], piece) for number, piece, tokens in parts if tokens is None])
+            _counted(count, [text_of(texts[number], piece) for number, piece, tokens in parts if tokens is None])
         )
         counts = [next(fresh) if tokens is None else tokens for _, _, tokens in parts]
-    result: list[tuple[list[_Piece], list[int]]] = [([], []) for _ in documents]
+    result: list[tuple[list[Piece], list[int]]] = [([], []) for _ in documents]
     for (number, piece), tokens in zip(flat, counts, strict=True):
         result[number][0].append(piece)
         result[number][1].append(tokens)
     return result
 
 
-def _text(text: str, piece: _Piece) -> str:
-    """Return a piece with the line break after it, so that the tokens of pieces roughly add up."""
-    return (
-        text[piece.start : piece.end + 1]
-        if text[piece.end : piece.end + 1].isspace()
-        else text[piece.start : piece.end]
-    )
-
-
-def _smaller(text: str, piece: _Piece, tokens: int, room: int) -> list[_Piece]:
-    length = piece.end - piece.start
-    if length <= 1:
-        raise SettingsError(
-            f"the character {text[piece.start : piece.end]!r} takes {tokens} tokens, above the budget of {room}; "
-            "raise passage_tokens"
-        )
-    limit = max(1, min(length // 2, length * room // (2 * tokens)))
-    parts = _bounded(text, piece.start, piece.end, limit)
-    return [_Piece(start, end, piece.cut if start == piece.start else WORD, piece.block) for start, end in parts]
-
-
-def _best_cuts(blocks: Sequence[Block], pieces: list[_Piece], tokens: list[int], room: int) -> list[tuple[int, int]]:
+def _best_cuts(blocks: Sequence[Block], pieces: list[Piece], tokens: list[int], room: int) -> list[tuple[int, int]]:
     """Return the cheapest division as ranges of pieces, none of more than `room` tokens, as no piece has.
 
     Time is pieces times pieces per passage. That is a lot where lines are tiny, so NumPy looks at all possible starts
@@ -232,7 +126,7 @@ def _best_cuts(blocks: Sequence[Block], pieces: list[_Piece], tokens: list[int],
     return ranges[::-1]
 
 
-def _merge_costs(blocks: Sequence[Block], pieces: list[_Piece]) -> list[float]:
+def _merge_costs(blocks: Sequence[Block], pieces: list[Piece]) -> list[float]:
     """Return, for each piece, what a passage pays for having it anywhere but at its start."""
     costs = []
     previous = -1
@@ -250,11 +144,11 @@ def _merge_costs(blocks: Sequence[Block], pieces: list[_Piece]) -> list[float]:
 
 def _with_overlap(
     blocks: Sequence[Block],
-    pieces: list[_Piece],
+    pieces: list[Piece],
     tokens: list[int],
     ranges: list[tuple[int, int]],
     settings: SplitSettings,
-) -> list[list[_Piece]]:
+) -> list[list[Piece]]:
     """Return the pieces of each passage, those repeated from the passage before first."""
     groups = []
     for number, (start, end) in enumerate(ranges):
@@ -270,7 +164,7 @@ def _with_overlap(
 
 
 def _within_budget(
-    documents: Sequence[ExtractedText], groups: list[list[list[_Piece]]], budget: int, count: Count
+    documents: Sequence[ExtractedText], groups: list[list[list[Piece]]], budget: int, count: Count
 ) -> list[list[Span]]:
     """Count whole passages and halve those above the budget until none is."""
     result: list[list[Span]] = [[] for _ in documents]
@@ -278,7 +172,7 @@ def _within_budget(
     while waiting:
         ranges = [_trimmed(documents[number].text, group) for number, group in waiting]
         texts = [documents[number].text[start:end] for (number, _), (start, end) in zip(waiting, ranges, strict=True)]
-        again: list[tuple[int, list[_Piece]]] = []
+        again: list[tuple[int, list[Piece]]] = []
         for (number, group), (start, end), tokens in zip(waiting, ranges, _counted(count, texts), strict=True):
             if start == end:
                 continue
@@ -292,7 +186,7 @@ def _within_budget(
     return result
 
 
-def _trimmed(text: str, group: list[_Piece]) -> tuple[int, int]:
+def _trimmed(text: str, group: list[Piece]) -> tuple[int, int]:
     """Return the characters of a passage without blank lines around it; indentation of its first line stays."""
     start, end = group[0].start, group[-1].end
     end = start + len(text[start:end].rstrip())
@@ -301,15 +195,15 @@ def _trimmed(text: str, group: list[_Piece]) -> tuple[int, int]:
     return start, end
 
 
-def _halves(text: str, group: list[_Piece], tokens: int, budget: int) -> list[list[_Piece]]:
+def _halves(text: str, group: list[Piece], tokens: int, budget: int) -> list[list[Piece]]:
     if len(group) == 1:
-        return [[piece] for piece in _smaller(text, group[0], tokens, budget)]
+        return [[piece] for piece in smaller(text, group[0], tokens, budget)]
     middle = len(group) / 2
     cut = min(range(1, len(group)), key=lambda index: group[index].cut + abs(index - middle) / middle)
     return [group[:cut], group[cut:]]
 
 
-def _span(document: ExtractedText, group: list[_Piece], start: int, end: int) -> Span:
+def _span(document: ExtractedText, group: list[Piece], start: int, end: int) -> Span:
     """Return the passage with the headings that all of it is below."""
     paths = [document.blocks[number].heading_path for number in range(group[0].block, group[-1].block + 1)]
     shared = paths[0]

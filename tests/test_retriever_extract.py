@@ -16,10 +16,10 @@ from retriever.document import (
     FileSource,
     RawDocument,
     TextSource,
-    sources_from_paths,
 )
 from retriever.errors import ExtractError, SourceError
 from retriever.extract import extract, media_type_of
+from retriever.found_files import sources_from_paths
 
 LIMIT = 2**20
 

@@ -133,8 +133,8 @@ def _gather(
     A file that is named covers nothing but itself: `a.txt` is no reason to remove `a.txt.old`.
     """
     from rag.schemas import SkippedDocument
-    from retriever.document import sources_from_paths
     from retriever.errors import SourceError
+    from retriever.found_files import sources_from_paths
 
     sources: list[FileSource | TextSource] = []
     scope: list[str] = []
