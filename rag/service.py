@@ -22,6 +22,7 @@ from rag.components import Components
 from rag.config import RagConfig
 from rag.idle import IdlePrecompute
 from rag.key_operations import StoredKeys
+from rag.library_infos import collection_info, document_info, document_with_passages, ingest_report
 from rag.operations import Progress, ignore_progress, ignored_settings
 from rag.pipeline import Pipeline
 from rag.precompute import Precompute
@@ -37,20 +38,17 @@ from rag.schemas import (
     DocumentWithPassages,
     IngestReport,
     NewCollection,
-    PassageInfo,
     PrecomputePlan,
     PrecomputeProgress,
     SearchRequest,
     SearchResult,
-    SkippedDocument,
 )
 from rag.usage_operations import StoredUsage
-from retriever.document import Document, Source
+from retriever.document import Source
 from retriever.ingest import IngestEvent, Stage
 
 if TYPE_CHECKING:
     from retriever.embedder import TextEmbedder
-    from retriever.records import Collection
 
 __all__ = ["Service"]
 
@@ -162,7 +160,7 @@ class Service:
         library = self.components.library()
         is_new = all(row.name != collection for row in library.collections())
         row = library.ensure_collection(collection)
-        for message in ignored_settings(_collection_info(row), self.config.retriever):
+        for message in ignored_settings(collection_info(row), self.config.retriever):
             progress(IngestEvent(Stage.NOTICE, "", 0, len(sources), 0, message))
         try:
             report = library.ingest(
@@ -171,16 +169,7 @@ class Service:
         finally:
             if is_new:
                 library.drop_empty_collection(collection)  # nothing came of it
-        return IngestReport(
-            collection=collection,
-            added=report.added,
-            updated=report.updated,
-            unchanged=report.unchanged,
-            removed=report.removed,
-            skipped=[SkippedDocument(uri=uri, reason=reason) for uri, reason in report.skipped],
-            passages=report.passages,
-            seconds=perf_counter() - started,
-        )
+        return ingest_report(collection, report, perf_counter() - started)
 
     def precompute_plan(self, collection: str) -> PrecomputePlan:
         """Tell what it takes to store the KV of a collection's passages; see `Precompute.plan`."""
@@ -207,7 +196,7 @@ class Service:
 
     def collections(self) -> list[CollectionInfo]:
         """Return every collection, by name."""
-        return [_collection_info(row) for row in self.components.library().collections()]
+        return [collection_info(row) for row in self.components.library().collections()]
 
     def collection(self, name: str) -> CollectionInfo:
         """Return a collection.
@@ -215,7 +204,7 @@ class Service:
         Raises:
             UnknownCollectionError: there is none of this name.
         """
-        return _collection_info(self.components.library().collection(name))
+        return collection_info(self.components.library().collection(name))
 
     def create_collection(self, wanted: NewCollection) -> CollectionInfo:
         """Make an empty collection with settings of its own.
@@ -228,7 +217,7 @@ class Service:
         self._check_template(wanted.answering)
         settings = settings_of(wanted.settings, self.config.retriever)
         answering = answering_json(wanted.answering)
-        return _collection_info(self.components.library().create_collection(wanted.name, settings, answering=answering))
+        return collection_info(self.components.library().create_collection(wanted.name, settings, answering=answering))
 
     def update_collection(self, name: str, patch: CollectionPatch) -> CollectionInfo:
         """Change how questions over a collection are answered. Errors are those of `create_collection`.
@@ -239,7 +228,7 @@ class Service:
         library = self.components.library()
         answering = patched(answering_of(library.collection(name)), patch.answering)
         self._check_template(answering)
-        return _collection_info(library.set_answering(name, answering_json(answering)))
+        return collection_info(library.set_answering(name, answering_json(answering)))
 
     def _check_template(self, answering: Answering) -> None:
         if answering.prompt is not None:
@@ -261,7 +250,7 @@ class Service:
         Raises:
             UnknownCollectionError: there is no such collection.
         """
-        return [_document_info(row) for row in self.components.library().documents(collection)]
+        return [document_info(row) for row in self.components.library().documents(collection)]
 
     def document(self, collection: str, document_id: str) -> DocumentWithPassages:
         """Return a document with its passages.
@@ -270,21 +259,8 @@ class Service:
             UnknownDocumentError: the collection has none of this id.
         """
         library = self.components.library()
-        info = _document_info(library.document(collection, document_id))
-        passages = [
-            PassageInfo(
-                passage_id=passage.id,
-                label=passage.label,
-                page=passage.page,
-                start=passage.start,
-                end=passage.end,
-                heading_path=list(passage.heading_path),
-                tokens=len(passage.token_ids),
-                text=passage.text,
-            )
-            for passage in library.passages(collection, document_id)
-        ]
-        return DocumentWithPassages(**info.model_dump(), passage_list=passages)
+        row = library.document(collection, document_id)
+        return document_with_passages(row, library.passages(collection, document_id))
 
     def update_document(self, collection: str, document_id: str, patch: DocumentPatch) -> DocumentInfo:
         """Replace a document's metadata, and return the document.
@@ -292,7 +268,7 @@ class Service:
         Raises:
             UnknownDocumentError: the collection has none of this id.
         """
-        return _document_info(self.components.library().set_metadata(collection, document_id, patch.metadata))
+        return document_info(self.components.library().set_metadata(collection, document_id, patch.metadata))
 
     def delete_document(self, collection: str, document_id: str, *, purge: bool = False) -> DeletedDocument:
         """Delete a document with its passages, and return it; with `purge` no copy of their KV is left.
@@ -304,37 +280,7 @@ class Service:
             deletion = self.components.library().delete_document(collection, document_id)
             outdate(self.components, deletion.collection_id, deletion.generation)
             clean(self.components)
-            return DeletedDocument(**_document_info(deletion.document).model_dump())
+            return DeletedDocument(**document_info(deletion.document).model_dump())
         with self.components.activity.busy():  # what is read ahead may be what is purged
             document, purged = purge_kv(self.components, collection, document_id)
-        return DeletedDocument(**_document_info(document).model_dump(), purge=purged)
-
-
-def _collection_info(row: "Collection") -> CollectionInfo:
-    return CollectionInfo(
-        name=row.name,
-        id=row.id,
-        documents=row.num_documents,
-        passages=row.num_passages,
-        embedder=row.embedder_name,
-        passage_tokens=row.settings.split.passage_tokens,
-        overlap_tokens=row.settings.split.overlap_tokens,
-        index_factory=row.settings.index_factory,
-        index_parameters=row.settings.index_parameters,
-        answering=answering_of(row),
-        created_at=row.created_at,
-    )
-
-
-def _document_info(row: Document) -> DocumentInfo:
-    return DocumentInfo(
-        id=row.id,
-        uri=row.uri,
-        title=row.title,
-        content_hash=row.content_hash,
-        passages=row.num_passages,
-        characters=row.num_characters,
-        tokens=row.num_tokens,
-        ingested_at=row.ingested_at,
-        metadata=dict(row.metadata),
-    )
+        return DeletedDocument(**document_info(document).model_dump(), purge=purged)
