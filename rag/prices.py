@@ -87,9 +87,7 @@ class PriceBook(BaseModel):
             reason = f"it is no TOML: {error}"
         except ValidationError as error:
             reason = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise ConfigurationError(
-            f"the price book {path} cannot be used ({reason}); correct it, or unset PREREAD_SERVER__PRICE_BOOK"
-        )
+        raise ConfigurationError(f"the price book {path} cannot be used ({reason}); correct it, or do without it")
 
     def cost(self, model: str, tokens: Tokens) -> Cost | None:
         """Return what tokens of a model cost; None for one without a price."""

@@ -63,7 +63,7 @@ def checks_suite(seed: int = 0) -> Suite:
     """Return the suite that only checks the benchmark, in a minute or two."""
     orders = WorkloadSpec(kind=WorkloadKind.ORDERS, count=32, seed=seed, k=4, length=96, pool=8, output_tokens=4)
     questions = WorkloadSpec(kind=WorkloadKind.QUESTIONS, count=12, seed=seed, k=4, output_tokens=32)
-    poisson = Arrivals(kind=ArrivalKind.POISSON, rate=4.0)
+    poisson = Arrivals(kind=ArrivalKind.POISSON, rate=2.0)
     off = Experiment(
         name="off-beside-itself",
         title="Without reuse nothing is hit and nothing is faster; one seed, one stream",
@@ -96,7 +96,7 @@ def checks_suite(seed: int = 0) -> Suite:
         name="generator",
         title="Driving costs next to nothing",
         drive=Drive.LOAD,
-        workload=orders.model_copy(update={"count": 40, "arrivals": poisson}),
+        workload=orders.model_copy(update={"count": 24, "arrivals": poisson}),
         contestants=(CACHED,),
         estimate=15,
         checks=(Check.GENERATOR,),
