@@ -59,7 +59,13 @@ def log_axis(axes: "Axes", which: Literal["x", "y"], values: Sequence[float], wr
         gaps = zip(pairwise(places), pairwise(sizes), strict=True)
         return all(after - before >= (one + other) / 2 for (before, after), (one, other) in gaps)
 
-    _ticks(axes, which, round_ticks(low, high, fits), write)
+    def shown(tick: float) -> bool:
+        middle = axes.bbox.x0 + log10(tick / low) / log10(high / low) * length
+        return which == "y" or (
+            middle >= (half := text_width(write(tick), TICK) / 2) and middle + half <= axes.figure.bbox.width
+        )
+
+    _ticks(axes, which, [tick for tick in round_ticks(low, high, fits) if shown(tick)], write)
 
 
 def values_axis(axes: "Axes", which: Literal["x", "y"], values: Sequence[float], write: Callable[[float], str]) -> None:

@@ -96,7 +96,7 @@ def _row(axes: "Axes", top: float, entry: ContestantFigures, look: Look, columns
         axes.plot(np.exp(places), base - HILL * density, color=look.colour, lw=1.2)
     jitter = (np.arange(len(sample)) * 0.618034) % 1  # the golden section: neighbours never at one height
     dot = 2.4 if len(sample) >= DENSE else 5
-    axes.plot(sample, base + 5 + 6 * jitter, "o", ms=dot, color=look.colour, alpha=0.6, mec="none")
+    axes.plot(sample, base + 5 + 6 * jitter, "o", ms=dot, color=look.colour, alpha=0.6, mew=0)
     axes.plot([entry.ttft.p50.value] * 2, [base - HILL - 2, base + 12], color=look.colour, lw=2.5)
     if entry.ttft.p50.low is not None:
         axes.plot(ends(entry.ttft.p50), [base + 1] * 2, color=look.colour, lw=4)

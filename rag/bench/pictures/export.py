@@ -102,7 +102,7 @@ def _hoist(group: Tree.Element) -> None:
     """Move what all the marks of a line have in common to their group."""
     marks = list(group)
     if len(marks) > 1 and all(mark.tag == f"{{{SVG}}}use" for mark in marks):
-        for key, value in set.intersection(*(set(mark.attrib.items()) for mark in marks)):
+        for key, value in sorted(set.intersection(*(set(mark.attrib.items()) for mark in marks))):
             if key not in {"x", "y", "href"}:
                 group.set(key, value)
                 for mark in marks:

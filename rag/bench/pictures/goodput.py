@@ -76,11 +76,13 @@ def _curves(axes: "Axes", known: Known, looks: Mapping[str, Look]) -> None:
 
 
 def _bars(axes: "Axes", known: Known, looks: Mapping[str, Look]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     most = max(entry.failing or entry.goodput or 0.0 for entry in known.values())
     height = ROW * len(known)
     axes.set(xlim=(0, most * 1.02), ylim=(height, 0), yticks=[])
-    axes.locator_params(axis="x", nbins=6)
-    axes.xaxis.set_major_formatter(lambda tick, _: f"{tick:g}")
+    ticks = [tick for tick in MaxNLocator(6).tick_values(0, most) if tick <= most]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.grid(axis="x")
     axes.tick_params(length=0)
     line: dict[str, Any] = {"xycoords": ("axes points", "data"), "size": NAME}

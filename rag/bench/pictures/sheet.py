@@ -95,25 +95,26 @@ def text_width(text: str, size: float, *, bold: bool = False) -> float:
 
 
 def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Move places apart so that neighbours keep a gap, as little as possible, inside low..high while there is room.
+    """Move places apart so that neighbours keep a gap, as little as possible, inside low..high.
+
+    The gap is smaller where there is no room for it.
 
     Returns:
         The new places, in the order given.
     """
     order = sorted(range(len(places)), key=lambda index: places[index])
-    groups: list[list[float]] = []  # centre, size
+    gap = min(gap, (high - low) / max(len(places) - 1, 1))
+    groups: list[tuple[float, int]] = []  # centre, how many
     for index in order:
-        groups.append([places[index], 1])
+        groups.append((places[index], 1))
         while len(groups) > 1 and groups[-1][0] - groups[-2][0] < gap * (groups[-1][1] + groups[-2][1]) / 2:
             (one, n), (other, m) = groups[-2:]
-            groups[-2:] = [[(one * n + other * m) / (n + m), n + m]]
-    moved: list[float] = []
-    for centre, size in groups:
-        half = gap * (size - 1) / 2
-        middle = max(min(centre, high - half), low + half)
-        moved += [middle - half + gap * place for place in range(int(size))]
-    for place in range(len(moved) - 2, -1, -1):  # a group that was pushed in from the top pushes the one below it
-        moved[place] = min(moved[place], moved[place + 1] - gap)
+            groups[-2:] = [((one * n + other * m) / (n + m), n + m)]
+    moved = [centre + gap * (place - (size - 1) / 2) for centre, size in groups for place in range(size)]
+    for place in range(len(moved)):
+        moved[place] = max(moved[place], moved[place - 1] + gap if place else low)
+    for place in reversed(range(len(moved))):
+        moved[place] = min(moved[place], moved[place + 1] - gap if place + 1 < len(moved) else high)
     return [moved[order.index(index)] for index in range(len(places))]
 
 
@@ -144,7 +145,7 @@ def _lines(text: str, width: int, size: float, *, bold: bool) -> list[str]:
     """Break a text into lines that fit."""
     lines: list[str] = []
     for word in text.split():
-        if lines and text_width(f"{lines[-1]} {word}", size, bold=bold) <= width - 6:
+        if lines and text_width(f"{lines[-1]} {word}", size, bold=bold) * 1.03 <= width - 6:
             lines[-1] += f" {word}"
         else:
             lines.append(word)

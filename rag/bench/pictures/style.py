@@ -69,6 +69,7 @@ VARIANTS = {
 # What matplotlib is told before a picture is drawn; a unit is a CSS pixel.
 SETTINGS = {
     "svg.fonttype": "none",
+    "text.hinting": "no_hinting",
     "text.parse_math": False,
     "font.family": ["DejaVu Sans"],
     "font.size": 12.0,

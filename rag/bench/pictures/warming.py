@@ -52,7 +52,7 @@ def _warming(
         ends = {}
         for name, shares in known.items():
             look, places = looks[name], [number + 1 for number, _ in shares]
-            axes.plot(places, [share for _, share in shares], ".", color=look.colour, ms=3.5, alpha=0.45, mec="none")
+            axes.plot(places, [share for _, share in shares], ".", color=look.colour, ms=3.5, alpha=0.45, mew=0)
             every = max(1, len(places) // 8)
             axes.plot(
                 places,
