@@ -11,7 +11,7 @@ from rag.bench.analysis.goodput import goodput_figures
 from rag.bench.analysis.models import Figures
 from rag.bench.analysis.resampling import Drawn, enough_for, lasting, mean, quantile, quantile_ratio
 from rag.bench.analysis.times import speedup, times_of
-from rag.bench.statistics import false_discovery_rates
+from rag.bench.statistics import false_discovery_rates, share_of
 from rag.bench.suite.records import AnswerRecord, UnitRecord, WindowRecord
 from rag.bench.suite.results import Results
 
@@ -43,7 +43,7 @@ def covered(draw: Callable[[np.random.Generator, int], Drawn], truth: float = 0.
     return hits / TRIALS
 
 
-@pytest.mark.parametrize("requests", [6, 15, 40])
+@pytest.mark.parametrize("requests", [5, 15, 40])
 def test_intervals_of_a_median_hold_it_in_95_of_100_samples(requests: int) -> None:
     def draw(generator: np.random.Generator, seed: int) -> Drawn:
         return quantile(generator.normal(size=(1, requests)), 0.5, block=1, seed=seed, resamples=400)
@@ -150,7 +150,7 @@ def test_chances_are_even_without_a_difference_and_small_with_one() -> None:
 
 
 def test_percentiles_that_few_values_cannot_tell_are_left_out() -> None:
-    few, some, many = (times_of([list(np.linspace(1, 2, n))]) for n in (5, 99, 600))
+    few, some, many = (times_of([list(np.linspace(1, 2, n))]) for n in (4, 99, 600))
     assert few is not None
     assert (few.p50.low, few.p90, few.p99) == (None, None, None)
     assert some is not None
@@ -173,6 +173,22 @@ def test_false_discovery_rates_are_those_of_the_step_up_procedure() -> None:
             p for p in chances if passing and p <= max(passing)
         }
     assert false_discovery_rates([]) == []
+
+
+def test_the_interval_of_a_share_is_wilsons() -> None:
+    none, half = share_of(0, 12), share_of(6, 12)
+    assert none.low == 0
+    assert none.high == pytest.approx(0.2425, abs=1e-4)
+    assert (half.low, half.high) == (pytest.approx(0.2538, abs=1e-4), pytest.approx(0.7462, abs=1e-4))
+
+
+def test_intervals_of_qualities_end_where_values_end(figures: Figures) -> None:
+    for one in figures.experiments["quality"].quality:
+        for found, most in ((one.kl, 1e9), (one.top1, 1), (one.f1, 1), (one.gold, 1)):
+            assert found is not None
+            assert found.low is not None
+            assert found.high is not None
+            assert 0 <= found.low <= found.value <= found.high <= most
 
 
 def test_warm_up_is_apart(figures: Figures) -> None:

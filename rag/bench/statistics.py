@@ -1,6 +1,7 @@
 """Summaries of measured times. Knows numbers only."""
 
 from collections.abc import Callable, Sequence
+from math import sqrt
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
@@ -11,9 +12,13 @@ if TYPE_CHECKING:
     Floats = np.ndarray[Any, np.dtype[np.float64]]
     Statistic = Callable[[Floats, Floats], Any]  # over the last axis of both
 
-__all__ = ["Estimate", "Interval", "Summary", "false_discovery_rates", "median_ratio", "ratio_of_means", "summarise"]
+__all__ = [
+    "Estimate", "Interval", "Summary", "false_discovery_rates", "median_ratio", "ratio_of_means", "share_of",
+    "summarise",
+]  # fmt: skip
 
 RESAMPLES = 10_000
+NORMAL = 1.959964  # standard deviations that 95 % of a normal distribution lie within
 CHUNK = 1_000  # resamples at a time, so that memory stays small for long streams
 
 
@@ -88,6 +93,19 @@ def ratio_of_means(
 ) -> Interval:
     """Return the ratio of the two means with its interval; arguments and source are those of `median_ratio`."""
     return _bootstrap(numerators, denominators, lambda a, b: a.mean(axis=-1) / b.mean(axis=-1), seed, resamples)
+
+
+def share_of(successes: int, trials: int) -> Estimate:
+    """Return a share with its interval, which stays between 0 and 1 and is there for shares of 0 and 1 too.
+
+    Source: Wilson, Journal of the American Statistical Association 22 (1927).
+    """
+    assert 0 <= successes <= trials, f"{successes} of {trials}"
+    assert trials, "a share of nothing"
+    share, square = successes / trials, NORMAL**2 / trials
+    middle = (share + square / 2) / (1 + square)
+    reach = NORMAL * sqrt(share * (1 - share) / trials + square / (4 * trials)) / (1 + square)
+    return Estimate(value=share, low=max(0.0, middle - reach), high=min(1.0, middle + reach))
 
 
 def false_discovery_rates(chances: Sequence[float]) -> list[float]:

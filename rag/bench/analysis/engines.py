@@ -110,7 +110,9 @@ def _held(windows: Sequence[WindowRecord], requests: int, cores: int) -> dict[st
         "prepared_tokens": max((window.prepared_tokens for window in windows), default=0),
         "prepared_seconds": max((window.prepared_seconds for window in windows), default=0.0),
         "engine_cpu": sum(processor) / requests if processor else None,
-        "generator": max((one.generator_cpu / (one.seconds * cores) for one in windows if one.seconds), default=0.0),
+        "generator": max(
+            (one.generator_cpu / (one.seconds * cores) for one in windows if one.seconds > 1), default=0.0
+        ),
         "lateness_ms": max((window.lateness_ms for window in windows), default=0.0),
     }
 

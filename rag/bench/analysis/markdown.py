@@ -25,7 +25,7 @@ METHOD = """\
 - Where engines take turns, each is asked the same request within seconds of the others while the others are stopped.
   Speed-ups are medians of the ratios by request, so that a machine that slows down for a while favours nobody.
 - Intervals are 95 % bootstrap intervals over requests, drawn in blocks of neighbours, and over passes where there are
-  several. They are left out below 6 requests (51 for p90, 528 for p99); p90 below 10 answers and p99 below 100 are left
+  several. They are left out below 5 requests (51 for p90, 528 for p99); p90 below 10 answers and p99 below 100 are left
   out themselves, since they would be the longest time by another name.
 - For `preread-chunk` the KV of every passage is computed before the first request, as ingestion does: that time is in
   the table of what engines hold, and in no TTFT.
@@ -91,16 +91,13 @@ def render_markdown(
         *(part for section in loose for part in _shown(pictures, section)),
         _run(figures, source),
         "## Engines\n",
-        _engines(figures),
+        *([_engines(figures)] if figures.contestants else []),
         *_skipped(figures),
         "## How it was measured\n",
         METHOD,
         *(part for one in others for part in (experiment_section(one), *_shown(pictures, one.experiment.name))),
         *([grid_section(grid), *_shown(pictures, "grid")] if grid else []),
-        "## What engines hold\n",
-        "At most in any experiment; of memory that an engine has in common with others its share is counted.\n",
-        holdings(figures.experiments),
-        *_shown(pictures, "holdings"),
+        *_holdings(figures, pictures),
         *_costs(costs),
         *_checks(figures),
         "## What this does not show\n",
@@ -171,6 +168,14 @@ def _skipped(figures: Figures) -> Iterator[str]:
     if figures.skipped:
         yield "Left out:\n"
         yield _bullets([f"`{one.name}`: {one.reason}" for one in figures.skipped])
+
+
+def _holdings(figures: Figures, pictures: Sequence[Illustration]) -> Iterator[str]:
+    if any(found.contestants for found in figures.experiments.values()):
+        yield "## What engines hold\n"
+        yield "At most in any experiment; of memory that an engine has in common with others its share is counted.\n"
+        yield holdings(figures.experiments)
+        yield from _shown(pictures, "holdings")
 
 
 def _costs(costs: Costs | None) -> Iterator[str]:

@@ -22,7 +22,7 @@ class Times(_Figure):
     Attributes:
         n: values.
         windows: passes that they come from.
-        p50: with its interval, which is left out below 6 values.
+        p50: with its interval, which is left out below 5 values.
         p90: None below 10 values; its interval is left out below 51.
         p99: None below 100 values; its interval is left out below 528.
         most: the greatest value.
@@ -68,7 +68,7 @@ class ContestantFigures(_Figure):
         prepared_tokens: read ahead before a pass.
         prepared_seconds: that it took, longest.
         engine_cpu: processor seconds of the engine a request that was handed over; None where it is not known.
-        generator: share of the machine that the load generator took, at most in any window.
+        generator: share of the machine that the load generator took, at most in any window of more than a second.
         lateness_ms: of handing requests over, at p99, at most in any window.
         ttft_ms: TTFT of every answer that counts, pass by pass in the order of the requests.
         shares: request and the cached share of its prompt, of every answer with its warm-up, first pass.

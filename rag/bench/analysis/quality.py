@@ -1,16 +1,17 @@
 """How faithful the variants' answers are, and how much sooner they begin."""
 
 from collections.abc import Sequence
+from math import inf
 
 from rag.bench.analysis.models import QualityFigures
 from rag.bench.analysis.resampling import FEWEST, mean
 from rag.bench.analysis.times import speedup, times_of
-from rag.bench.statistics import Estimate
+from rag.bench.statistics import Estimate, share_of
 from rag.bench.suite.records import QualityRecord
 
 __all__ = ["quality_figures"]
 
-MEASURES = ("kl", "first_kl", "top1", "f1", "gold_f1", "gold")
+MEASURES = {"kl": inf, "first_kl": inf, "top1": 1.0, "f1": 1.0, "gold_f1": 1.0, "gold": 1.0}  # and their greatest value
 
 
 def quality_figures(records: Sequence[QualityRecord]) -> tuple[QualityFigures, ...]:
@@ -32,15 +33,24 @@ def _variant(records: Sequence[QualityRecord], k: int, variant: str) -> QualityF
         n=len(records),
         ttft=times_of([own], block=1),
         speedup=speedup(np.log([own]), np.log([full]), paired=True),
-        **{name: _mean([getattr(record, name) for record in records]) for name in MEASURES},
+        **{name: _mean([getattr(one, name) for one in records], most) for name, most in MEASURES.items()},
     )
 
 
-def _mean(values: Sequence[float | None]) -> Estimate | None:
+def _mean(values: Sequence[float | bool | None], most: float) -> Estimate | None:
+    """The mean with its interval, which is cut where values end; that of a share of yes and no is Wilson's."""
     import numpy as np
 
-    known = [float(value) for value in values if value is not None]
+    known = [value for value in values if value is not None]
     if not known:
         return None
-    drawn = mean(np.asarray([known]), block=1)
-    return drawn.estimate() if len(known) >= FEWEST else Estimate(value=drawn.value)
+    if all(isinstance(value, bool) for value in known):
+        return share_of(sum(map(bool, known)), len(known))
+    numbers = [float(value) for value in known]
+    drawn = mean(np.asarray([numbers]), block=1)
+    if len(numbers) < FEWEST:
+        return Estimate(value=drawn.value)
+    found = drawn.estimate()
+    assert found.low is not None, "there are draws"
+    assert found.high is not None, "there are draws"
+    return Estimate(value=found.value, low=max(0.0, found.low), high=min(most, found.high))
