@@ -158,3 +158,15 @@ def test_names_of_contestants():
 def test_a_warm_up_fits_a_short_context(setting):
     request = opening._warm_request(0, 64)
     assert request.prompt.num_tokens + request.output_tokens <= 64
+
+
+def test_pools_fit_the_machine_together(monkeypatch):
+    for memory, wanted, engines, given in (
+        (24, 2, 9, 2),
+        (24, 2, 20, 1),
+        (8, 2, 8, 1),
+        (64, 4, 3, 4),
+        (None, 3, 50, 3),
+    ):
+        monkeypatch.setattr(opening, "physical_memory", lambda gib=memory: gib and gib << 30)
+        assert opening._kv_gib(wanted, engines) == given

@@ -19,6 +19,7 @@ __all__ = [
     "describe_environment",
     "describe_machine",
     "load_average",
+    "physical_memory",
 ]
 
 BUSY = 0.5  # load average a core above which the figures are not those of a quiet machine
@@ -101,6 +102,14 @@ def describe_machine(environment: Environment) -> str:
 def count_cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def physical_memory() -> int | None:
+    """Return the machine's memory in bytes, or None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 def load_average() -> float | None:

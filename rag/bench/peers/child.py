@@ -12,12 +12,14 @@ import shutil
 import signal
 import sys
 from contextlib import suppress
-from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TextIO
 
 __all__ = ["main"]
 
+HERE = Path(__file__).parent
 SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
@@ -30,7 +32,7 @@ def main() -> None:
     os.dup2(2, 1)  # what libraries print must not mix with the answers
     _outlive_the_parent()
     name, settings = sys.argv[1], json.loads(sys.argv[2])
-    sys.path.insert(0, str(Path(__file__).parent))
+    sys.path[:] = [one for one in sys.path if one != str(HERE)]  # which has modules of common names
     try:
         _work(name, settings, answers)
     except BrokenPipeError:
@@ -41,9 +43,9 @@ def main() -> None:
 
 
 def _work(name: str, settings: dict[str, Any], answers: TextIO) -> None:
-    serving = import_module("serving")
+    serving = _beside("serving")
     try:
-        adapter = import_module(f"{name}_adapter").load(settings)
+        adapter = _beside(f"{name}_adapter").load(settings)
     except ModuleNotFoundError as error:
         serving.send(answers, {"missing": str(error.name)})
         return
@@ -58,6 +60,16 @@ def _work(name: str, settings: dict[str, Any], answers: TextIO) -> None:
     finally:
         if hasattr(adapter, "close"):
             adapter.close()
+
+
+def _beside(name: str) -> ModuleType:
+    """Load a module that lies beside this one."""
+    spec = spec_from_file_location(name, HERE / f"{name}.py")
+    assert spec is not None, "it has a loader for files"
+    assert spec.loader is not None, "it has a loader for files"
+    module = sys.modules[name] = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _outlive_the_parent() -> None:

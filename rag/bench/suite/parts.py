@@ -1,6 +1,5 @@
 """What a run is made of: where requests come from, how engines are opened, what is measured in this process."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -8,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from rag.bench.collection import default_work_dir
-from rag.bench.environment import RunClock, count_cores
+from rag.bench.environment import RunClock, count_cores, physical_memory
 from rag.bench.progress import Progress
 from rag.bench.suite.contestant import Contestant
 from rag.bench.suite.experiment import Experiment, Suite, WorkloadSpec
@@ -122,16 +121,9 @@ def _header(config: RagConfig, clock: RunClock, threads: int, suite: Suite) -> H
         model=config.model,
         embedder=config.embedder,
         environment=clock.environment(torch_threads=threads),
-        memory=_memory(),
+        memory=physical_memory(),
         flags=_flags(),
     )
-
-
-def _memory() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return None
 
 
 def _flags() -> tuple[str, ...]:
