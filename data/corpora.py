@@ -1,4 +1,4 @@
-"""Corpora that every machine with Python has; they follow the running Python's version, and nothing else. And folders.
+"""Corpora that every machine with Python has. They follow the running Python's version, and nothing else.
 
 The modules of the standard library are parsed, never imported.
 """
@@ -61,23 +61,17 @@ class Corpus:
 
 
 def load_corpus(name: str) -> Corpus:
-    """Load a corpus by name, or from a folder of documentation, see `folders.load_folder`.
+    """Load a corpus by name; `folders.find_corpus` takes folders, too.
 
     Raises:
         UnknownCorpusError: there is none of this name.
-        CorpusUnavailableError: this Python lacks its files, or the folder holds no documents.
+        CorpusUnavailableError: this Python lacks its files.
     """
     if name == "python-topics":
         return load_python_topics()
     if name == "python-stdlib":
         return load_python_stdlib()
-    if Path(name).expanduser().is_dir():
-        from data.folders import load_folder
-
-        return load_folder(Path(name))
-    raise UnknownCorpusError(
-        f"unknown corpus {name!r}: choose one of {', '.join(CORPUS_NAMES)}, or name a folder of documentation"
-    )
+    raise UnknownCorpusError(f"unknown corpus {name!r}: choose one of {', '.join(CORPUS_NAMES)}")
 
 
 CORPUS_NAMES = ("python-topics", "python-stdlib")

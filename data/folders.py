@@ -14,10 +14,10 @@ from pathlib import Path
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
-from data.corpora import Corpus, CorpusDocument
-from data.errors import CorpusUnavailableError
+from data.corpora import CORPUS_NAMES, Corpus, CorpusDocument, load_corpus
+from data.errors import CorpusUnavailableError, UnknownCorpusError
 
-__all__ = ["load_folder"]
+__all__ = ["find_corpus", "load_folder"]
 
 HTML = frozenset((".html", ".htm", ".xhtml"))
 TEXT = frozenset((".txt", ".rst", ".md"))
@@ -36,6 +36,22 @@ section summary table td th tr ul
 """
 BLOCKS = frozenset(BLOCK_TAGS.split())
 LONGEST_TITLE = 120  # characters; what is longer is a paragraph
+
+
+def find_corpus(place: str) -> Corpus:
+    """Load a corpus by name, or from the folder that is named.
+
+    Raises:
+        UnknownCorpusError: there is neither.
+        CorpusUnavailableError: its files are missing or cannot be read.
+    """
+    if place in CORPUS_NAMES:
+        return load_corpus(place)
+    if not Path(place).expanduser().is_dir():
+        raise UnknownCorpusError(
+            f"unknown corpus {place!r}: choose one of {', '.join(CORPUS_NAMES)}, or name a folder of documentation"
+        )
+    return load_folder(Path(place))
 
 
 def load_folder(path: Path) -> Corpus:

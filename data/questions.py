@@ -116,7 +116,7 @@ def make_questions(corpus: Corpus, *, count: int | None = None, seed: int = 0) -
     Several questions may ask for the same text in other words. The first n questions are the same for every `count`.
 
     Args:
-        corpus: one that `load_corpus` returned; questions over a folder ask for its sections.
+        corpus: one of this package; questions over a folder ask for its sections.
         count: how many; None means all.
         seed: of the order.
 

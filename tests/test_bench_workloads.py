@@ -13,6 +13,7 @@ from rag_helpers import make_chat_model, run_cli
 
 from data.corpora import Corpus, load_corpus
 from data.errors import DataError
+from data.folders import find_corpus
 from data.traces import Trace
 from engine.prompt import SegmentKind
 from engine.tokenizer import Tokenizer
@@ -53,7 +54,7 @@ def short_texts():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prompts, "read_documentation", lambda tokenizer: text)
         for module in (prompts, drawing):
-            patch.setattr(module, "load_corpus", lambda name: topics if name == topics.name else load_corpus(name))
+            patch.setattr(module, "find_corpus", lambda name: topics if name == topics.name else find_corpus(name))
         yield
 
 
@@ -166,7 +167,7 @@ def test_questions_use_four_passages_where_nothing_else_is_asked_for(stream_of):
     assert {len(request.prompt.segments) for request in stream.requests} == {6}
 
 
-def test_a_folder_of_documentation_is_asked_about(stream_of, tmp_path):
+def test_a_folder_of_documentation_is_asked_about(stream_of, tmp_path, monkeypatch):
     for name, word in (("lamp", "every evening"), ("ferry", "at noon"), ("keeper", "in winter")):
         text = f"<h1>What is the {name}?</h1><p>The {name} of Orrin is what people look for {word}.</p>"
         (tmp_path / f"{name}.html").write_text(text + f"<p>More of the {name}.</p>" * 20)
@@ -174,6 +175,13 @@ def test_a_folder_of_documentation_is_asked_about(stream_of, tmp_path):
     assert {request.question for request in stream.requests} >= {"What is the lamp?"}
     assert sum(request.gold_rank == 1 for request in stream.requests) >= 6
     assert str(tmp_path) in stream.source
+    monkeypatch.chdir(tmp_path.parent)
+    spec = WorkloadSpec(kind="questions", **{**SMALL, "corpus": tmp_path.name, "pool": None, "k": 1})
+    save_workload(spec, tmp_path / "saved.jsonl")
+    monkeypatch.chdir("/")
+    assert stream_of(saved_spec(tmp_path / "saved.jsonl")).digest == stream.digest, (
+        "the folder is known by its whole path"
+    )
 
 
 @pytest.mark.parametrize("kind", [*MADE_UP, "questions"])

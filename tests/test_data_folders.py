@@ -4,9 +4,8 @@ import gzip
 
 import pytest
 
-from data.corpora import load_corpus
 from data.errors import CorpusUnavailableError, UnknownCorpusError
-from data.folders import load_folder
+from data.folders import find_corpus, load_folder
 from data.questions import make_questions
 
 PAGE = """<!DOCTYPE html><html><head><title>Ferries - The Harbour</title><style>p { color: red }</style></head><body>
@@ -99,7 +98,7 @@ def test_folders_have_names_of_their_own(folder, tmp_path):
     assert name.replace("-", "").isalnum()
     assert name.isascii()
     assert len(name) < 64
-    assert load_corpus(str(folder)) == corpus == load_folder(folder)
+    assert find_corpus(str(folder)) == corpus == load_folder(folder)
 
 
 def test_questions_ask_for_the_first_sentences_of_sections(folder):
@@ -132,6 +131,10 @@ def test_text_files_are_read_where_there_is_no_html(tmp_path):
     assert [document.id for document in load_folder(tmp_path).documents] == ["c.html"]
 
 
+def test_names_are_found_too():
+    assert find_corpus("python-topics").name == "python-topics"
+
+
 def test_folders_that_are_none_are_refused(tmp_path):
     with pytest.raises(CorpusUnavailableError, match="is not a folder"):
         load_folder(tmp_path / "gone")
@@ -144,7 +147,7 @@ def test_folders_that_are_none_are_refused(tmp_path):
     with pytest.raises(CorpusUnavailableError, match=r"a\.html\.gz cannot be read"):
         load_folder(tmp_path)
     with pytest.raises(UnknownCorpusError, match="or name a folder of documentation"):
-        load_corpus(str(tmp_path / "gone"))
+        find_corpus(str(tmp_path / "gone"))
 
 
 @pytest.mark.parametrize("page", ["", "<", "<h1>", "<p>text", "plain", "<frameset></frameset>", "\x00<p>a\x00b</p>"])

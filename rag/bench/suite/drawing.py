@@ -11,7 +11,8 @@ from typing import cast
 from pydantic import ValidationError
 
 from data.arrivals import bursty_times, poisson_times, recorded_times
-from data.corpora import load_corpus
+from data.corpora import CORPUS_NAMES
+from data.folders import find_corpus
 from data.questions import make_questions
 from data.traces import FORMAT as TRACE_FORMAT
 from data.traces import Trace, read_ragpulse
@@ -118,11 +119,12 @@ def _made(spec: WorkloadSpec) -> Drawn:
     if spec.kind in {WorkloadKind.FILE, WorkloadKind.RAGPULSE}:
         raise InvalidRequestError(f"a workload of kind {spec.kind.value} needs a path: the file or folder to read")
     if spec.kind is WorkloadKind.QUESTIONS:
-        corpus = load_corpus(spec.corpus)
+        corpus = find_corpus(spec.corpus)
         questions = make_questions(corpus, count=spec.pool, seed=spec.seed)
         skew = QUESTIONS_SKEW if spec.skew is None else spec.skew
+        place = spec.corpus if spec.corpus in CORPUS_NAMES else str(Path(spec.corpus).expanduser().absolute())
         workload = zipf_workload(
-            questions, corpus=spec.corpus, count=spec.count, s=skew, popularity="document", seed=spec.seed
+            questions, corpus=place, count=spec.count, s=skew, popularity="document", seed=spec.seed
         )
         return Drawn(spec.model_copy(update={"k": spec.k or QUESTIONS_K}), workload)
     return Drawn(spec, draw_traffic(_traffic(spec)))

@@ -5,7 +5,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.corpora import CORPUS_NAMES, Corpus, load_corpus
+from data.corpora import CORPUS_NAMES, Corpus
+from data.folders import find_corpus
 from data.traces import TraceRequest
 from data.workloads import Arrival, Workload
 from engine.models.config import ModelConfig
@@ -70,7 +71,7 @@ def _asked(
     embedder: "TextEmbedder | None",
 ) -> RequestStream:
     """Retrieve passages for every question, each time anew, and lay the prompts out as the pipeline does."""
-    corpus = load_corpus(workload.corpus)
+    corpus = find_corpus(workload.corpus)
     config = with_collection(config, work_dir, corpus)
     with open_owned(config.data_dir), Service(config, embedder=embedder) as service:
         ingest_corpus(service, corpus, progress)
