@@ -218,6 +218,23 @@ def test_the_command_prints_markdown_costs_and_json(tmp_path: Path) -> None:
     assert json.loads(as_json.stdout)["experiments"]["questions"]["passes"] == 1
 
 
+def test_another_baseline_is_one_that_took_part(tmp_path: Path) -> None:
+    file = write_results(tmp_path / "run.jsonl", Making(requests=12, chosen=("questions",)))
+    found = CliRunner().invoke(app, ["bench", "report", str(file), "--baseline", "transformers"])
+    assert "times sooner than transformers (95 %)" in found.output
+    unknown = CliRunner().invoke(app, ["bench", "report", str(file), "--baseline", "nobody"])
+    assert unknown.exit_code == 2
+    other = CliRunner().invoke(app, ["bench", "compare", str(file), str(file), "--reference", "nobody"])
+    assert other.exit_code == 2
+
+
+def test_without_its_baseline_the_readme_promises_no_ratio() -> None:
+    results = make_results(Making(requests=12, chosen=("questions",)))
+    block = readme_block(figures_of(results, baseline="nobody"), "x")
+    assert "in brackets" not in block
+    assert "x)" not in block
+
+
 def test_a_run_of_which_nothing_is_complete_has_a_report() -> None:
     results = make_results(Making(requests=12, chosen=("questions",)))
     assert "**Not measured (yet):** `questions`." in render_markdown(figures_of(Results(results.header, ())))

@@ -30,6 +30,9 @@ def compare(
     from rag.bench.suite.results import Results
 
     sides = (str(before), Results.load(before)), (str(after), Results.load(after))
+    known = [name for name in sides[0][1].contestants if name in sides[1][1].contestants]
+    if reference is not None and reference not in known:
+        raise typer.BadParameter(f"reference is {reference}: name one that is in both files: {', '.join(known)}")
     comparison = compare_runs(*sides, reference=reference, least=least)
     if as_json:
         print_json(comparison)

@@ -24,18 +24,22 @@ def report(
         Path | None, typer.Option(help="Folder for report.md, report.html and plots/. Default: Markdown on stdout.")
     ] = None,
     readme: Annotated[Path | None, typer.Option(help="README whose benchmark table is written anew.")] = None,
-    baseline: Annotated[str, typer.Option(help="Engine whose TTFT speed-ups are over.")] = "preread-off",
+    baseline: Annotated[
+        str | None, typer.Option(help="Engine whose TTFT speed-ups are over. Default: preread-off.")
+    ] = None,
     price_book: Annotated[Path | None, typer.Option(help="Prices of tokens, in TOML.")] = None,
     hour_price: Annotated[float | None, typer.Option(min=0, help="Price of an hour of the machine.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Tables, plots and a page of what a run measured."""
-    from rag.bench.analysis.figures import figures_of
+    from rag.bench.analysis.figures import BASELINE, figures_of
     from rag.bench.analysis.markdown import render_markdown
     from rag.bench.suite.results import Results
 
     results = Results.load(file)
-    figures = figures_of(results, baseline=baseline)
+    if baseline is not None and baseline not in results.contestants:
+        raise typer.BadParameter(f"baseline is {baseline}: name one of {', '.join(results.contestants)}")
+    figures = figures_of(results, baseline=baseline or BASELINE)
     money = _costs(results, price_book, hour_price)
     if readme:
         _write_readme(figures, file, readme)

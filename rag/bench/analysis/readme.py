@@ -109,10 +109,12 @@ def _texts(figures: Figures, shown: dict[WorkloadKind, ExperimentFigures], sourc
         f"{engine_label(one.name)} {one.version}" for one in figures.contestants.values() if "preread" not in one.name
     )
     beside = f" Beside Preread {environment.preread}: {versions}." if versions else ""
-    yield (
-        f"Time to first token, median, in brackets how many times sooner than full prefill ({baselines}; median of the "
-        f"ratios by request{_spread(shown)}). {_asked(shown)} {_missing(figures)}"
-    ).rstrip()
+    faster = any(one.speedup for found in shown.values() for one in found.contestants.values())
+    brackets = (
+        f", in brackets how many times sooner than full prefill ({baselines}; median of the ratios by request"
+        f"{_spread(shown)})"
+    )
+    yield f"Time to first token, median{brackets if faster else ''}. {_asked(shown)} {_missing(figures)}".rstrip()
     yield (
         f"`{command(environment.command)}` ({environment.started[:10]}, {minutes(figures.seconds)} of measuring) on "
         f"{hardware(header)}; {header.model}, the same prompts and as many tokens for every engine, which take "
