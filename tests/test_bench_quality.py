@@ -209,3 +209,5 @@ def test_free_answers_of_engines(tokenizer):
     assert chunk.gold is False
     assert chunk.gold_f1 == pytest.approx(0.5)
     assert (alone.f1, alone.gold) == (None, True)
+    without_off = [an_answer("preread-exact", say("a b")), *answers[1:2]]
+    assert [one.f1 for one in score_answers("q/0", stream, without_off, tokenizer)] == [1, 1]

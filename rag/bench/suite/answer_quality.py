@@ -8,9 +8,9 @@ from rag.bench.suite.requests import BenchRequest, RequestStream
 from rag.certify.answers import score_answer
 from rag.certify.ways import passages_of
 
-__all__ = ["REFERENCE", "answer_text", "score_answers"]
+__all__ = ["REFERENCES", "answer_text", "score_answers"]
 
-REFERENCE = "preread-off"  # computes every prompt
+REFERENCES = ("preread-off", "preread-exact")  # none reuses what full prefill would not compute; the first there is
 
 
 def answer_text(tokens: Sequence[int], tokenizer: Tokenizer) -> str:
@@ -25,7 +25,7 @@ def score_answers(
     """Score the answers of an experiment's unit.
 
     Only whole ones, to questions in words, of engines that tell the tokens' ids; and only where there is something to
-    compare with: an answer of `REFERENCE` to the same request, or gold texts.
+    compare with: an answer of `REFERENCES` to the same request, or gold texts.
 
     Args:
         unit: that the answers belong to.
@@ -37,7 +37,7 @@ def score_answers(
     whole = [one for one in answers if one.status == "ok" and one.tokens and one.request in requests]
     texts = {(one.contestant, one.request): answer_text(one.tokens, tokenizer) for one in whole}
     for (contestant, number), text in texts.items():
-        full = texts.get((REFERENCE, number))
+        full = next((texts[name, number] for name in REFERENCES if (name, number) in texts), None)
         if full is not None or requests[number].golds:
             yield _score(unit, requests[number], contestant, text, full)
 

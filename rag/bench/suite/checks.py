@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from rag.bench.statistics import median_ratio
-from rag.bench.suite.answer_quality import REFERENCE
 from rag.bench.suite.contestant import AGAIN, SHORT
 from rag.bench.suite.experiment import (
     ArrivalKind,
@@ -25,7 +24,8 @@ from rag.certify.judgement import estimate
 
 __all__ = ["GENERATOR_LIMIT", "TWIN", "Evidence", "checks_suite", "judge"]
 
-TWIN = f"{REFERENCE}{AGAIN}"
+OFF = "preread-off"
+TWIN = f"{OFF}{AGAIN}"
 CACHED = "preread-exact"
 GENERATOR_LIMIT = 0.02  # of the machine
 NOISE = 0.02  # by which two processes of the same engine may differ for good: where their memory lies, say
@@ -69,7 +69,7 @@ def checks_suite(seed: int = 0) -> Suite:
         title="Without reuse nothing is hit and nothing is faster; one seed, one stream",
         drive=Drive.TURNS,
         workload=orders,
-        contestants=(REFERENCE, TWIN, CACHED),
+        contestants=(OFF, TWIN, CACHED),
         warmup=4,
         estimate=30,
         checks=(Check.REUSE_OFF, Check.SEED, Check.GENERATOR),
@@ -119,13 +119,13 @@ def judge(evidence: Evidence, *, unit: str) -> Iterator[CheckRecord]:
 def _reuse_off(evidence: Evidence) -> Verdict:
     """Without reuse nothing is hit, where exact reuse hits, and nothing is faster than the same engine beside it."""
     answers = _counted(evidence)
-    numbers = sorted(answers[REFERENCE].keys() & answers[TWIN].keys())
+    numbers = sorted(answers[OFF].keys() & answers[TWIN].keys())
     if len(numbers) < FEWEST:
-        return False, f"{len(numbers)} requests answered by {REFERENCE} and {TWIN}; {FEWEST} are needed"
-    both = [one for name in (REFERENCE, TWIN) for one in answers[name].values()]
+        return False, f"{len(numbers)} requests answered by {OFF} and {TWIN}; {FEWEST} are needed"
+    both = [one for name in (OFF, TWIN) for one in answers[name].values()]
     silent = sum(one.cached is None for one in both)
     hits, there = _hits(both), _hits(answers[CACHED].values())
-    ratio = median_ratio(*([_ttft(answers[name][number]) for number in numbers] for name in (TWIN, REFERENCE)))
+    ratio = median_ratio(*([_ttft(answers[name][number]) for number in numbers] for name in (TWIN, OFF)))
     same = ratio.low <= 1 + NOISE and ratio.high >= 1 - NOISE
     sharp = ratio.high - ratio.low <= WIDEST
     detail = (
