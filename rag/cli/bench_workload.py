@@ -61,8 +61,8 @@ def workload(  # noqa: PLR0917 - typer declares options as parameters
 ) -> None:
     """Draw a workload, say what it is like, and save it for `rag bench run workload --workload FILE`.
 
-    The same options draw the same requests: equal digests are equal prompts, times and lengths. What is left out is
-    the kind's own. Nothing is answered.
+    The same options draw the same requests: equal digests are equal prompts, times and lengths. Options that are not
+    given are the kind's own. Nothing is answered.
     """
     from rag.bench.suite.description import describe, render
     from rag.bench.suite.drawing import draw, save_workload
