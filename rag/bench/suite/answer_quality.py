@@ -10,7 +10,7 @@ from rag.certify.ways import passages_of
 
 __all__ = ["REFERENCES", "answer_text", "score_answers"]
 
-REFERENCES = ("preread-off", "preread-exact")  # none reuses what full prefill would not compute; the first there is
+REFERENCES = ("preread-off", "preread-exact")  # neither approximates anything; the first that answered
 
 
 def answer_text(tokens: Sequence[int], tokenizer: Tokenizer) -> str:
