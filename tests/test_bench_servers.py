@@ -438,6 +438,7 @@ def test_a_server_stands_still_with_its_children_while_it_is_not_its_turn(starte
     wait_until(lambda: all(state(pid) == "T" for pid in members))
     started.close()
     wait_until(lambda: not any(map(state, members)))
+    started.close()
 
 
 def test_a_server_that_dies_in_the_middle(started):
@@ -448,6 +449,8 @@ def test_a_server_that_dies_in_the_middle(started):
     started._process.wait(SECONDS)
     with pytest.raises(PeerError, match=r"toy ended \(exit code 3\); it printed: ValueError: no such block"):
         started.events(0.1)
+    started.pause()
+    started.resume()
 
 
 def test_servers_that_do_not_start(script, monkeypatch):

@@ -102,18 +102,19 @@ class ServerContestant(UrlContestant):
 
     def pause(self) -> None:
         """See `Contestant.pause`."""
-        self._signal(signal.SIGSTOP)
+        self._tell_running(signal.SIGSTOP)
         self._paused = True
 
     def resume(self) -> None:
         """See `Contestant.resume`."""
-        self._signal(signal.SIGCONT)
+        self._tell_running(signal.SIGCONT)
         self._paused = False
 
     def close(self) -> None:
         """See `Contestant.close`."""
         super().close()
-        self._end()
+        if not self._printed.closed:
+            self._end()
 
     @contextmanager
     def _awake(self) -> Iterator[None]:
@@ -151,6 +152,11 @@ class ServerContestant(UrlContestant):
         self._signal(signal.SIGKILL)
         self._process.wait()
         self._printed.close()
+
+    def _tell_running(self, number: signal.Signals) -> None:
+        """Send a signal to its group, if it has not ended."""
+        if self._process.poll() is None:
+            self._signal(number)
 
     def _signal(self, number: signal.Signals) -> None:
         """Send a signal to its group; nothing happens where nobody is left."""
