@@ -104,13 +104,13 @@ class Answers(Mapping[Request, Answer]):
         """Return the requests under way for which nobody waits any more."""
         return [
             request
-            for request, answer in self.items()
+            for request, answer in self._answers.items()
             if answer.deadline is not None and answer.deadline <= now and request.state is not RequestState.FINISHED
         ]
 
     def is_awaited(self, request: Request) -> bool:
         """Tell whether a request that has not ended needs this one first."""
-        others = (other for other in self if other.state is not RequestState.FINISHED)
+        others = (other for other in self._answers if other.state is not RequestState.FINISHED)
         return any(request in other.prerequisites for other in others)
 
     def sample(self, item: ScheduledWork, logits: "Tensor") -> list[int] | Exception:
