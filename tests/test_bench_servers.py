@@ -496,7 +496,8 @@ import argparse, json, os, sys
 sys.path.insert(0, {folder!r})
 import server
 parser = argparse.ArgumentParser()
-for name in ("host", "port", "model", "dtype", "max-model-len", "generation-config"):
+for name in ("host", "port", "model", "dtype", "max-model-len", "generation-config",
+             "served-model-name"):
     parser.add_argument("--" + name, required=True)
 for name in ("enable-prefix-caching", "enable-prompt-tokens-details", "enable-per-request-metrics"):
     parser.add_argument("--" + name, action="store_true", required=True)
@@ -536,6 +537,7 @@ def test_vllm_is_started_with_prefix_caching_and_our_threads(python_with_vllm, t
         assert answers(one, a_request(0, 4, 5)).count == 3
         leader = one._process.pid
     assert (told["dtype"], told["max_model_len"], told["model"]) == ("bfloat16", "64", str(tmp_path))
+    assert told["served_model_name"] == tmp_path.name, "results are not to name folders of a machine"
     assert told["VLLM_CPU_KVCACHE_SPACE"] == "3"
     assert told["VLLM_CPU_OMP_THREADS_BIND"] == str(min(os.sched_getaffinity(0)))
     assert record.version == "3.4"

@@ -193,6 +193,7 @@ def open_vllm(
     _look_for_vllm(python)
     arguments = [
         "-m", "vllm.entrypoints.openai.api_server", "--host", HOST, "--port", PORT, "--model", str(folder),
+        "--served-model-name", folder.name,
         "--dtype", dtype, "--max-model-len", str(context), "--enable-prefix-caching", "--enable-prompt-tokens-details",
         "--enable-per-request-metrics", "--disable-uvicorn-access-log", "--generation-config", "vllm",
     ]  # fmt: skip
