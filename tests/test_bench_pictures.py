@@ -99,7 +99,7 @@ def test_files_are_written_in_both_formats(tmp_path: Path) -> None:
     root = Tree.fromstring(files[0].read_text())
     assert root.tag.endswith("svg")
     assert "prefers-color-scheme: dark" in files[0].read_text()
-    assert "Hit rates: hit rate by cache size" in "".join(root.itertext())
+    assert "Hit rates" in "".join(root.itertext())
 
 
 def test_a_run_without_any_measurement_has_no_picture(tmp_path: Path) -> None:
@@ -174,6 +174,19 @@ def test_a_picture_of_one_engine_says_so_without_comparisons(lonely: Figures) ->
     assert "speedup" not in names
     assert "density" not in names["ttft-questions"].note
     assert "3 answers an engine" in names["ttft-questions"].note
+
+
+def test_engines_without_figures_are_named(figures: Figures) -> None:
+    found = figures.experiments["load"]
+    mute = found.contestants["preread-exact"].model_copy(update={"ttft": None, "ttft_ms": ()})
+    load = found.model_copy(update={"contestants": {**found.contestants, "preread-exact": mute}})
+    goodput = figures.experiments["goodput"]
+    silent = goodput.goodput["openvino"].model_copy(update={"unloaded_ms": None})
+    rates = goodput.model_copy(update={"goodput": {**goodput.goodput, "openvino": silent}})
+    changed = figures.model_copy(update={"experiments": {"load": load, "goodput": rates}})
+    notes = {one.name: one.note for one in pictures_of(changed)}
+    assert notes["ttft-load"].endswith("Without an answer that counts: preread-exact.")
+    assert notes["goodput-goodput"].endswith("Without an answer to a single client: openvino.")
 
 
 def test_every_colour_has_a_dark_counterpart(html: str) -> None:
@@ -303,7 +316,7 @@ def _clashes(sheet: Sheet) -> list[str]:
     cut = [
         f"cut off: {text}"
         for text, box in boxes
-        if box.x0 < -1 or box.y0 < -1 or box.x1 > sheet.width + 1 or box.y1 > sheet.height + 1
+        if box.x0 < -1 or box.y0 < -1 or box.x1 > sheet.whole[0] + 1 or box.y1 > sheet.whole[1] + 1
     ]
     covering = [
         f"{one} over {other}"

@@ -1,6 +1,6 @@
 """How times to the first token are distributed: a row for each engine, its answers as dots under their density."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rag.bench.analysis.models import ContestantFigures, ExperimentFigures, Figures
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     Floats = np.ndarray[Any, np.dtype[np.float64]]
+    Hill = tuple[Floats, Floats]
 
 __all__ = ["distributions"]
 
@@ -31,15 +32,19 @@ def distributions(figures: Figures, looks: Mapping[str, Look]) -> Iterator[Pictu
 
 
 def _distribution(one: ExperimentFigures, timed: list[ContestantFigures], looks: Mapping[str, Look]) -> Picture:
+    hills = {entry.contestant: _hill(entry.ttft_ms) for entry in timed if len(entry.ttft_ms) >= DENSE}
     values = [value for entry in timed for value in entry.ttft_ms]
+    values += [end for places, _ in hills.values() for end in (float(places[0]), float(places[-1]))]
     answers = span([len(entry.ttft_ms) for entry in timed])
     marks = ", the bar across it its 95 % interval" if any(entry.ttft and entry.ttft.p50.low for entry in timed) else ""
-    marks += ", the hill the density of the answers" if any(len(entry.ttft_ms) >= DENSE for entry in timed) else ""
+    marks += ", the hill the density of the answers" if hills else ""
     since = "its arrival" if one.experiment.drive is Drive.LOAD else "the request"
     note = (
         f"From {since} to the first token; {answers} answers an engine, warm-up left out. A dot is an answer, the "
         f"upright line the median{marks}. Left is better."
     )
+    if mute := [name for name, entry in one.contestants.items() if not entry.ttft]:
+        note += f" Without an answer that counts: {', '.join(mute)}."
     medians = ", ".join(f"{entry.contestant} {duration(_median(entry))}" for entry in timed)
 
     def draw(width: int, title: str, text: str) -> Sheet:
@@ -55,7 +60,7 @@ def _distribution(one: ExperimentFigures, timed: list[ContestantFigures], looks:
         for name, at in columns.items():
             axes.annotate(name, (at, 14), xycoords=("axes points", "data"), ha="right", size=11, color=MUTED)
         for row, entry in enumerate(timed):
-            _row(axes, HEAD + ROW * row, entry, looks[entry.contestant], columns)
+            _row(axes, HEAD + ROW * row, entry, looks[entry.contestant], columns, hills.get(entry.contestant))
         return sheet
 
     title = f"{one.experiment.title}: time to the first token"
@@ -78,7 +83,9 @@ def _columns(sheet: Sheet, timed: list[ContestantFigures]) -> dict[str, float]:
     return {name: sheet.width - 16 - 72.0 * (len(names) - 1 - place) for place, name in enumerate(names)}
 
 
-def _row(axes: "Axes", top: float, entry: ContestantFigures, look: Look, columns: Mapping[str, float]) -> None:
+def _row(
+    axes: "Axes", top: float, entry: ContestantFigures, look: Look, columns: Mapping[str, float], hill: "Hill | None"
+) -> None:
     import numpy as np
 
     assert entry.ttft is not None, "only engines with answers are drawn"
@@ -90,10 +97,10 @@ def _row(axes: "Axes", top: float, entry: ContestantFigures, look: Look, columns
     for column, at in columns.items():
         value = known[column]
         axes.annotate(duration(value.value) if value else "-", (at, top + 13), ha="right", size=11.5, color=INK, **line)
-    if len(sample) >= DENSE:
-        places, density = _density(np.log(sample))
-        axes.fill_between(np.exp(places), base, base - HILL * density, color=look.colour, alpha=0.28, lw=0)
-        axes.plot(np.exp(places), base - HILL * density, color=look.colour, lw=1.2)
+    if hill:
+        places, density = hill
+        axes.fill_between(places, base, base - HILL * density, color=look.colour, alpha=0.28, lw=0)
+        axes.plot(places, base - HILL * density, color=look.colour, lw=1.2)
     jitter = (np.arange(len(sample)) * 0.618034) % 1  # the golden section: neighbours never at one height
     dot = 2.4 if len(sample) >= DENSE else 5
     axes.plot(sample, base + 5 + 6 * jitter, "o", ms=dot, color=look.colour, alpha=0.6, mew=0)
@@ -102,12 +109,13 @@ def _row(axes: "Axes", top: float, entry: ContestantFigures, look: Look, columns
         axes.plot(ends(entry.ttft.p50), [base + 1] * 2, color=look.colour, lw=4)
 
 
-def _density(sample: "Floats") -> "tuple[Floats, Floats]":
-    """A Gaussian kernel density, its greatest value 1; Silverman's rule of thumb for the width."""
+def _hill(values: Sequence[float]) -> "Hill":
+    """Places and the density of the logarithms there, at most 1: Gaussian kernels, Silverman's rule of thumb."""
     import numpy as np
 
+    sample = np.sort(np.log(np.asarray(values)))
     spread = min(sample.std(), (np.percentile(sample, 75) - np.percentile(sample, 25)) / 1.34) or sample.std()
     width = max(0.9 * float(spread) * len(sample) ** -0.2, 0.01)
-    places = np.linspace(sample[0] - 3 * width, sample[-1] + 3 * width, STEPS)
+    places = np.linspace(sample[0] - 2.5 * width, sample[-1] + 2.5 * width, STEPS)
     density = np.exp(-0.5 * ((places[:, None] - sample) / width) ** 2).sum(axis=1)
-    return places, density / density.max()
+    return np.exp(places), density / density.max()

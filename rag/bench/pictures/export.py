@@ -32,8 +32,8 @@ def svg(picture: Picture, width: int, *, alone: bool) -> str:
     _clean(root, f"{picture.name}-{width}")
     root.attrib = {
         "viewBox": root.attrib["viewBox"],
-        "width": f"{width}",
-        "height": f"{sheet.height:.0f}",
+        "width": f"{sheet.whole[0]:.0f}",
+        "height": f"{sheet.whole[1]:.0f}",
         "role": "img",
         "aria-label": picture.alt,
         "font-family": FONTS,

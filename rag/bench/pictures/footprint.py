@@ -42,7 +42,7 @@ def footprints(figures: Figures, looks: Mapping[str, Look]) -> Iterator[Picture]
         _bars(sheet, (4, 0, one_width), "memory", memory, looks)
         if stored:
             disk = {name: (on_disk, on_disk) for name, (*_, on_disk) in held.items() if on_disk}
-            words = "KV on disk, others: none" if len(disk) < len(held) else "KV on disk"
+            words = "KV on disk (others keep none)" if len(disk) < len(held) else "KV on disk"
             place = (4, height, one_width) if stacked else (4 + one_width + GAP, 0, one_width)
             _bars(sheet, place, words, disk, looks)
         return sheet

@@ -35,6 +35,8 @@ def _goodput(one: ExperimentFigures, known: Known, looks: Mapping[str, Look]) ->
         f"own with a single client; up to {max(counts)} answers a point. Filled points passed, hollow ones failed; "
         "those at the upper edge are beyond it. A pale bar reaches to the lowest rate that failed. More is better."
     )
+    if mute := [name for name in one.goodput if name not in known]:
+        note += f" Without an answer to a single client: {', '.join(mute)}."
     alt = f"Lines and bars. Goodput: {', '.join(f'{name} {_said(entry)}' for name, entry in known.items())}."
 
     def draw(width: int, title: str, text: str) -> Sheet:

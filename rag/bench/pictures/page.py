@@ -11,6 +11,7 @@ from rag.bench.analysis.models import Figures
 from rag.bench.pictures.album import pictures_of
 from rag.bench.pictures.export import dark_rules, svg
 from rag.bench.pictures.sheet import HOW_TO_DRAW, NARROW, WIDE, Picture, can_draw
+from rag.bench.pictures.style import unbroken
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
@@ -94,17 +95,14 @@ def _body(parser: "MarkdownIt", tokens: "Sequence[Token]", pictures: Sequence[Pi
             place()
     flush(len(tokens))
     place()
-    section = ""
     parts.extend(_figure(picture) for picture in waiting)
     return _scrolling("".join(parts))
 
 
 def _figure(picture: Picture) -> str:
     drawn = "\n".join(svg(picture, width, alone=False) for width in (WIDE, NARROW))
-    return (
-        f'<figure id="{picture.name}">\n<figcaption><strong>{escape(picture.title)}</strong> {escape(picture.note)}'
-        f"</figcaption>\n{drawn}\n</figure>\n"
-    )
+    words = f"<strong>{escape(picture.title)}</strong> {escape(unbroken(picture.note))}"
+    return f'<figure id="{picture.name}">\n<figcaption>{words}</figcaption>\n{drawn}\n</figure>\n'
 
 
 def _scrolling(html: str) -> str:

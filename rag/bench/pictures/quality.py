@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rag.bench.analysis.models import ExperimentFigures, Figures, QualityFigures
 from rag.bench.pictures.axes import NAME, ends, log_axis
 from rag.bench.pictures.sheet import Picture, Sheet, spread, text_width
-from rag.bench.pictures.style import AXIS, FAINT, INK, VARIANTS, Look, percent, short, span, times
+from rag.bench.pictures.style import AXIS, FAINT, GROUND, INK, VARIANTS, Look, percent, short, span, times
 from rag.bench.pictures.style import looks as looks_of
 from rag.bench.statistics import Estimate
 
@@ -115,6 +115,7 @@ def _names(axes: "Axes", placed: Sequence[Placed], looks: Mapping[str, Look]) ->
         moved = spread([y for _, y in points.values()], NAME + 3, 6, box.height - 6)
         for (variant, (x, y)), at in zip(points.items(), moved, strict=True):
             how: dict[str, Any] = {"ha": "left" if side == "right" else "right", "weight": "bold", "size": NAME}
+            how["bbox"] = {"facecolor": GROUND, "alpha": 0.75, "pad": 0.5, "lw": 0}
             offset = (11 if side == "right" else -11, at - y + (5 if abs(at - y) < 1 else 0))
             axes.annotate(short(variant, 20), (x, y / box.height), offset, xycoords="axes fraction",
                           textcoords="offset points", color=looks[variant].colour, **how)  # fmt: skip

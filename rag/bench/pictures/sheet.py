@@ -11,14 +11,26 @@ from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from rag.bench.pictures.style import INK, MUTED, SETTINGS
+from rag.bench.pictures.style import INK, MUTED, SETTINGS, unbroken
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["HOW_TO_DRAW", "NARROW", "WIDE", "Picture", "Sheet", "can_draw", "settings", "spread", "text_width"]
+__all__ = [
+    "HOW_TO_DRAW",
+    "NARROW",
+    "WIDE",
+    "Picture",
+    "Sheet",
+    "can_draw",
+    "fitting",
+    "settings",
+    "spread",
+    "text_width",
+]
 
 WIDE, NARROW = 880, 320  # pixels: a desktop's page, a phone's
+MARGIN = 14  # around a picture that stands alone
 HOW_TO_DRAW = "pictures need matplotlib: pip install 'preread[bench]'"
 
 
@@ -45,22 +57,24 @@ class Sheet:
         heads = [(line, 15, "bold", INK) for line in _lines(title, width, 15, bold=True)]
         notes = [(line, 11.5, "normal", MUTED) for line in _lines(note, width, 11.5, bold=False)]
         self._top = sum(size * 1.4 for _, size, *_ in (*heads, *notes)) + 14 * bool(title or note)
-        self.height = height + self._top
-        self.figure: Figure = Figure(figsize=(width / 72, self.height / 72), dpi=72)
-        at = 4.0
+        self._margin = MARGIN if title else 0
+        self.whole = width + 2 * self._margin, height + self._top + 2 * self._margin
+        self.figure: Figure = Figure(figsize=(self.whole[0] / 72, self.whole[1] / 72), dpi=72)
+        at = -self._top
         for line, size, weight, colour in (*heads, *notes):
             at += size * 1.4
-            self.figure.text(2 / width, 1 - (at - 4) / self.height, line, size=size, weight=weight, color=colour)
+            self.write(2, at, line, size=size, weight=weight, color=colour)
 
     def panel(self, left: float, top: float, width: float, height: float) -> "Axes":
         """Add axes whose inner rectangle is there, in pixels from the top left below the title."""
-        bottom = self.height - self._top - top - height
-        rectangle = (left / self.width, bottom / self.height, width / self.width, height / self.height)
-        return self.figure.add_axes(rectangle)
+        across, down = self.whole
+        bottom = down - self._margin - self._top - top - height
+        return self.figure.add_axes(((self._margin + left) / across, bottom / down, width / across, height / down))
 
     def write(self, x: float, y: float, text: str, **how: Any) -> None:
         """Write a line whose baseline is there, in pixels from the top left below the title."""
-        self.figure.text(x / self.width, 1 - (self._top + y) / self.height, text, **how)
+        across, down = self.whole
+        self.figure.text((self._margin + x) / across, 1 - (self._margin + self._top + y) / down, text, **how)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +132,15 @@ def spread(places: Sequence[float], gap: float, low: float, high: float) -> list
     return [moved[order.index(index)] for index in range(len(places))]
 
 
+def fitting(text: str, width: float, size: float) -> str:
+    """Cut a bold line's end off where there is no room for it."""
+    if text_width(text, size, bold=True) <= width:
+        return text
+    while text and text_width(f"{text}…", size, bold=True) > width:
+        text = text[:-1].rstrip()
+    return f"{text}…"
+
+
 @contextmanager
 def settings(more: dict[str, object] | None = None) -> Iterator[None]:
     """Draw in our style; `more` are further settings of matplotlib."""
@@ -144,7 +167,7 @@ def _character_width(character: str, bold: bool) -> float:  # noqa: FBT001 - par
 def _lines(text: str, width: int, size: float, *, bold: bool) -> list[str]:
     """Break a text into lines that fit."""
     lines: list[str] = []
-    for word in text.split():
+    for word in unbroken(text).split(" "):
         if lines and text_width(f"{lines[-1]} {word}", size, bold=bold) * 1.03 <= width - 6:
             lines[-1] += f" {word}"
         else:

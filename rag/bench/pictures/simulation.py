@@ -69,7 +69,7 @@ def _simulation(one: ExperimentFigures, points: Sequence[SimulationPoint]) -> Pi
 
     name = one.experiment.name
     alt = f"Lines. Best policy with a cache of {percent(at)}: {said}."
-    return Picture(f"simulation-{name}", name, f"{one.experiment.title}: hit rate by cache size", note, alt, draw)
+    return Picture(f"simulation-{name}", name, one.experiment.title, note, alt, draw)
 
 
 def _panel(axes: "Axes", points: Sequence[SimulationPoint], shares: Sequence[float], *, stored: bool) -> None:

@@ -1,12 +1,11 @@
 """How much sooner the first token comes than from the baseline: a panel for each experiment, a row for each engine."""
 
 from collections.abc import Iterator, Mapping
-from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from rag.bench.analysis.models import ExperimentFigures, Figures
 from rag.bench.pictures.axes import NAME, ends, gutter, log_axis
-from rag.bench.pictures.sheet import Picture, Sheet
+from rag.bench.pictures.sheet import Picture, Sheet, fitting
 from rag.bench.pictures.style import AXIS, INK, Look, short, times
 from rag.bench.statistics import Estimate
 
@@ -48,7 +47,7 @@ def _draw(
     make: type[Sheet], width: int, title: str, text: str, shown: Mapping[str, ExperimentFigures],
     found: Mapping[str, Found], looks: Mapping[str, Look],
 ) -> Sheet:  # fmt: skip
-    columns = 1 if width < 600 else 2
+    columns = 1 if width < 600 else min(2, len(found))
     rows = [list(found)[at : at + columns] for at in range(0, len(found), columns)]
     heights = [HEAD + FOOT + ROW * max(len(found[name]) for name in row) for row in rows]
     sheet = make(width, sum(heights), title, text)
@@ -58,7 +57,7 @@ def _draw(
     for row, names in enumerate(rows):
         for column, name in enumerate(names):
             left, top = column * (one_width + GAP), sum(heights[:row])
-            words = short(shown[name].experiment.title, ceil(one_width / 7.4))
+            words = fitting(shown[name].experiment.title, one_width - 4, 12.5)
             sheet.write(left + 2, top + 14, words, size=12.5, weight="bold")
             axes = sheet.panel(left + beside, top + HEAD, one_width - beside - VALUE, ROW * len(found[name]))
             log_axis(axes, "x", values, lambda tick: f"{tick:g}x")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 __all__ = [
     "AXIS", "DARK", "FAINT", "GRID", "GROUND", "INK", "LEVEL", "MUTED", "POLICIES", "SETTINGS", "VARIANTS", "Look",
-    "duration", "figures", "looks", "percent", "short", "size", "span", "times",
+    "duration", "figures", "looks", "percent", "short", "size", "span", "times", "unbroken",
 ]  # fmt: skip
 
 GROUND, INK, MUTED, AXIS, GRID, FAINT, LEVEL = (
@@ -106,7 +106,9 @@ def looks(names: Iterable[str], known: Mapping[str, Look] = KNOWN) -> dict[str, 
     ordered = list(dict.fromkeys(names))
     found = {name: known[name] for name in ordered if name in known}
     taken = set(found.values())
+    colours = {look.colour for look in taken}
     spare = [look for look in (*SPARE, *known.values()) if look not in taken]
+    spare.sort(key=lambda look: look.colour in colours)
     others = [name for name in ordered if name not in found]
     return {**found, **{name: spare[place % len(spare)] for place, name in enumerate(others)}}
 
@@ -156,6 +158,11 @@ def span(counts: Sequence[int]) -> str:
     ('12', '9 to 12')
     """
     return f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+
+
+def unbroken(text: str) -> str:
+    """Keep numbers and their per cent signs on one line."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def short(text: str, most: int) -> str:
