@@ -10,8 +10,8 @@ __all__ = ["Transformers", "load"]
 
 KEPT_CACHES = 24
 DTYPES = ("float32", "bfloat16", "float16")
-TRIAL_PROMPT = [20 + n % 64 for n in range(128)]  # every vocabulary has them
-TRIAL_TOKENS = 4
+TRIAL_LENGTHS = (16, 128)  # tokens of a prompt
+TRIAL_TOKENS = 3  # of an answer
 LARGEST_BATCH = 10_000  # tokens; eager prefill of more takes minutes
 
 
@@ -73,11 +73,12 @@ class Transformers:
         return model.eval()
 
     def _seconds(self, folder: str, dtype: str) -> float:
-        """Time the second of two short answers."""
+        """Time a short answer, after one over fewer tokens."""
         self._model, seconds = self._loaded(folder, dtype), 0.0
-        for _ in range(2):
+        for length in TRIAL_LENGTHS:
+            job = {"prompt": [20 + n % 64 for n in range(length)], "tokens": TRIAL_TOKENS}  # every vocabulary has them
             began = perf_counter()
-            for _ in self.answer({"prompt": TRIAL_PROMPT, "tokens": TRIAL_TOKENS}):
+            for _ in self.answer(job):
                 pass
             seconds = perf_counter() - began
         return seconds
