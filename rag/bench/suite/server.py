@@ -197,7 +197,8 @@ def open_vllm(
         "--dtype", dtype, "--max-model-len", str(context), "--enable-prefix-caching", "--enable-prompt-tokens-details",
         "--enable-per-request-metrics", "--disable-uvicorn-access-log", "--generation-config", "vllm",
     ]  # fmt: skip
-    processors = sorted(os.sched_getaffinity(0))[:threads]
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(threads)
+    processors = sorted(allowed)[:threads]
     variables = {
         "VLLM_CPU_KVCACHE_SPACE": str(kv_gib),
         "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, processors)),
