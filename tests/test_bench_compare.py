@@ -57,6 +57,19 @@ def test_a_change_of_a_fifth_is_found_while_the_machine_drifts() -> None:
         assert change.reference == "transformers"
 
 
+def test_experiments_together_find_what_each_alone_is_too_short_for() -> None:
+    short = {"chosen": ("grid-2-256", "grid-6-256", "grid-2-512", "grid-6-512"), "requests": 6}
+    before, after = run_of(0, **short), run_of(1, slower={"preread-chunk": 1.15}, **short)
+    comparison = compared(before, after)
+    change = found(comparison, "preread-chunk", "all in turns")
+    assert change.changed
+    assert change.requests == 24
+    assert {one.contestant for one in comparison.found} == {"preread-chunk"}
+    alone = [found(comparison, "preread-chunk", name).p for name in short["chosen"]]
+    assert change.p is not None
+    assert all(one is not None and one > change.p for one in alone)
+
+
 def test_a_slower_machine_is_no_change_of_the_engines() -> None:
     everybody = ("preread-off", "preread-exact", "preread-order", "preread-chunk", "openvino", "llamacpp")
     slow = dict.fromkeys((*everybody, "transformers"), 2.0)

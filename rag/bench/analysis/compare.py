@@ -8,34 +8,22 @@ run (a process that got its memory in an unlucky way) cancels nowhere: hence the
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from zlib import crc32
 
 from rag.bench.analysis.comparison import Change, Comparison, Side, change_size
 from rag.bench.analysis.differences import faithfulness, measured_once, notices_of
-from rag.bench.analysis.resampling import FEWEST, RESAMPLES, Drawn, chance, lasting, mean, quantile, quantile_ratio
-from rag.bench.analysis.times import Time, decode_ms, grid_of, ttft_ms
-from rag.bench.statistics import Estimate, false_discovery_rates
+from rag.bench.analysis.pairs import TIMES, Answers, EnginePair, relative_change
+from rag.bench.analysis.resampling import FEWEST
+from rag.bench.statistics import false_discovery_rates
 from rag.bench.suite.experiment import Drive, Experiment
-from rag.bench.suite.records import AnswerRecord
 from rag.bench.suite.results import Results
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 __all__ = ["LEAST", "LEVEL", "compare_runs"]
 
 LEVEL = 0.05
 LEAST = 0.05
-TIMES: Mapping[str, Time] = {"TTFT, ms": ttft_ms, "per output token, ms": decode_ms}
-ONE_WINDOW = "one pass each: how much the machine's speed differs from window to window is not known"
-NO_REFERENCE = "one pass each, and no engine beside it to tell what the machine did"
-TOO_FEW = f"fewer than {FEWEST} requests"
-THE_REFERENCE = "the reference: it tells what the machine did"
+TOGETHER = "all in turns"
 
 
 def compare_runs(
@@ -52,7 +40,13 @@ def compare_runs(
     """
     files = before[1], after[1]
     notices = notices_of(*files)
-    changes = [one for experiment in _common(*files) for one in _experiment(files, experiment, reference)]
+    common = _common(*files)
+    pairs = [pair for experiment in common for pair in _pairs(files, experiment, reference)]
+    changes = list(_together(pairs))
+    for experiment in common:
+        own = [pair for pair in pairs if pair.experiment is experiment]
+        changes += [change for pair in own for change in (*_times(pair), *pair.hits())]
+        changes += faithfulness(files, experiment.name)
     changes += measured_once(files)
     rates = false_discovery_rates([one.p for one in changes if one.p is not None])
     remaining = iter(rates)
@@ -82,19 +76,45 @@ def _common(before: Results, after: Results) -> list[Experiment]:
     ]
 
 
-def _experiment(files: tuple[Results, Results], experiment: Experiment, wanted: str | None) -> Iterator[Change]:
-    if experiment.drive in (Drive.TURNS, Drive.LOAD):
-        beside = [_Answers.of(results, experiment) for results in files]
-        reference = _reference(files, beside, wanted)
-        for name in beside[1].engines:
-            if name in beside[0].engines:
-                pair = _Pair(experiment, beside[0], beside[1], name, reference)
-                yield from (change for measure in TIMES if (change := pair.time(measure)))
-                yield from pair.hits()
-    yield from faithfulness(files, experiment.name)
+def _pairs(files: tuple[Results, Results], experiment: Experiment, wanted: str | None) -> Iterator[EnginePair]:
+    """Engines that answered in both files."""
+    if experiment.drive not in (Drive.TURNS, Drive.LOAD):
+        return
+    before, after = (Answers.of(results, experiment) for results in files)
+    reference = _reference(files, (before, after), wanted)
+    for name in after.engines:
+        if name in before.engines:
+            yield EnginePair(experiment, before, after, name, reference)
 
 
-def _reference(files: tuple[Results, Results], sides: "Sequence[_Answers]", wanted: str | None) -> str:
+def _times(pair: EnginePair) -> Iterator[Change]:
+    yield from (change for measure in TIMES if (change := pair.time(measure)))
+
+
+def _together(pairs: Sequence[EnginePair]) -> Iterator[Change]:
+    """Compare each engine's times over all experiments in turns at once, to find changes too small for one alone."""
+    import numpy as np
+
+    compared = [one for one in pairs if one.experiment.drive is Drive.TURNS and one.reference not in ("", one.name)]
+    for name in dict.fromkeys(one.name for one in compared):
+        own = [one for one in compared if one.name == name]
+        for measure, time in TIMES.items():
+            found = np.concatenate([one.beside(time) for one in own])
+            if len(own) > 1 and len(found) >= FEWEST:
+                before, after = (np.median(np.concatenate([one.middle(side, time) for one in own])) for side in (0, 1))
+                yield Change(
+                    experiment=TOGETHER,
+                    contestant=name,
+                    measure=measure,
+                    before=float(np.exp(before)),
+                    after=float(np.exp(after)),
+                    requests=len(found),
+                    reference=" or ".join(dict.fromkeys(one.reference for one in own)),
+                    **relative_change(found, crc32(f"{name} {measure}".encode())),
+                )
+
+
+def _reference(files: tuple[Results, Results], sides: Sequence[Answers], wanted: str | None) -> str:
     """The reference of an experiment; empty without one."""
     both = [name for name in sides[0].engines if name in sides[1].engines]
     if wanted is not None:
@@ -116,180 +136,3 @@ def _judged(change: Change, rate: float, least: float) -> Change:
 def _side(file: str, results: Results) -> Side:
     environment = results.header.environment
     return Side(file=file, started=environment.started, command=environment.command)
-
-
-@dataclass(frozen=True)
-class _Answers:
-    """Answers that count, of one file and experiment, without warm-up."""
-
-    answers: Mapping[str, Sequence[AnswerRecord]]
-    repeats: Mapping[str, int]
-
-    @classmethod
-    def of(cls, results: Results, experiment: Experiment) -> "_Answers":
-        counted = [one for one in results.answers(experiment.name) if one.status == "ok" and not one.warmup]
-        names = dict.fromkeys(one.contestant for one in counted)
-        return cls(
-            {name: [one for one in counted if one.contestant == name] for name in names},
-            {unit: record.repeat for unit, record in results.units.items()},
-        )
-
-    @property
-    def engines(self) -> list[str]:
-        return list(self.answers)
-
-    def grid(self, name: str, time: Time, requests: Sequence[int]) -> "Floats":
-        return grid_of(self.answers[name], time, self.repeats, requests)
-
-    def beside(self, name: str, reference: str, time: Time, requests: Sequence[int]) -> "Floats":
-        """Logarithms of an engine's times over the reference's in the same turn, [requests], medians over passes."""
-        passes = sorted(set(self.repeats.values()))
-        own, other = (grid_of(self.answers[one], time, self.repeats, requests, passes) for one in (name, reference))
-        return _middle(own - other)
-
-    def cached(self, name: str) -> dict[int, float]:
-        """Cached tokens of each request, on average over the passes, where the engine tells."""
-        told: dict[int, list[int]] = {}
-        for one in self.answers[name]:
-            if one.cached is not None:
-                told.setdefault(one.request, []).append(sum(one.cached.values()))
-        return {request: sum(tokens) / len(tokens) for request, tokens in told.items()}
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """One engine in one experiment, in both files."""
-
-    experiment: Experiment
-    before: _Answers
-    after: _Answers
-    name: str
-    reference: str
-
-    @cached_property
-    def requests(self) -> list[int]:
-        """Those that the engine answered in both files."""
-        found = [{one.request for one in side.answers[self.name]} for side in (self.before, self.after)]
-        return sorted(found[0] & found[1])
-
-    def time(self, measure: str) -> Change | None:
-        """Compare a time; None where either file has none."""
-        import numpy as np
-
-        time = TIMES[measure]
-        grids = [side.grid(self.name, time, self.requests) for side in (self.before, self.after)]
-        if any(np.isnan(grid).all() for grid in grids):
-            return None
-        change = Change(
-            experiment=self.experiment.name,
-            contestant=self.name,
-            measure=measure,
-            before=float(np.exp(np.nanmedian(grids[0]))),
-            after=float(np.exp(np.nanmedian(grids[1]))),
-            requests=len(self.requests),
-        )
-        if len(self.requests) < FEWEST:
-            return change.model_copy(update={"unjudged": TOO_FEW})
-        if self.experiment.drive is Drive.TURNS:
-            return change.model_copy(update=self._in_turns(grids, time))
-        return change.model_copy(update=self._under_load(grids, time))
-
-    def _in_turns(self, grids: "Sequence[Floats]", time: Time) -> dict[str, Any]:
-        import numpy as np
-
-        found: dict[str, Any] = {"raw": _ratio(self._raw(grids))}
-        if self.name == self.reference:
-            return {**found, "reference": self.name, "unjudged": THE_REFERENCE}
-        if not self.reference:
-            repeated = all(len(grid) > 1 for grid in grids)
-            return found | ({"p": chance(partial(self._raw, grids))} if repeated else {"unjudged": NO_REFERENCE})
-        sides = self.before, self.after
-        before, after = (side.beside(self.name, self.reference, time, self.requests) for side in sides)
-        change = (after - before)[~(np.isnan(after) | np.isnan(before))]
-        if len(change) < FEWEST:
-            return {**found, "unjudged": TOO_FEW}
-
-        def relative(resamples: int) -> Drawn:
-            return quantile(change[None], 0.5, block=1, seed=self._seed, resamples=resamples)
-
-        return {
-            **found,
-            "relative": _ratio(relative(RESAMPLES)),
-            "reference": self.reference,
-            "p": chance(relative),
-        }
-
-    def _under_load(self, grids: "Sequence[Floats]", time: Time) -> dict[str, Any]:
-        found: dict[str, Any] = {"raw": _ratio(self._raw(grids))}
-        if self.name == self.reference:
-            return {**found, "reference": self.name, "unjudged": THE_REFERENCE}
-        compared: Sequence[Floats] = grids
-        if self.reference:
-            others = [side.grid(self.reference, time, self.requests) for side in (self.before, self.after)]
-            compared = [*grids, *others]
-            found |= {"relative": _ratio(self._against(compared)), "reference": self.reference}
-        if any(len(grid) < 2 for grid in compared):
-            return {**found, "unjudged": ONE_WINDOW}
-        return {**found, "p": chance(partial(self._against, compared))}
-
-    def _against(self, grids: "Sequence[Floats]", resamples: int = RESAMPLES) -> Drawn:
-        """The change, without that of a reference whose grids come after the engine's."""
-        raw = self._raw(grids[:2], resamples)
-        if len(grids) == 2:
-            return raw
-        other = self._raw(grids[2:], resamples, seed=self._seed + 1)
-        draws = min(len(raw.draws), len(other.draws))
-        return Drawn(raw.value - other.value, raw.draws[:draws] - other.draws[:draws])
-
-    def _raw(self, grids: "Sequence[Floats]", resamples: int = RESAMPLES, seed: int | None = None) -> Drawn:
-        block, chosen = lasting(len(self.requests)), self._seed if seed is None else seed
-        return quantile_ratio(grids[1], grids[0], 0.5, block=block, seed=chosen, resamples=resamples)
-
-    def hits(self) -> Iterator[Change]:
-        """Compare the shares of prompt tokens that came from the cache, where the engine tells in both files."""
-        import numpy as np
-
-        cached = self.before.cached(self.name), self.after.cached(self.name)
-        prompts = {one.request: one.prompt_tokens for one in self.before.answers[self.name]}
-        both = [request for request in self.requests if request in cached[0] and request in cached[1]]
-        if not both:
-            return
-        size = sum(prompts[request] for request in both) / len(both)
-        shares = [np.asarray([found[request] for request in both]) / size for found in cached]
-        change = Change(
-            experiment=self.experiment.name,
-            contestant=self.name,
-            measure="prompt tokens from cache, share",
-            before=float(shares[0].mean()),
-            after=float(shares[1].mean()),
-            requests=len(both),
-        )
-        if len(both) < FEWEST:
-            yield change.model_copy(update={"unjudged": TOO_FEW})
-            return
-        grid = (shares[1] - shares[0])[None]
-
-        def difference(resamples: int) -> Drawn:
-            return mean(grid, block=lasting(len(both)), seed=self._seed, resamples=resamples)
-
-        yield change.model_copy(update={"raw": difference(RESAMPLES).estimate(), "p": chance(difference)})
-
-    @property
-    def _seed(self) -> int:
-        return crc32(f"{self.experiment.name} {self.name}".encode())
-
-
-def _middle(grid: "Floats") -> "Floats":
-    """The median of each request over the passes; NaN for one without any."""
-    import numpy as np
-
-    found = np.full(grid.shape[1], np.nan)
-    known = ~np.isnan(grid).all(axis=0)
-    found[known] = np.nanmedian(grid[:, known], axis=0)
-    return found
-
-
-def _ratio(drawn: Drawn) -> Estimate:
-    import numpy as np
-
-    return drawn.estimate(np.exp)

@@ -54,7 +54,9 @@ def _table(title: str, changes: Sequence[Change], *, verdict: bool = False) -> T
 
 def _values(change: Change) -> list[str]:
     relative = f"x {estimate(change.relative)}" if change.relative else ""
-    if "ms" in change.measure:
+    if change.relative and not change.raw:
+        shown = ""
+    elif "ms" in change.measure:
         shown = f"x {estimate(change.raw)}"
     elif change.raw is None:
         shown = f"x {significant(change.after / change.before)}" if change.before else ""
