@@ -149,9 +149,9 @@ def test_a_command_is_shown_without_the_folders_of_its_machine() -> None:
 
 
 def test_engines_have_names_for_people() -> None:
-    names = ["preread-chunk", "preread-chunk@32", "preread-off#2", "my-server"]
+    names = ["preread-chunk", "preread-chunk@32", "preread-off#2", "mine=http://127.0.0.1:8000"]
     assert [engine_label(name) for name in names] == [
-        "Preread, chunk reuse", "Preread, chunk reuse, 32 tokens repaired", "Preread, no reuse, number 2", "my-server",
+        "Preread, chunk reuse", "Preread, chunk reuse, 32 tokens repaired", "Preread, no reuse, number 2", "mine",
     ]  # fmt: skip
 
 

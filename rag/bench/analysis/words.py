@@ -92,7 +92,7 @@ def minutes(seconds: float) -> str:
 
 def engine_label(name: str) -> str:
     """Return what an engine is called where a reader does not know the suite's names."""
-    engine, _, again = name.partition("#")
+    engine, _, again = name.partition("=http")[0].partition("#")
     base, _, repair = engine.partition("@")
     label = LABELS.get(base, base) + (f", {repair} tokens repaired" if repair else "")
     return f"{label}, number {again}" if again else label
