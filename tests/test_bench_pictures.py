@@ -189,6 +189,12 @@ def test_engines_without_figures_are_named(figures: Figures) -> None:
     assert notes["goodput-goodput"].endswith("Without an answer to a single client: openvino.")
 
 
+def test_a_sheet_without_a_title_leaves_no_room_for_one() -> None:
+    with settings():
+        assert Sheet(WIDE, 100).whole == (WIDE, 100)
+        assert Sheet(WIDE, 100, "title").whole[1] < Sheet(WIDE, 100, "title", "note").whole[1]
+
+
 def test_every_colour_has_a_dark_counterpart(html: str) -> None:
     drawings = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
     assert drawings

@@ -167,7 +167,7 @@ def _character_width(character: str, bold: bool) -> float:  # noqa: FBT001 - par
 def _lines(text: str, width: int, size: float, *, bold: bool) -> list[str]:
     """Break a text into lines that fit."""
     lines: list[str] = []
-    for word in unbroken(text).split(" "):
+    for word in filter(None, unbroken(text).split(" ")):
         if lines and text_width(f"{lines[-1]} {word}", size, bold=bold) * 1.03 <= width - 6:
             lines[-1] += f" {word}"
         else:
