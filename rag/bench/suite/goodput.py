@@ -3,7 +3,8 @@
 First one client asks alone; then windows of requests come at rising rates, until too many of their first tokens take
 longer than five times what they took alone; the rate between the last good window and the first bad one is bisected.
 Every window has requests of its own, the next ones of the stream, so that no prompt comes twice; what an engine caches
-lives through all of them.
+lives through all of them. In a window of n requests a queue reaches the limit only where they come about n / (n - 5)
+times too fast, for every engine alike: more requests a window bring the goodput nearer to what lasts.
 
 Source of the limit: Jin et al., "RAGCache: Efficient Knowledge Caching for Retrieval-Augmented Generation", 2024.
 """

@@ -61,10 +61,10 @@ QUICK = Suite(
         _turns(
             "questions",
             "Questions about the documentation of Python",
-            _spec(WorkloadKind.QUESTIONS, 8, k=4, output_tokens=8),
+            _spec(WorkloadKind.QUESTIONS, 8, k=3, output_tokens=8),
             EVERYBODY,
             warmup=2,
-            estimate=90,
+            estimate=70,
         ),
         _turns(
             "orders",
@@ -158,9 +158,9 @@ README = Suite(
             name="goodput",
             title="The highest rate that is kept up with",
             drive=Drive.GOODPUT,
-            workload=_spec(WorkloadKind.PASSAGES, 160, k=4, pool=200, output_tokens=8, arrivals=_poisson(1.0)),
+            workload=_spec(WorkloadKind.PASSAGES, 200, k=4, pool=200, output_tokens=8, arrivals=_poisson(1.0)),
             contestants=FAST,
-            estimate=320,
+            estimate=400,
         ),
         *_grid(7, ((2, 128), (4, 128), (8, 128), (2, 512), (4, 512), (8, 512)), FAST),
         Experiment(
