@@ -1,8 +1,8 @@
 """How pictures look: one colour, marker and line for each engine, the same in every picture.
 
-Colours are chosen so that people who confuse red and green tell them apart, and no picture needs them: engines differ
-in marker and line too, and are named where they are drawn. Pictures are drawn in the light colours; `DARK` gives each
-of them its counterpart on a dark ground.
+No picture needs its colours: engines differ in marker and line too, and are named where they are drawn. Our own ways
+of reuse differ in lightness as well, for people who confuse red and green. Pictures are drawn in the light colours;
+`DARK` gives each of them its counterpart on a dark ground.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,14 +19,14 @@ GROUND, INK, MUTED, AXIS, GRID, FAINT, LEVEL = (
 
 # Light colour and its counterpart on a dark ground; all stand out from their ground by 4.5 at least.
 BLUE, TEAL, VIOLET, GREY, RUST, AMBER, PINK, OLIVE, BROWN, NAVY, GREEN, PLUM = ENGINES = (
-    "#0a6cb8", "#00796b", "#7b52c7", "#686d77", "#c43c14", "#976000", "#b02a72", "#5f7000", "#7d4b2a", "#26408f",
+    "#0a6cb8", "#005f53", "#56259a", "#686d77", "#a3270a", "#946300", "#b02a72", "#4c5a00", "#7d4b2a", "#26408f",
     "#2f7d32", "#5d2a6b",
 )  # fmt: skip
 DARK = {
     GROUND: "#1b1e24", INK: "#e7e8ea", MUTED: "#a3a9b5", AXIS: "#737a88", GRID: "#30343d", FAINT: "#23272e",
     LEVEL: "#ff9d85",
-    BLUE: "#5fb2f5", TEAL: "#3fd0bb", VIOLET: "#bd9ff7", GREY: "#a9afbb", RUST: "#ff8a63", AMBER: "#e6b54a",
-    PINK: "#f28cc0", OLIVE: "#bccb4e", BROWN: "#d1a07c", NAVY: "#93a9f5", GREEN: "#7fcf83", PLUM: "#d79be8",
+    BLUE: "#4ea6ee", TEAL: "#5fe3cf", VIOLET: "#d3bfff", GREY: "#969ca9", RUST: "#f27a52", AMBER: "#f0c45e",
+    PINK: "#f28cc0", OLIVE: "#c9d86a", BROWN: "#d1a07c", NAVY: "#93a9f5", GREEN: "#7fcf83", PLUM: "#d79be8",
 }  # fmt: skip
 
 
