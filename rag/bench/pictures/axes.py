@@ -12,7 +12,7 @@ from rag.bench.statistics import Estimate
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["ends", "gutter", "legend", "legend_height", "log_axis", "name_lines", "round_ticks", "values_axis"]
+__all__ = ["NAME", "ends", "gutter", "legend", "legend_height", "log_axis", "name_lines", "round_ticks", "values_axis"]
 
 # Round numbers, sparse series first: every so many decades, at these multiples.
 SERIES = (

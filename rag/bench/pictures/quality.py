@@ -25,7 +25,7 @@ MEASURES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class _Placed:
     """A variant in the plane."""
 
     variant: str
@@ -42,10 +42,10 @@ def qualities(figures: Figures, looks: Mapping[str, Look]) -> Iterator[Picture]:
                 yield _quality(one, k, entries, {**looks_of([entry.variant for entry in entries], VARIANTS), **looks})
 
 
-def _placed(entries: Sequence[QualityFigures]) -> list[Placed]:
+def _placed(entries: Sequence[QualityFigures]) -> list[_Placed]:
     """Those that have a place in the plane; full prefill itself has none on a logarithmic axis."""
     return [
-        Placed(entry.variant, entry.speedup, entry.kl)
+        _Placed(entry.variant, entry.speedup, entry.kl)
         for entry in entries
         if entry.speedup and entry.kl and entry.kl.value > 0
     ]
@@ -86,7 +86,7 @@ def _quality(one: ExperimentFigures, k: int, entries: Sequence[QualityFigures], 
     return Picture(file, name, f"{one.experiment.title}: quality against speed{tail}", note, alt, draw)
 
 
-def _plane(axes: "Axes", placed: Sequence[Placed], order: Estimate | None, looks: Mapping[str, Look]) -> None:
+def _plane(axes: "Axes", placed: Sequence[_Placed], order: Estimate | None, looks: Mapping[str, Look]) -> None:
     log_axis(axes, "x", [1.0, *(end for entry in placed for end in ends(entry.speedup))], lambda tick: f"{tick:g}x")
     log_axis(axes, "y", [end for entry in placed for end in _positive(entry.kl)], lambda tick: f"{tick:g}")
     axes.set_xlabel("first token sooner than with full prefill")
@@ -101,7 +101,7 @@ def _plane(axes: "Axes", placed: Sequence[Placed], order: Estimate | None, looks
     _names(axes, placed, looks)
 
 
-def _names(axes: "Axes", placed: Sequence[Placed], looks: Mapping[str, Look]) -> None:
+def _names(axes: "Axes", placed: Sequence[_Placed], looks: Mapping[str, Look]) -> None:
     """Write names beside their points, left of them where there is no room, apart where they would touch."""
     inverse, box = axes.transAxes.inverted(), axes.bbox
     for side in ("left", "right"):
