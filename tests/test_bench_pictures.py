@@ -29,7 +29,7 @@ from rag.bench.pictures.axes import round_ticks
 from rag.bench.pictures.export import png, svg
 from rag.bench.pictures.page import make_page
 from rag.bench.pictures.sheet import NARROW, WIDE, Picture, Sheet, settings, spread
-from rag.bench.pictures.style import DARK, ENGINES, FAINT, GROUND, INK, KNOWN, LEVEL, MUTED, looks
+from rag.bench.pictures.style import DARK, ENGINES, FAINT, GROUND, INK, KNOWN, MUTED, looks
 from rag.bench.suite.records import AnswerRecord, ContestantRecord, WindowRecord
 from rag.bench.suite.results import Results
 
@@ -208,7 +208,7 @@ def test_every_colour_has_a_dark_counterpart(html: str) -> None:
 @pytest.mark.parametrize("ground", [GROUND, FAINT])
 def test_every_text_can_be_read_in_light_and_dark(ground: str) -> None:
     """Engines' colours are those of their names, too."""
-    for colour in (INK, MUTED, LEVEL, *ENGINES):
+    for colour in (INK, MUTED, *ENGINES):
         assert contrast(colour, ground) >= 4.5, colour
         assert contrast(DARK[colour], DARK[ground]) >= 4.5, DARK[colour]
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from rag.bench.analysis.models import ExperimentFigures, Figures, GoodputFigures, RateStep
 from rag.bench.pictures.axes import NAME, legend, legend_height, log_axis
 from rag.bench.pictures.sheet import Picture, Sheet
-from rag.bench.pictures.style import GROUND, INK, LEVEL, Look, duration, short
+from rag.bench.pictures.style import GROUND, INK, Look, duration, short
 from rag.bench.pictures.style import figures as written
 
 if TYPE_CHECKING:
@@ -62,9 +62,9 @@ def _curves(axes: "Axes", known: Known, looks: Mapping[str, Look]) -> None:
     log_axis(axes, "x", rates, _rate)
     log_axis(axes, "y", [1.0, LIMIT * 1.3, *heights], lambda tick: f"{tick:g}x")
     axes.set_xlabel("offered, requests a second (logarithmic)")
-    axes.axhline(LIMIT, color=LEVEL, lw=1.2)
+    axes.axhline(LIMIT, color=INK, lw=1.2)
     axes.annotate("limit", (1, LIMIT), (-4, 4), xycoords=("axes fraction", "data"), textcoords="offset points",
-                  ha="right", size=11, color=LEVEL)  # fmt: skip
+                  ha="right", size=11, color=INK)  # fmt: skip
     for name, entry in known.items():
         look = looks[name]
         places = [step.rate for step in entry.steps]
@@ -83,7 +83,7 @@ def _bars(axes: "Axes", known: Known, looks: Mapping[str, Look]) -> None:
     most = max(entry.failing or entry.goodput or 0.0 for entry in known.values())
     height = ROW * len(known)
     axes.set(xlim=(0, most * 1.02), ylim=(height, 0), yticks=[])
-    ticks = [tick for tick in MaxNLocator(6).tick_values(0, most) if tick <= most]
+    ticks = [tick for tick in MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(0, most) if tick <= most]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.grid(axis="x")
     axes.tick_params(length=0)

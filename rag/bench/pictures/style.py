@@ -9,12 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 __all__ = [
-    "AXIS", "DARK", "FAINT", "GRID", "GROUND", "INK", "LEVEL", "MUTED", "POLICIES", "SETTINGS", "VARIANTS", "Look",
+    "AXIS", "DARK", "FAINT", "GRID", "GROUND", "INK", "MUTED", "POLICIES", "SETTINGS", "VARIANTS", "Look",
     "duration", "figures", "looks", "percent", "short", "size", "span", "times", "unbroken",
 ]  # fmt: skip
 
-GROUND, INK, MUTED, AXIS, GRID, FAINT, LEVEL = (
-    "#ffffff", "#1b1d21", "#5b606b", "#8b8a84", "#e4e3de", "#f3f3ef", "#a8290f",
+GROUND, INK, MUTED, AXIS, GRID, FAINT = (
+    "#ffffff", "#1b1d21", "#5b606b", "#8b8a84", "#e4e3de", "#f3f3ef",
 )  # fmt: skip
 
 # Light colour and its counterpart on a dark ground; all stand out from their ground by 4.5 at least.
@@ -24,7 +24,6 @@ BLUE, TEAL, VIOLET, GREY, RUST, AMBER, PINK, OLIVE, BROWN, NAVY, GREEN, PLUM = E
 )  # fmt: skip
 DARK = {
     GROUND: "#1b1e24", INK: "#e7e8ea", MUTED: "#a3a9b5", AXIS: "#737a88", GRID: "#30343d", FAINT: "#23272e",
-    LEVEL: "#ff9d85",
     BLUE: "#4ea6ee", TEAL: "#5fe3cf", VIOLET: "#d3bfff", GREY: "#969ca9", RUST: "#f27a52", AMBER: "#f0c45e",
     PINK: "#f28cc0", OLIVE: "#c9d86a", BROWN: "#d1a07c", NAVY: "#93a9f5", GREEN: "#7fcf83", PLUM: "#d79be8",
 }  # fmt: skip
