@@ -16,6 +16,7 @@ from rag.bench.suite.records import AnswerRecord, UnitRecord, WindowRecord
 from rag.bench.suite.results import Results
 
 TRIALS = 120
+ONE_PASS = dict.fromkeys("0123", 0)
 QUESTIONS = Making(chosen=("questions",), requests=30)
 
 
@@ -291,7 +292,7 @@ def test_goodput_is_the_highest_rate_below_the_first_that_fails() -> None:
     for unit, rate, seconds in (("0", None, 0.1), ("1", 1.0, 0.3), ("2", 2.0, 0.6), ("3", 4.0, 0.2)):
         windows.append(WindowRecord(unit=unit, contestant="one", rate=rate, seconds=10))
         answers += [answer(unit, number, seconds) for number in range(20)]
-    found = goodput_figures("one", answers, windows)
+    found = goodput_figures("one", answers, windows, ONE_PASS)
     assert found.unloaded_ms == pytest.approx(100)
     assert (found.goodput, found.failing) == (1.0, 2.0)
     assert [step.passed for step in found.steps] == [True, False, True]
@@ -301,12 +302,12 @@ def test_requests_without_an_answer_fail_a_rate() -> None:
     alone = WindowRecord(unit="0", contestant="one", seconds=10)
     window = WindowRecord(unit="1", contestant="one", rate=1, seconds=10)
     answers = [answer(unit, number, 0.1) for unit in "01" for number in range(20)]
-    assert goodput_figures("one", answers, [alone, window]).goodput == 1
+    assert goodput_figures("one", answers, [alone, window], ONE_PASS).goodput == 1
     failed = [one.model_copy(update={"status": "failed"}) for one in answers[20:23]]
     lost = [*answers[:20], *failed, *answers[23:]]
-    assert goodput_figures("one", lost, [alone, window]).goodput is None
+    assert goodput_figures("one", lost, [alone, window], ONE_PASS).goodput is None
     cut = window.model_copy(update={"cut": True})
-    assert goodput_figures("one", answers, [alone, cut]).goodput is None
+    assert goodput_figures("one", answers, [alone, cut], ONE_PASS).goodput is None
 
 
 def answer(unit: str, number: int, seconds: float) -> AnswerRecord:

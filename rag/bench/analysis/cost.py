@@ -108,8 +108,9 @@ def _tokens(answer: AnswerRecord) -> Tokens:
 def _per_hour(answers: Sequence[AnswerRecord], windows: Sequence[WindowRecord], drive: Drive) -> float | None:
     """Return answers an hour; warm-up counts here, since the windows have it too."""
     if drive is Drive.LOAD:
-        seconds = sum(one.seconds for one in windows)
-        return HOUR_SECONDS * len(answers) / seconds if seconds else None
+        driven, seconds = {one.unit for one in windows}, sum(one.seconds for one in windows)
+        answered = sum(one.unit in driven for one in answers)  # a window in which the engine was lost has no time
+        return HOUR_SECONDS * answered / seconds if seconds else None
     steady = [one for one in answers if not one.warmup]
     seconds = sum(one.finished - one.arrival for one in steady if one.finished is not None)
     return HOUR_SECONDS * len(steady) / seconds if seconds else None

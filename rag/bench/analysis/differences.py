@@ -122,6 +122,7 @@ def _goodput(files: tuple[Results, Results], experiment: str) -> Iterator[Change
                 name,
                 [one for one in answers if one.contestant == name],
                 [one for one in windows if one.contestant == name],
+                {unit: record.repeat for unit, record in results.units.items()},
             ).goodput
             for name in names
         }

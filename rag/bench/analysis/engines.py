@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Any
 
 from rag.bench.analysis.models import ContestantFigures, Times
@@ -26,21 +27,27 @@ def engine_figures(
     Args:
         answers: at least one, of the engine in all units.
         windows: of the engine.
-        baseline: the baseline's answers; empty where it did not take part, or for itself.
+        baseline: the baseline's answers; empty where it did not take part, for itself, and where a window of its was
+            cut or not finished under load.
         experiment: as it was planned; times of different rates are not mixed, so goodput has none.
         repeats: the pass of each unit.
         cores: of the machine.
     """
     cut = {window.unit for window in windows if window.cut}
+    driven = {window.unit for window in windows}  # a window in which the engine was lost has no record
     failed = [answer for answer in answers if answer.status == "failed"]
     counted = [answer for answer in answers if answer.status == "ok"]
     steady = [answer for answer in counted if not answer.warmup]
     warming = [answer for answer in counted if answer.warmup]
     fields: dict[str, Any] = {}
     if experiment.drive is not Drive.GOODPUT:
-        base = [answer for answer in baseline if answer.status == "ok" and not answer.warmup]
-        fields = _times(steady, warming, base, repeats, paired=experiment.drive is Drive.TURNS)
-        fields |= {} if experiment.drive is Drive.TURNS else _throughput(answers, windows)
+        in_turns, base = experiment.drive is Drive.TURNS, [answer for answer in baseline if not answer.warmup]
+        if not in_turns and (cut or any(answer.unit not in driven for answer in answers)):
+            base = []
+        asked = steady if in_turns else [answer for answer in answers if not answer.warmup]
+        base = [answer for answer in base if answer.status == "ok"] if in_turns else base
+        fields = _times(asked, warming, base, repeats, paired=in_turns)
+        fields |= {} if in_turns else _throughput(answers, windows)
     return ContestantFigures(
         contestant=answers[0].contestant,
         warmup=len(warming),
@@ -55,32 +62,38 @@ def engine_figures(
         repairs=tuple(sorted({answer.repair for answer in steady if answer.repair is not None})),
         uncertified=sum(answer.certified is False for answer in steady),
         shares=_shares(counted, repeats),
-        **_held(windows, len(answers), cores),
+        **_held(windows, sum(answer.unit in driven for answer in answers), cores),
         **fields,
     )
 
 
 def _times(
-    steady: Sequence[AnswerRecord],
+    asked: Sequence[AnswerRecord],
     warming: Sequence[AnswerRecord],
     base: Sequence[AnswerRecord],
     repeats: Mapping[str, int],
     *,
     paired: bool,
 ) -> dict[str, Any]:
-    requests = sorted({answer.request for answer in (*steady, *base)})
-    passes = sorted({repeats[answer.unit] for answer in (*steady, *base)}) if paired else None
-    grids = [grid_of(answers, ttft_ms, repeats, requests, passes) for answers in (steady, base)]
+    """Times of what was asked after the warm-up; who did not answer took forever."""
+    steady = [answer for answer in asked if answer.status == "ok"]
+    requests = sorted({answer.request for answer in (*asked, *base)})
+    passes = sorted({repeats[answer.unit] for answer in (*asked, *base)}) if paired else None
+    grids = [grid_of(answers, _or_never(ttft_ms), repeats, requests, passes) for answers in (asked, base)]
     ordered = sorted(steady, key=lambda answer: (repeats[answer.unit], answer.request))
     return {
-        "ttft": _distribution(steady, ttft_ms, repeats),
+        "ttft": _distribution(asked, _or_never(ttft_ms), repeats),
         "warmup_ttft": _distribution(warming, ttft_ms, repeats),
-        "prefill": _distribution(steady, prefill_ms, repeats),
+        "prefill": _distribution(asked, _or_never(prefill_ms), repeats),
         "tpot": _distribution(steady, decode_ms, repeats),
-        "total": _distribution(steady, total_ms, repeats),
+        "total": _distribution(asked, _or_never(total_ms), repeats),
         "speedup": speedup(grids[0], grids[1], paired=paired) if base and steady else None,
         "ttft_ms": tuple(value for answer in ordered if (value := ttft_ms(answer)) is not None),
     }
+
+
+def _or_never(time: Time) -> Time:
+    return lambda answer: time(answer) if answer.status == "ok" else inf
 
 
 def _distribution(answers: Sequence[AnswerRecord], time: Time, repeats: Mapping[str, int]) -> Times | None:
@@ -91,7 +104,8 @@ def _distribution(answers: Sequence[AnswerRecord], time: Time, repeats: Mapping[
 
 
 def _throughput(answers: Sequence[AnswerRecord], windows: Sequence[WindowRecord]) -> dict[str, float]:
-    answered = [answer for answer in answers if answer.status == "ok"]  # with the warm-up: the time has it too
+    driven = {window.unit for window in windows}
+    answered = [one for one in answers if one.status == "ok" and one.unit in driven]  # with the warm-up, as the time
     seconds = sum(window.seconds for window in windows)
     if not seconds:
         return {}

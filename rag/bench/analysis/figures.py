@@ -9,7 +9,7 @@ from rag.bench.analysis.problems import experiment_problems, run_problems
 from rag.bench.analysis.quality import quality_figures
 from rag.bench.analysis.times import times_of
 from rag.bench.suite.experiment import Drive, Experiment
-from rag.bench.suite.records import AnswerRecord
+from rag.bench.suite.records import AnswerRecord, WindowRecord
 from rag.bench.suite.results import Results
 
 __all__ = ["BASELINE", "figures_of"]
@@ -46,10 +46,10 @@ def _experiment(results: Results, experiment: Experiment, baseline: str) -> Expe
     for one in _taking_part(experiment, answers):
         own = [answer for answer in answers if answer.contestant == one]
         held = [window for window in windows if window.contestant == one]
-        beside = [answer for answer in answers if answer.contestant == baseline] if one != baseline else []
+        beside = _beside(experiment, answers, windows, baseline) if one != baseline else []
         engines[one] = engine_figures(own, held, beside, experiment, repeats, cores=results.header.environment.cores)
         if experiment.drive is Drive.GOODPUT:
-            goodput[one] = goodput_figures(one, own, held)
+            goodput[one] = goodput_figures(one, own, held, repeats)
     return ExperimentFigures(
         experiment=experiment,
         stream=stream,
@@ -58,12 +58,21 @@ def _experiment(results: Results, experiment: Experiment, baseline: str) -> Expe
         retrieval=times_of([list(stream.retrieval_ms)], block=1) if stream and stream.retrieval_ms else None,
         contestants=engines,
         goodput=goodput,
-        quality=quality_figures(results.quality(name)),
+        quality=quality_figures(results.quality(name), warmup=experiment.warmup),
         simulation=tuple(
             SimulationPoint(**one.model_dump(exclude={"kind", "unit"})) for one in results.simulations(name)
         ),
         problems=tuple(experiment_problems(experiment, answers, engines)),
     )
+
+
+def _beside(
+    experiment: Experiment, answers: Sequence[AnswerRecord], windows: Sequence[WindowRecord], baseline: str
+) -> Sequence[AnswerRecord]:
+    """The baseline's answers, unless it was not driven to its end under load."""
+    own = [answer for answer in answers if answer.contestant == baseline]
+    whole = {window.unit for window in windows if window.contestant == baseline and not window.cut}
+    return own if experiment.drive is Drive.TURNS or all(answer.unit in whole for answer in own) else []
 
 
 def _taking_part(experiment: Experiment, answers: Iterable[AnswerRecord]) -> Sequence[str]:

@@ -1,7 +1,8 @@
 """Goodput: the highest rate at which an engine still answers about as soon as when nobody else asks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import inf
+from statistics import median
 
 from rag.bench.analysis.models import GoodputFigures, RateStep
 from rag.bench.analysis.times import ttft_ms
@@ -12,18 +13,45 @@ __all__ = ["goodput_figures"]
 
 
 def goodput_figures(
-    contestant: str, answers: Sequence[AnswerRecord], windows: Sequence[WindowRecord]
+    contestant: str, answers: Sequence[AnswerRecord], windows: Sequence[WindowRecord], repeats: Mapping[str, int]
 ) -> GoodputFigures:
-    """Compute an engine's goodput from its windows: one of a single client, the others at a rate each."""
-    alone = [one for window in windows if window.rate is None for one in answers if one.unit == window.unit]
-    unloaded = _p95(alone)
+    """Compute an engine's goodput from its windows: of a single client, and at a rate each.
+
+    Args:
+        contestant: its name.
+        answers: its own.
+        windows: its own.
+        repeats: the pass of each unit.
+    """
+    passes = sorted({repeats[window.unit] for window in windows})
+    found = [
+        _pass(contestant, answers, [window for window in windows if repeats[window.unit] == one]) for one in passes
+    ]
+    known = [one for one in found if one.unloaded_ms is not None]
+    rates, failing = [one.goodput for one in known], [one.failing for one in known]
+    unloaded = median(one.unloaded_ms for one in known if one.unloaded_ms is not None) if known else None
+    return GoodputFigures(
+        contestant=contestant,
+        unloaded_ms=unloaded,
+        limit_ms=None if unloaded is None else LIMIT * unloaded,
+        steps=tuple(sorted((step for one in found for step in one.steps), key=lambda step: step.rate)),
+        goodput=None if None in rates else min((rate for rate in rates if rate is not None), default=None),
+        failing=None if None in failing else max((rate for rate in failing if rate is not None), default=None),
+        passes=len(known),
+    )
+
+
+def _pass(contestant: str, answers: Sequence[AnswerRecord], windows: Sequence[WindowRecord]) -> GoodputFigures:
+    alone = {window.unit for window in windows if window.rate is None}
+    # The limit is that of the run: whole answers alone, and without windows that only filled the cache.
+    unloaded = _p95([one for one in answers if one.unit in alone and _counts(one)])
     limit = None if unloaded is None else LIMIT * unloaded
     tried = sorted((window.rate, window.unit, window) for window in windows if window.rate is not None)
     steps = tuple(
         _step(rate, window, [one for one in answers if one.unit == unit], limit) for rate, unit, window in tried
     )
-    failing = next((step.rate for step in steps if not step.passed), None)
-    passing = [step.rate for step in steps if failing is None or step.rate < failing]
+    failing = None if limit is None else next((step.rate for step in steps if not step.passed), None)
+    passing = [step.rate for step in steps if step.passed and (failing is None or step.rate < failing)]
     return GoodputFigures(
         contestant=contestant,
         unloaded_ms=unloaded,

@@ -136,7 +136,7 @@ def _headline(found: ExperimentFigures) -> str:
 
 
 def _fastest(engines: Sequence[ContestantFigures]) -> ContestantFigures | None:
-    timed = [(one.ttft.p50.value, one.contestant, one) for one in engines if one.ttft]
+    timed = [(one.ttft.p50.value, one.contestant, one) for one in engines if one.ttft and one.ttft.p50]
     return min(timed)[2] if timed else None
 
 

@@ -21,17 +21,19 @@ class Times(_Figure):
 
     Attributes:
         n: values.
+        lost: requests under load without an answer that counts: longer than any value, in the percentiles.
         windows: passes that they come from.
-        p50: with its interval, which is left out below 5 values.
-        p90: None below 10 values; its interval is left out below 51.
-        p99: None below 100 values; its interval is left out below 528.
+        p50: with its interval, which is left out below 5 values; None where so many were lost that it is not known.
+        p90: None below 10 values, or where it is not known; its interval is left out below 51.
+        p99: None below 100 values, or where it is not known; its interval is left out below 528.
         most: the greatest value.
-        mean: the average.
+        mean: the average of the values.
     """
 
     n: int
+    lost: int = 0
     windows: int
-    p50: Estimate
+    p50: Estimate | None
     p90: Estimate | None
     p99: Estimate | None
     most: float
@@ -52,7 +54,8 @@ class ContestantFigures(_Figure):
         prefill: from the engine's start on the prompt to the first token, where it tells.
         tpot: time per output token after the first.
         total: from arrival to the last token.
-        speedup: the baseline's TTFT over its own; None for the baseline and where that is missing.
+        speedup: the baseline's TTFT over its own; None for the baseline, where that is missing, and where a window of
+            either was cut or not finished.
         hit_rate: prompt tokens whose KV was not computed, over all; None where the engine does not tell.
         warmup_hit_rate: the same during warm-up.
         tiers: cached prompt tokens by tier.
@@ -127,12 +130,17 @@ class RateStep(_Figure):
 class GoodputFigures(_Figure):
     """The highest rate at which an engine's p95 TTFT stays within five times its own unloaded one.
 
+    Of several passes, each has a limit of its own, and `goodput` and `failing` are the ends of their range.
+
     Attributes:
-        unloaded_ms: p95 TTFT of one client alone.
-        limit_ms: five times that.
-        steps: by ascending rate.
-        goodput: the highest rate that passed, below every one that failed; None where the first failed.
-        failing: the lowest rate that failed; None where none did, so that goodput is at least what is said.
+        unloaded_ms: p95 TTFT of one client alone, over its answers that count; the median of the passes.
+        limit_ms: five times that; None where nothing counts, so that goodput is not known.
+        steps: by ascending rate, of all passes.
+        goodput: the highest rate that passed, below every one that failed; None where the first failed. Of several
+            passes the least.
+        failing: the lowest rate that failed; None where none did, so that goodput is at least what is said. Of several
+            passes the greatest.
+        passes: that have a limit.
     """
 
     contestant: str
@@ -141,6 +149,7 @@ class GoodputFigures(_Figure):
     steps: tuple[RateStep, ...]
     goodput: float | None
     failing: float | None
+    passes: int = 1
 
 
 class QualityFigures(_Figure):

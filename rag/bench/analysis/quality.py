@@ -1,7 +1,8 @@
 """How faithful the variants' answers are, and how much sooner they begin."""
 
 from collections.abc import Sequence
-from math import inf
+from math import inf, nan
+from statistics import median
 
 from rag.bench.analysis.models import QualityFigures
 from rag.bench.analysis.resampling import FEWEST, mean
@@ -12,10 +13,19 @@ from rag.bench.suite.records import QualityRecord
 __all__ = ["quality_figures"]
 
 MEASURES = {"kl": inf, "first_kl": inf, "top1": 1.0, "f1": 1.0, "gold_f1": 1.0, "gold": 1.0}  # and their greatest value
+TIMES = ("ttft_ms", "full_ms")
 
 
-def quality_figures(records: Sequence[QualityRecord]) -> tuple[QualityFigures, ...]:
-    """Average over requests, by number of passages and variant, both in the order in which they come."""
+def quality_figures(records: Sequence[QualityRecord], *, warmup: int = 0) -> tuple[QualityFigures, ...]:
+    """Average over requests, by number of passages and variant, both in the order in which they come.
+
+    A request that was asked in several passes is one: its values are averaged first.
+
+    Args:
+        records: of an experiment.
+        warmup: its first requests, whose free answers are left out as their times are.
+    """
+    records = [one for one in records if one.kl is not None or one.request >= warmup]
     keys = dict.fromkeys((record.k, record.variant) for record in records)
     return tuple(
         _variant([one for one in records if (one.k, one.variant) == (k, variant)], k, variant) for k, variant in keys
@@ -25,16 +35,32 @@ def quality_figures(records: Sequence[QualityRecord]) -> tuple[QualityFigures, .
 def _variant(records: Sequence[QualityRecord], k: int, variant: str) -> QualityFigures:
     import numpy as np
 
-    own = [record.ttft_ms if record.ttft_ms is not None else np.nan for record in records]
-    full = [record.full_ms if record.full_ms is not None else np.nan for record in records]
+    groups: dict[int, list[QualityRecord]] = {}
+    for record in records:
+        groups.setdefault(record.request, []).append(record)
+    requests = list(groups.values())
+    own, full = ([_middle([getattr(one, name) for one in group]) for group in requests] for name in TIMES)
     return QualityFigures(
         variant=variant,
         k=k,
-        n=len(records),
+        n=len(requests),
         ttft=times_of([own], block=1),
         speedup=speedup(np.log([own]), np.log([full]), paired=True),
-        **{name: _mean([getattr(one, name) for one in records], most) for name, most in MEASURES.items()},
+        **{name: _mean([_request(group, name) for group in requests], most) for name, most in MEASURES.items()},
     )
+
+
+def _request(records: Sequence[QualityRecord], name: str) -> float | bool | None:
+    """The value of a request: of several passes the mean; a yes or no where all say the same."""
+    known = [value for one in records if (value := getattr(one, name)) is not None]
+    if not known:
+        return None
+    return known[0] if len(set(known)) == 1 else float(sum(known) / len(known))
+
+
+def _middle(values: Sequence[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return median(known) if known else nan
 
 
 def _mean(values: Sequence[float | bool | None], most: float) -> Estimate | None:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from rag.bench.analysis.models import ContestantFigures, ExperimentFigures, GoodputFigures, Times
+from rag.bench.analysis.models import ContestantFigures, ExperimentFigures, GoodputFigures, SimulationPoint, Times
 from rag.bench.analysis.words import (
     EMPTY,
     asked,
@@ -20,6 +20,8 @@ from rag.bench.suite.experiment import Drive
 __all__ = ["GRID", "experiment_section", "goodput", "grid_section", "holdings"]
 
 GRID = re.compile(r"grid-(\d+)-(\d+)")  # name of an experiment: number and length of passages
+
+SEEN = 0.0005  # of a share, which are shown in tenths of a percent
 
 
 def experiment_section(found: ExperimentFigures) -> str:
@@ -119,7 +121,7 @@ def _times(found: ExperimentFigures, engines: Sequence[ContestantFigures]) -> st
         times = engine.ttft
         rows.append([
             engine.contestant, str(times.n) if times else "0", median(times, interval=True), _high(times, "p90"),
-            _high(times, "p99"), milliseconds(times.most) if times else EMPTY, estimate(engine.speedup),
+            _high(times, "p99"), _longest(times), estimate(engine.speedup),
             median(engine.prefill), median(engine.tpot), median(engine.total), median(engine.warmup_ttft),
             significant(engine.requests_per_second) if engine.requests_per_second else EMPTY,
         ])  # fmt: skip
@@ -134,6 +136,10 @@ def _times(found: ExperimentFigures, engines: Sequence[ContestantFigures]) -> st
 def _high(times: Times | None, name: str) -> str:
     found = getattr(times, name) if times else None
     return milliseconds(found.value) if found else EMPTY
+
+
+def _longest(times: Times | None) -> str:
+    return EMPTY if times is None else f"{'>' if times.lost else ''}{milliseconds(times.most)}"
 
 
 def _reuse(engines: Sequence[ContestantFigures]) -> str:
@@ -165,18 +171,22 @@ def _goodput(engines: Sequence[GoodputFigures]) -> Iterator[str]:
         rows.append([one.contestant, goodput(one), milliseconds(one.unloaded_ms), milliseconds(one.limit_ms), tried])
     columns = ["engine", "goodput, requests/s", "p95 TTFT alone, ms", "limit, ms", "tried, requests/s: p95 TTFT, ms"]
     yield table(columns, rows)
+    passes = max(one.passes for one in engines)
+    several = f" Of {passes} passes, from the lowest to the highest." if passes > 1 else ""
     counts = [step.n for one in engines for step in one.steps]
     size = f" Windows have up to {max(counts)} answers, so each p95 is one of its longest few." if counts else ""
     yield (
         "Goodput is the highest rate at which p95 TTFT stays within 5 times that of one client alone; it lies between "
-        f"the two rates that are named. ✗ did not stay within it, or left requests unanswered.{size}\n"
+        f"the two rates that are named. ✗ did not stay within it, or left requests unanswered.{size}{several}\n"
     )
 
 
 def goodput(found: GoodputFigures) -> str:
     """Write between which rates a goodput lies."""
+    if found.limit_ms is None or not found.steps:
+        return "not known"
     if found.goodput is None:
-        return EMPTY if found.failing is None else f"below {found.failing:.2f}"
+        return f"below {found.failing:.2f}" if found.failing else "not known"
     return f"at least {found.goodput:.2f}" if found.failing is None else f"{found.goodput:.2f}-{found.failing:.2f}"
 
 
@@ -200,10 +210,19 @@ def _quality(found: ExperimentFigures) -> str:
 def _simulation(found: ExperimentFigures) -> str:
     shares = sorted({point.share for point in found.simulation})
     kinds = list(dict.fromkeys((point.reuse, point.order, point.policy) for point in found.simulation))
-    rates = {(one.reuse, one.order, one.policy, one.share): one.hit_rate for one in found.simulation}
-    rows = [[*kind, *(percent(rates.get((*kind, share)), 1) for share in shares)] for kind in kinds]
+    points = {(one.reuse, one.order, one.policy, one.share): one for one in found.simulation}
+    rows = [[*kind, *(_found_cached(points.get((*kind, share))) for share in shares)] for kind in kinds]
     heads = [f"cache of {share:.0%}".replace("%", " %") for share in shares]
     return (
-        "Share of passage tokens found cached, by the size of the cache (of the distinct passage tokens).\n\n"
+        "Share of passage tokens found cached, by the size of the cache on the device (of the distinct passage tokens)"
+        "; where some of them come from disk, the device's own share is in brackets. Chunk reuse has every passage on "
+        "disk, read ahead: its share found tells little, that of the device what the cache's size and eviction do.\n\n"
         + table(["reuse", "passage order", "eviction", *heads], rows, left=3)
     )
+
+
+def _found_cached(point: SimulationPoint | None) -> str:
+    if point is None:
+        return EMPTY
+    device = point.hit_rate - point.device_rate >= SEEN
+    return percent(point.hit_rate, 1) + (f" ({percent(point.device_rate, 1)})" if device else "")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Time", "decode_ms", "grid_of", "prefill_ms", "speedup", "times_of", "total_ms", "ttft_ms"]
 
 Time = Callable[[AnswerRecord], float | None]
+NEVER = 30.0  # logarithm of milliseconds, longer than any time
 
 
 def ttft_ms(answer: AnswerRecord) -> float | None:
@@ -66,18 +67,21 @@ def grid_of(
 
 
 def times_of(rows: "Floats | Sequence[Sequence[float]]", *, block: int | None = None) -> Times | None:
-    """Summarise milliseconds, [passes, requests] (not logarithms); None where there are none."""
+    """Summarise milliseconds, [passes, requests] (not logarithms); None where there are none.
+
+    A value that is infinite was lost: no answer came, or none that counts.
+    """
     import numpy as np
 
     values = np.asarray(rows, float)
-    known = values[~np.isnan(values)]
+    known = values[np.isfinite(values)]
     if not len(known):
         return None
     block = block or lasting(values.shape[1])
-    middle, high, highest = (_percentile(np.log(values), share, len(known), block) for share in (0.5, 0.9, 0.99))
-    assert middle is not None, "a median needs one value"
+    middle, high, highest = (_percentile(np.log(values), share, block) for share in (0.5, 0.9, 0.99))
     return Times(
         n=len(known),
+        lost=int(np.isinf(values).sum()),
         windows=len(values),
         p50=middle,
         p90=high,
@@ -102,17 +106,41 @@ def speedup(own: "Floats", base: "Floats", *, paired: bool) -> Estimate | None:
         ratios = base - own
         ratios = ratios[~np.isnan(ratios).all(axis=1)]
         return _shown(quantile(ratios, 0.5, block=1), interval=_columns(ratios) >= FEWEST) if len(ratios) else None
-    if np.isnan(own).all() or np.isnan(base).all():
+    if np.isnan(own).all() or np.isnan(base).all() or _lost(own, 0.5) or _lost(base, 0.5):
         return None
-    drawn = quantile_ratio(base, own, 0.5, block=lasting(own.shape[1]))
-    return _shown(drawn, interval=min(_columns(own), _columns(base)) >= FEWEST)
+    drawn = quantile_ratio(_finite(base), _finite(own), 0.5, block=lasting(own.shape[1]))
+    lost = np.isinf(own).any() or np.isinf(base).any()
+    return _shown(drawn, interval=not lost and min(_columns(own), _columns(base)) >= FEWEST)
 
 
-def _percentile(logarithms: "Floats", share: float, values: int, block: int) -> Estimate | None:
-    if share != 0.5 and not enough_for(share, values, interval=False):
+def _percentile(logarithms: "Floats", share: float, block: int) -> Estimate | None:
+    import numpy as np
+
+    values = int((~np.isnan(logarithms)).sum())
+    if _lost(logarithms, share) or (share != 0.5 and not enough_for(share, values, interval=False)):
         return None
-    drawn = quantile(logarithms, share, block=block)
-    return _shown(drawn, interval=enough_for(share, values, interval=True) and _columns(logarithms) >= FEWEST)
+    drawn = quantile(_finite(logarithms), share, block=block)
+    most = float(np.exp(logarithms[np.isfinite(logarithms)].max()))
+    interval = enough_for(share, values, interval=True) and _columns(logarithms) >= FEWEST
+    shown = _shown(drawn, interval=interval)
+    unknown = np.isinf(logarithms).any() and shown.high is not None and shown.high > most
+    return Estimate(value=shown.value) if unknown else shown
+
+
+def _lost(logarithms: "Floats", share: float) -> bool:
+    """Whether a quantile lies among the lost, or between them and the greatest value."""
+    import numpy as np
+
+    ordered = np.sort(logarithms[~np.isnan(logarithms)])
+    return bool(np.isinf(ordered[int(np.ceil((len(ordered) - 1) * share))]))
+
+
+def _finite(logarithms: "Floats") -> "Floats":
+    """The same with a long time in place of the lost, since resamples interpolate."""
+    import numpy as np
+
+    found: Floats = np.where(np.isposinf(logarithms), NEVER, logarithms)
+    return found
 
 
 def _shown(drawn: Drawn, *, interval: bool) -> Estimate:

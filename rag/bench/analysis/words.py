@@ -67,9 +67,11 @@ def estimate(found: Estimate | None, *, digits: int = 3, scale: float = 1.0) -> 
 
 
 def median(times: Times | None, *, interval: bool = False) -> str:
-    """Write a median of milliseconds."""
+    """Write a median of milliseconds; of one that is among the lost, what it is longer than."""
     if times is None:
         return EMPTY
+    if times.p50 is None:
+        return f">{milliseconds(times.most)}"
     low, high = times.p50.low, times.p50.high
     shown = milliseconds(times.p50.value)
     return f"{shown} ({milliseconds(low)}-{milliseconds(high)})" if interval and low is not None else shown

@@ -1,6 +1,7 @@
 """How times to the first token are distributed: a row for each engine, its answers as dots under their density."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 
 from rag.bench.analysis.models import ContestantFigures, ExperimentFigures, Figures
@@ -36,16 +37,18 @@ def _distribution(one: ExperimentFigures, timed: list[ContestantFigures], looks:
     values = [value for entry in timed for value in entry.ttft_ms]
     values += [end for places, _ in hills.values() for end in (float(places[0]), float(places[-1]))]
     answers = span([len(entry.ttft_ms) for entry in timed])
-    marks = ", the bar across it its 95 % interval" if any(entry.ttft and entry.ttft.p50.low for entry in timed) else ""
+    marks = ", the bar across it its 95 % interval" if any(_known(entry) for entry in timed) else ""
     marks += ", the hill the density of the answers" if hills else ""
     since = "its arrival" if one.experiment.drive is Drive.LOAD else "the request"
     note = (
         f"From {since} to the first token; {answers} answers an engine, warm-up left out. A dot is an answer, the "
         f"upright line the median{marks}. Left is better."
     )
+    if lost := [f"{entry.contestant} {entry.ttft.lost}" for entry in timed if entry.ttft and entry.ttft.lost]:
+        note += f" Requests without an answer are no dots, and longer than any in the figures: {', '.join(lost)}."
     if mute := [name for name, entry in one.contestants.items() if not entry.ttft]:
         note += f" Without an answer that counts: {', '.join(mute)}."
-    medians = ", ".join(f"{entry.contestant} {duration(_median(entry))}" for entry in timed)
+    medians = ", ".join(f"{entry.contestant} {_said(entry)}" for entry in timed)
 
     def draw(width: int, title: str, text: str) -> Sheet:
         height = HEAD + ROW * len(timed)
@@ -70,7 +73,16 @@ def _distribution(one: ExperimentFigures, timed: list[ContestantFigures], looks:
 
 def _median(entry: ContestantFigures) -> float:
     assert entry.ttft is not None, "only engines with answers are drawn"
-    return entry.ttft.p50.value
+    return entry.ttft.p50.value if entry.ttft.p50 else inf
+
+
+def _said(entry: ContestantFigures) -> str:
+    return duration(_median(entry)) if isfinite(_median(entry)) else "not known"
+
+
+def _known(entry: ContestantFigures) -> bool:
+    """Whether its median has an interval."""
+    return entry.ttft is not None and entry.ttft.p50 is not None and entry.ttft.p50.low is not None
 
 
 def _columns(sheet: Sheet, timed: list[ContestantFigures]) -> dict[str, float]:
@@ -104,9 +116,10 @@ def _row(
     jitter = (np.arange(len(sample)) * 0.618034) % 1  # the golden section: neighbours never at one height
     dot = 2.4 if len(sample) >= DENSE else 5
     axes.plot(sample, base + 5 + 6 * jitter, "o", ms=dot, color=look.colour, alpha=0.6, mew=0)
-    axes.plot([entry.ttft.p50.value] * 2, [base - HILL - 2, base + 12], color=look.colour, lw=2.5)
-    if entry.ttft.p50.low is not None:
-        axes.plot(ends(entry.ttft.p50), [base + 1] * 2, color=look.colour, lw=4)
+    if middle := entry.ttft.p50:
+        axes.plot([middle.value] * 2, [base - HILL - 2, base + 12], color=look.colour, lw=2.5)
+    if middle and _known(entry):
+        axes.plot(ends(middle), [base + 1] * 2, color=look.colour, lw=4)
 
 
 def _hill(values: Sequence[float]) -> "Hill":

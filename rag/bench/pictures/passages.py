@@ -7,6 +7,7 @@ from rag.bench.analysis.models import Figures, Times
 from rag.bench.pictures.axes import ends, gutter, log_axis, name_lines, values_axis
 from rag.bench.pictures.sheet import Picture, Sheet
 from rag.bench.pictures.style import Look, duration, span
+from rag.bench.statistics import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +26,7 @@ def passages(figures: Figures, looks: Mapping[str, Look]) -> Iterator[Picture]:
         spec = one.experiment.workload
         if name.startswith("grid-") and spec.k and spec.length:
             for entry in one.contestants.values():
-                if entry.ttft:
+                if entry.ttft and entry.ttft.p50:
                     grid.setdefault(entry.contestant, {})[spec.k, spec.length] = entry.ttft
     points = {point for known in grid.values() for point in known}
     lengths, numbers = sorted({length for _, length in points}), sorted({k for k, _ in points})
@@ -47,7 +48,7 @@ def _picture(
     )
     last = [point for points in panels.values() for _, point in points][-1]
     medians = ", ".join(
-        f"{engine} {duration(known[last].p50.value)}" for engine, known in grid.items() if last in known
+        f"{engine} {duration(_middle(known[last]).value)}" for engine, known in grid.items() if last in known
     )
     alt = f"Lines. With {last[0]} passages of {last[1]} tokens: {medians}."
 
@@ -57,7 +58,7 @@ def _picture(
         sheet = Sheet(width, rows * (HEAD + HEIGHT + FOOT), title, text)
         names = gutter(list(grid), 16 if columns == 1 else 20)
         one_width = (width - LEFT - names - GAP * (columns - 1)) / columns
-        values = [end for known in grid.values() for entry in known.values() for end in ends(entry.p50)]
+        values = [end for known in grid.values() for entry in known.values() for end in ends(_middle(entry))]
         for place, (heading, points) in enumerate(panels.items()):
             row, column = divmod(place, columns)
             left, top = LEFT + column * (one_width + GAP), row * (HEAD + HEIGHT + FOOT)
@@ -83,6 +84,11 @@ def _picture(
     )
 
 
+def _middle(times: Times) -> Estimate:
+    assert times.p50 is not None, "only known medians are drawn"
+    return times.p50
+
+
 def _lines(
     axes: "Axes", points: Sequence[tuple[int, Point]], grid: Grid, looks: Mapping[str, Look]
 ) -> dict[str, tuple[float, float]]:
@@ -92,8 +98,8 @@ def _lines(
         look = looks[engine]
         line = [(value, known[point]) for value, point in points if point in known]
         for value, entry in line:
-            axes.plot([value, value], ends(entry.p50), color=look.colour, lw=1.2)
-        heights = [entry.p50.value for _, entry in line]
+            axes.plot([value, value], ends(_middle(entry)), color=look.colour, lw=1.2)
+        heights = [_middle(entry).value for _, entry in line]
         places = [float(value) for value, _ in line]
         axes.plot(places, heights, marker=look.marker, ls=look.line, color=look.colour, ms=look.size)
         if line:
