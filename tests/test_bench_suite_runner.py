@@ -15,7 +15,7 @@ from scripted_contestants import Clock, Scripted, ScriptedParts, a_header, an_ex
 from rag.bench.suite import results as results_module
 from rag.bench.suite.experiment import Check, Drive, Experiment, Suite, WorkloadKind, WorkloadSpec
 from rag.bench.suite.pace import Pace, RunEvent
-from rag.bench.suite.records import ContestantRecord, SkippedRecord
+from rag.bench.suite.records import ContestantRecord, QualityRecord, SkippedRecord, UnitRecord
 from rag.bench.suite.requests import BenchRequest
 from rag.bench.suite.results import ResultFile, Results
 from rag.bench.suite.runner import Outcome, is_complete, run_suite
@@ -166,6 +166,56 @@ def test_a_record_may_hold_any_text(tmp_path: Path) -> None:
     assert [one.reason for one in Results.load(tmp_path / "r.jsonl").skipped] == [reason]
     ResultFile(tmp_path / "r.jsonl", a_header(SUITE)).close()
     assert [one.reason for one in Results.load(tmp_path / "r.jsonl").skipped] == [reason]
+
+
+def test_a_crash_within_a_unit_leaves_nothing_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    run(path, parts_on(Clock(), dies_at=2))
+    lines = path.read_bytes().splitlines(keepends=True)
+    dropped = next(place for place, line in enumerate(lines) if b'"skipped"' in line and b"turns/0" in line)
+    path.write_bytes(b"".join(lines[: dropped + 1]))  # after the engine's end, before the unit's
+    assert run(path, parts_on(Clock())).measured == len(UNITS)
+    answers = [(one.unit, one.contestant, one.request) for one in Results.load(path).answers("turns")]
+    assert len(set(answers)) == len(answers) == 2 * 2 * 4
+
+
+def test_a_crash_within_a_character_leaves_the_file_readable(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    run(path, parts_on(Clock()))
+    with path.open("ab") as file:
+        file.write('{"kind":"skipped","name":"é'.encode()[:-1])
+    assert set(Results.load(path).units) == UNITS
+    ResultFile(path, a_header(SUITE)).close()
+    assert path.read_bytes().endswith(b"}\n")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_is_not_read_as_not_measured(tmp_path: Path, value: float) -> None:
+    file = ResultFile(tmp_path / "r.jsonl", a_header(SUITE))
+    unit = UnitRecord(unit="quality/0", experiment="quality", repeat=0, began="", seconds=1)
+    file.add(QualityRecord(unit="quality/0", request=0, variant="chunk", k=2, kl=value), unit)
+    file.close()
+    [read] = Results.load(tmp_path / "r.jsonl").quality("quality")
+    assert str(read.kl) == str(value)
+    assert read.first_kl is None
+
+
+def test_what_was_absent_and_came_later_is_not_left_out(tmp_path: Path) -> None:
+    file = ResultFile(tmp_path / "r.jsonl", a_header(SUITE))
+    file.add(
+        SkippedRecord(name="came", reason="not installed"),
+        SkippedRecord(name="absent", reason="not installed"),
+        SkippedRecord(name="quality", reason="no corpus"),
+        SkippedRecord(name="came", reason="failed in turns/0", unit="turns/0"),
+        UnitRecord(unit="turns/0", experiment="turns", repeat=0, began="", seconds=1),
+        ContestantRecord(name="came", version="1", detail="", start_seconds=1),
+        UnitRecord(unit="quality/0", experiment="quality", repeat=0, began="", seconds=1),
+    )
+    file.close()
+    assert [(one.name, one.unit) for one in Results.load(tmp_path / "r.jsonl").skipped] == [
+        ("absent", ""),
+        ("came", "turns/0"),
+    ]
 
 
 def test_an_engine_that_dies_is_told_and_the_run_ends_well(tmp_path: Path) -> None:

@@ -28,6 +28,10 @@ class Lineup:
         """Return those of these names that are there."""
         return [self._present[name] for name in names if name in self._present]
 
+    def in_turn(self, names: Sequence[str], repeat: int) -> list[Contestant]:
+        """Return them in the order of a pass: every second one goes backwards, so that nobody is always first."""
+        return self.of(names)[:: -1 if repeat % 2 else 1]
+
     def __contains__(self, name: object) -> bool:
         return name in self._present
 
@@ -37,7 +41,7 @@ class Lineup:
         with suppress(PeerError):
             contestant.close()
         reason = f"failed in {unit} and was left out from then on: {error}"
-        self.dropped.append(SkippedRecord(name=contestant.name, reason=reason))
+        self.dropped.append(SkippedRecord(name=contestant.name, reason=reason, unit=unit))
         return self.dropped[-1]
 
 

@@ -128,9 +128,8 @@ class Window:
 
 def run_load(course: Course) -> None:
     """Measure a pass: a unit an engine; engines change places from one pass to the next."""
-    contestants = course.lineup.of(course.experiment.contestants)
-    turn = course.repeat % max(1, len(contestants))
-    for place, contestant in enumerate((*contestants[turn:], *contestants[:turn])):
+    contestants = course.lineup.in_turn(course.experiment.contestants, course.repeat)
+    for place, contestant in enumerate(contestants):
         course.tell(place / len(contestants), contestant.name)
         if course.lacks(contestant.name):
             _run_alone(course, contestant)

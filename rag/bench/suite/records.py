@@ -16,7 +16,8 @@ FORMAT = "preread-bench-1"
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # what is no number stays that, and every line is JSON: null means that nothing was measured
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class Header(_Record):
@@ -56,11 +57,13 @@ class SkippedRecord(_Record):
     Attributes:
         name: of the engine or experiment.
         reason: why, and what to do about it.
+        unit: in which an engine that took part failed; empty where it is absent.
     """
 
     kind: Literal["skipped"] = "skipped"
     name: str
     reason: str
+    unit: str = ""
 
 
 class StreamRecord(_Record):
@@ -232,9 +235,10 @@ class UnitRecord(_Record):
     """The last line of a unit: all before it of the same unit is complete.
 
     Attributes:
-        unit: `experiment/repeat`; under load `experiment/repeat/contestant` and for goodput
-            `experiment/repeat/contestant/step` come before it, and it closes the pass. Step 0 of goodput is one client
-            alone (without a rate), the others are windows at a rate each. `experiment/checks` holds its self-checks.
+        unit: `experiment/repeat`; under load `experiment/repeat/contestant` come before it, and it closes the pass.
+            For goodput `experiment/repeat/contestant` is a whole search, with the answers that filled the cache, and
+            within it are `experiment/repeat/contestant/step`: step 0 is one client alone (without a rate), the others
+            are windows at a rate each. `experiment/checks` holds its self-checks.
         load: load average before it.
     """
 

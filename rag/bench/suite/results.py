@@ -55,8 +55,7 @@ class Results:
         lines = list(_lines(path))
         if not lines or not isinstance(lines[0], Header):
             raise InvalidRequestError(f"{path} is not a result of rag bench run ({FORMAT}): name another file")
-        complete = {one.unit for one in lines if isinstance(one, UnitRecord)}
-        return cls(lines[0], tuple(one for one in lines[1:] if not _unit(one) or _unit(one) in complete))
+        return cls(lines[0], tuple(lines[1 : _whole(lines)]))
 
     @property
     def experiments(self) -> tuple[Experiment, ...]:
@@ -75,8 +74,14 @@ class Results:
 
     @property
     def skipped(self) -> list[SkippedRecord]:
-        """What was left out, each once."""
-        return list({one.name: one for one in self._all(SkippedRecord)}.values())
+        """What was left out, each once: an engine that failed, what was absent, but not what came later."""
+        left_out = dict[tuple[str, str], SkippedRecord]()
+        for one in self.records:
+            if isinstance(one, SkippedRecord):
+                left_out[one.name, one.unit] = one
+            elif isinstance(one, ContestantRecord | UnitRecord):
+                left_out.pop((one.name if isinstance(one, ContestantRecord) else one.experiment, ""), None)
+        return list(left_out.values())
 
     @property
     def streams(self) -> dict[str, StreamRecord]:
@@ -132,7 +137,7 @@ class ResultFile:
                 self._refuse_others(found.header, header)
                 self.found = found.records
                 self._note(found.records)
-                self._file.truncate(_whole_bytes(path, self.done))  # without the unit that was cut short
+                self._file.truncate(_whole_bytes(path, len(found.records)))  # without what was cut short
             else:
                 self.add(header)
         except BaseException:
@@ -194,15 +199,21 @@ class ResultFile:
 
 def _lines(path: Path) -> Iterator[Record]:
     try:
-        texts = path.read_bytes().decode().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = path.read_bytes().split(b"\n")[:-1]  # what no line's end follows was cut short by a crash
+    except OSError as error:
         raise InvalidRequestError(f"{path} cannot be read ({error}): name a result of rag bench run") from error
-    for number, text in enumerate(texts[:-1], 1):  # what no line's end follows was cut short by a crash
+    for number, line in enumerate(lines, 1):
         try:
-            yield RecordLine.validate_json(text)
+            yield RecordLine.validate_json(line)
         except ValidationError as error:
             reason = error.errors()[0]["msg"]
             raise InvalidRequestError(f"{path}:{number}: not a record ({reason}): name another file") from error
+
+
+def _whole(lines: Sequence[Record]) -> int:
+    """Return how many lines there are before the first of a unit that is not complete: a crash cut it short."""
+    complete = {one.unit for one in lines if isinstance(one, UnitRecord)}
+    return next((place for place, one in enumerate(lines) if _unit(one) and _unit(one) not in complete), len(lines))
 
 
 def _lock(file: io.FileIO, path: Path) -> None:
@@ -217,15 +228,9 @@ def _lock(file: io.FileIO, path: Path) -> None:
         raise InvalidRequestError(f"another run is writing {path}: wait for it, or name another file") from error
 
 
-def _whole_bytes(path: Path, units: frozenset[str]) -> int:
-    """Return how long the file is up to the last line that counts."""
-    length = counted = 0
-    for line in path.read_bytes().splitlines(keepends=True):
-        length += len(line)
-        if line.endswith(b"\n"):
-            unit = _unit(RecordLine.validate_json(line))
-            counted = length if not unit or unit in units else counted
-    return counted
+def _whole_bytes(path: Path, records: int) -> int:
+    """Return how long the header and so many records are."""
+    return sum(len(line) + 1 for line in path.read_bytes().split(b"\n")[: records + 1])
 
 
 def _write_whole(file: io.FileIO, data: bytes) -> None:

@@ -70,13 +70,13 @@ class Course:
         """Whether a unit of the pass has not been measured."""
         return self._id(parts) not in self.file.done
 
-    def records(self, *parts: object) -> Sequence[Record]:
-        """Return the records of a unit that was measured, now or before."""
-        return self.file.records(self._id(parts))
-
     @contextmanager
-    def unit(self, *parts: object) -> Iterator[Unit]:
+    def unit(self, *parts: object, within: Unit | None = None) -> Iterator[Unit]:
         """Measure a unit: it is written when the block ends well, and lost when it does not.
+
+        Args:
+            parts: what follows the pass in its id.
+            within: the unit that it is written together with, after that one's records so far.
 
         Raises:
             ResultFileError: the file cannot be written.
@@ -92,7 +92,10 @@ class Course:
             seconds=self.clock() - unit.began,
             load=load,
         )
-        self.file.add(*unit.records, closing)
+        if within is None:
+            self.file.add(*unit.records, closing)
+        else:
+            within.records += (*unit.records, closing)
 
     def _id(self, parts: tuple[object, ...]) -> str:
         return "/".join((self.name, *map(str, parts)))
