@@ -105,12 +105,15 @@ class _Fact:
     gold: Gold
     templates: tuple[str, ...]
 
-    def ask(self) -> Iterator[str]:
+    def ask(self, *, quoting: bool) -> Iterator[str]:
         gold = _squeeze(self.gold.text)
-        return (template.format(subject=self.subject, gold=gold) for template in self.templates)
+        asked = (template.format(subject=self.subject, gold=gold) for template in self.templates)
+        return (text for text in asked if quoting or gold not in text)
 
 
-def make_questions(corpus: Corpus, *, count: int | None = None, seed: int = 0) -> tuple[Question, ...]:
+def make_questions(
+    corpus: Corpus, *, count: int | None = None, seed: int = 0, quoting: bool = True
+) -> tuple[Question, ...]:
     """Make distinct questions over a corpus, in an order drawn from `seed`.
 
     Several questions may ask for the same text in other words. The first n questions are the same for every `count`.
@@ -119,6 +122,8 @@ def make_questions(corpus: Corpus, *, count: int | None = None, seed: int = 0) -
         corpus: one of this package; questions over a folder ask for its sections.
         count: how many; None means all.
         seed: of the order.
+        quoting: whether some quote the text that answers them and ask where it is. They suit retrieval; an answer that
+            is scored by that text would be right by saying the question again.
 
     Raises:
         QuestionError: the corpus does not give `count` questions, or none at all.
@@ -127,7 +132,7 @@ def make_questions(corpus: Corpus, *, count: int | None = None, seed: int = 0) -
     golds: dict[str, list[Gold]] = {}
     for document in corpus.documents:
         for fact in facts_of(document):
-            for text in fact.ask():
+            for text in fact.ask(quoting=quoting):
                 golds.setdefault(text, []).append(fact.gold)
     if not golds:
         raise QuestionError(f"{corpus.source}: no heading is followed by a sentence; give documentation with sections")

@@ -42,6 +42,24 @@ def test_seed_decides_the_order_and_count_cuts_it(corpus):
     assert set(make_questions(corpus, seed=1)) == set(make_questions(corpus, seed=2))
 
 
+def squeezed(text):
+    return " ".join(text.split())
+
+
+def quotes(question):
+    return any(squeezed(gold.text) in squeezed(question.text) for gold in question.golds)
+
+
+def test_those_that_quote_their_answer_can_be_left_out(corpus):
+    everything = make_questions(corpus)
+    assert any(map(quotes, everything))
+    without = make_questions(corpus, quoting=False)
+    assert not any(map(quotes, without))
+    assert set(without) == {question for question in everything if not quotes(question)}
+    assert {q.gold_document_id for q in without} == {q.gold_document_id for q in everything}
+    assert make_questions(corpus, count=20, seed=1, quoting=False) == make_questions(corpus, seed=1, quoting=False)[:20]
+
+
 def test_only_a_passage_with_the_gold_answers():
     (question,) = [q for q in make_questions(CORPORA["python-stdlib"]) if q.text == "What does json.dumps do?"]
     assert question.gold_document_id == "json.dumps"
