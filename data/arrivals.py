@@ -8,11 +8,13 @@ keeps the times of a trace.
 import itertools
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from data.errors import WorkloadError
 
 __all__ = ["bursty_times", "poisson_times", "recorded_times"]
+
+LEAST_CV, MOST_CV = 0.01, 100.0  # beyond, the gaps are all the same, or all but a few are 0
 
 
 def poisson_times(count: int, rate: float, seed: int) -> tuple[float, ...]:
@@ -41,23 +43,34 @@ def bursty_times(count: int, rate: float, cv: float, seed: int) -> tuple[float, 
         seed: of the gaps.
 
     Raises:
-        WorkloadError: rate or cv is not a number above 0.
+        WorkloadError: the rate is not a number above 0 that the times can be told by, or cv is not from 0.01 to 100.
     """
-    for name, value in (("rate", rate), ("cv", cv)):
-        if not (math.isfinite(value) and value > 0):
-            raise WorkloadError(f"{name} is {value}: give a number above 0")
+    _check_positive("rate", rate)
+    if not LEAST_CV <= cv <= MOST_CV:
+        raise WorkloadError(f"cv is {cv}: give a number from {LEAST_CV:g} to {MOST_CV:g}")
     rng = random.Random(f"arrivals/{seed}")
     shape = cv**-2
     gaps = (rng.gammavariate(shape, 1 / shape) / rate for _ in range(count))
-    return tuple(itertools.accumulate(gaps))
+    return _finite("rate", rate, itertools.accumulate(gaps))
 
 
 def recorded_times(times: Sequence[float], *, start: float = 0.0, scale: float = 1.0) -> tuple[float, ...]:
     """Return recorded times counted from `start` and multiplied by `scale`.
 
     Raises:
-        WorkloadError: the scale is not a number above 0.
+        WorkloadError: the scale is not a number above 0 that the times can be told by.
     """
-    if not (math.isfinite(scale) and scale > 0):
-        raise WorkloadError(f"scale is {scale}: give a number above 0")
-    return tuple((time - start) * scale for time in times)
+    _check_positive("scale", scale)
+    return _finite("scale", scale, ((time - start) * scale for time in times))
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise WorkloadError(f"{name} is {value}: give a number above 0")
+
+
+def _finite(name: str, value: float, times: Iterable[float]) -> tuple[float, ...]:
+    kept = tuple(times)
+    if not all(map(math.isfinite, kept)):
+        raise WorkloadError(f"{name} is {value}: requests would never come; give one nearer to 1")
+    return kept

@@ -2,35 +2,36 @@
 
 | kind | follows | ours |
 |---|---|---|
-| `documents` | RAGCache (arXiv 2404.12457): long documents, two a request, 3 % of them draw 60 % of requests | the power law with that share, log-normal lengths, about a thousand tokens in place of its 3,700 |
+| `documents` | RAGCache (arXiv 2404.12457): long documents, two a request, 3 % of them draw 60 % of requests | the power law by which 3 % of them are 60 % of all documents that requests name, log-normal lengths, about a thousand tokens in place of its 3,700 |
 | `passages` | RAGCache's larger numbers of passages; RAGPulse's (arXiv 2511.12979) six a request and its long tail | a Zipf exponent of 0.7 over as many passages as are drawn, so that most distinct ones are asked for once |
 | `fusion` | CacheBlend (arXiv 2405.16444): six chunks of 512 tokens, cached ones in any place | a pool of 24, drawn evenly, in random order |
-| `orders` | nobody: what prefix caching can never find | six passages, no order twice |
+| `orders` | nobody: orders that are new to the end | six passages, no order twice; only what two orders begin with alike is found by prefix caching |
 | `conversations` | nobody: turns over the same passages, as a chat over documents has them | interleaved, history by recorded answers |
 
 Retrieval decides what is asked together; here passages of a request are drawn independently of each other.
 """  # noqa: E501 - a table
 
-import heapq
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 from data.errors import WorkloadError
 from data.traces import Trace, TracePart, TraceRequest
 
-__all__ = ["HOT_REQUESTS", "HOT_SHARE", "SHAPES", "Shape", "Traffic", "TrafficKind", "draw_traffic", "skew_of"]
+__all__ = ["HOT_DRAWS", "HOT_SHARE", "SHAPES", "Shape", "Traffic", "TrafficKind", "draw_traffic", "skew_of"]
 
 TrafficKind = Literal["documents", "passages", "fusion", "orders", "conversations"]
 
-HOT_SHARE = 0.03  # of the documents draw
-HOT_REQUESTS = 0.6  # of the requests
+HOT_SHARE = 0.03  # of the documents are
+HOT_DRAWS = 0.6  # of those that requests name, each with its k; more requests than that have one of them
 SPREAD = 0.5  # of the logarithm of a document's length
 LONGEST = 2.0  # times the mean: a prompt has to fit a model's context
 TALKING_AT_ONCE = 4  # conversations
+MOST_SKEW = 10.0  # by then the second passage is asked for once where the first is a thousand times
+TRIES = 50  # at a passage not drawn yet, before the rest is weighed
 
 
 class Shape(NamedTuple):
@@ -40,7 +41,7 @@ class Shape(NamedTuple):
         k: passages a request.
         length: tokens of a passage; of documents on average.
         pool: distinct passages to draw from; None depends on how many are drawn.
-        skew: Zipf exponent; None is the one that gives `HOT_SHARE` of them `HOT_REQUESTS` of the requests.
+        skew: Zipf exponent; None is the one that gives `HOT_SHARE` of them `HOT_DRAWS` of the draws.
     """
 
     k: int
@@ -95,8 +96,8 @@ class Traffic:
         for name in ("count", "k", "length", "pool", "turns", "question_tokens", "output_tokens"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise WorkloadError(f"{name} is {value}: give 1 or more")
-        if self.skew is not None and not (math.isfinite(self.skew) and self.skew >= 0):
-            raise WorkloadError(f"skew is {self.skew}: the Zipf exponent is a number of 0 or more")
+        if self.skew is not None and not 0 <= self.skew <= MOST_SKEW:
+            raise WorkloadError(f"skew is {self.skew}: the Zipf exponent is a number from 0 to {MOST_SKEW:g}")
 
     @property
     def shape(self) -> Shape:
@@ -140,12 +141,12 @@ def skew_of(pool: int, k: int) -> float:
         stop = _solve(lambda time: sum(-math.expm1(-weight * time) for weight in weights), k)
         return sum(-math.expm1(-weight * stop) for weight in weights[:hot]) / k
 
-    if hot < HOT_REQUESTS * k / 0.9 or hot >= HOT_REQUESTS * pool:
+    if hot < HOT_DRAWS * k / 0.9 or hot >= HOT_DRAWS * pool:
         raise WorkloadError(
-            f"pool is {pool}: {HOT_SHARE:.0%} of so few documents cannot draw {HOT_REQUESTS:.0%} of requests for {k} "
-            "each; give a larger pool or a skew"
+            f"pool is {pool}: {HOT_SHARE:.0%} of so few documents cannot be {HOT_DRAWS:.0%} of {k} a request; "
+            " give a larger pool or a skew"
         )
-    return _solve(share, HOT_REQUESTS)
+    return _solve(share, HOT_DRAWS)
 
 
 def _solve(rising: Callable[[float], float], wanted: float) -> float:
@@ -172,14 +173,29 @@ class _Pieces:
         self.rng.shuffle(self._ranked)
         skew = skew_of(pool, self.k) if skew is None else skew
         self._weights = [rank**-skew for rank in range(1, pool + 1)]
+        self._reaching = list(itertools.accumulate(self._weights))
         self._ids = itertools.count(pool)
 
     def draw(self) -> tuple[TracePart, ...]:
         """Draw k different passages by popularity, one after the other."""
-        clocks = [
-            (self.rng.expovariate(weight), part) for weight, part in zip(self._weights, self._ranked, strict=True)
-        ]
-        return tuple(part for _, part in heapq.nsmallest(self.k, clocks))
+        places: dict[int, None] = {}
+        while len(places) < self.k:
+            places[self._place(places)] = None
+        return tuple(self._ranked[place] for place in places)
+
+    def draw_evenly(self) -> tuple[TracePart, ...]:
+        """Draw k different passages, every order as likely as any other."""
+        return tuple(self.rng.sample(self._ranked, self.k))
+
+    def _place(self, drawn: Collection[int]) -> int:
+        """Draw a place that is not among those drawn; to draw again and to weigh the rest have the same outcome."""
+        places = range(len(self._weights))
+        for _ in range(TRIES):
+            (place,) = self.rng.choices(places, cum_weights=self._reaching)
+            if place not in drawn:
+                return place
+        rest = [place for place in places if place not in drawn]
+        return self.rng.choices(rest, weights=[self._weights[place] for place in rest])[0]
 
     def question(self) -> TracePart:
         """Return a question that nobody asked before."""
@@ -227,7 +243,12 @@ def _shuffled(pieces: _Pieces) -> Iterator[TraceRequest]:
 
 
 def _never_twice(pieces: _Pieces) -> Iterator[TraceRequest]:
+    """Draw by popularity; an order that was there already is replaced by one that is drawn evenly from all."""
     shape, count = pieces.traffic.shape, pieces.traffic.count
+    if shape.skew and shape.pool == shape.k:
+        raise WorkloadError(
+            f"skew is {shape.skew:g}: all {shape.k} passages are in every request; leave it out, or give a larger pool"
+        )
     if (orders := math.perm(shape.pool or 0, shape.k)) < count:
         raise WorkloadError(
             f"count is {count}: {shape.k} of {shape.pool} passages have {orders} orders; give more of them"
@@ -235,9 +256,10 @@ def _never_twice(pieces: _Pieces) -> Iterator[TraceRequest]:
     seen: set[tuple[TracePart, ...]] = set()
     while True:
         passages = pieces.draw()
-        if passages not in seen:
-            seen.add(passages)
-            yield pieces.request(str(len(seen) - 1), passages, pieces.question())
+        while passages in seen:
+            passages = pieces.draw_evenly()
+        seen.add(passages)
+        yield pieces.request(str(len(seen) - 1), passages, pieces.question())
 
 
 def _talks(pieces: _Pieces) -> Iterator[TraceRequest]:

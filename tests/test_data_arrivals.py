@@ -68,3 +68,23 @@ def test_impossible_rates_are_refused(value):
         bursty_times(3, 1.0, value, seed=0)
     with pytest.raises(WorkloadError, match="scale is"):
         recorded_times((1.0,), scale=value)
+
+
+@pytest.mark.parametrize("cv", [1e200, 1e-200, 0.005, 101.0])
+def test_bursts_beyond_measure_are_refused(cv):
+    with pytest.raises(WorkloadError, match=r"cv is .*: give a number from 0\.01 to 100"):
+        bursty_times(3, 1.0, cv, seed=0)
+
+
+@pytest.mark.parametrize("cv", [0.01, 100.0])
+def test_the_utmost_bursts_have_times(cv):
+    times = bursty_times(500, 1.0, cv, seed=0)
+    assert list(times) == sorted(times)
+    assert all(map(math.isfinite, times))
+
+
+def test_times_beyond_all_numbers_are_refused():
+    with pytest.raises(WorkloadError, match=r"rate is 5e-324: requests would never come"):
+        poisson_times(3, 5e-324, seed=0)
+    with pytest.raises(WorkloadError, match=r"scale is 1e\+308: requests would never come"):
+        recorded_times((1e9,), scale=1e308)

@@ -32,9 +32,15 @@ def share_of_top(counts, items):
 
 
 @pytest.mark.parametrize(("pool", "k"), [(1000, 2), (400, 1), (300, 5)])
-def test_three_percent_of_the_documents_draw_sixty_percent_of_the_requests(pool, k):
+def test_three_percent_of_the_documents_are_sixty_percent_of_those_that_requests_name(pool, k):
     counts = uses(draw("documents", 1200, pool=pool, k=k, seed=5))
     assert share_of_top(counts, round(0.03 * pool)) == pytest.approx(0.6, abs=0.03)
+
+
+def test_most_requests_for_two_documents_have_a_popular_one():
+    requests = draw("documents", 2000, seed=1)
+    hot = {number for number, _ in uses(requests).most_common(30)}
+    assert fmean(any(part.id in hot for part in one.passages) for one in requests) == pytest.approx(0.85, abs=0.03)
 
 
 def test_documents_are_long_and_of_different_lengths():
@@ -92,6 +98,55 @@ def test_no_order_comes_twice():
     assert len(draw("orders", 721, pool=7)) == 721
 
 
+@pytest.mark.parametrize(
+    "changes", [{"count": 5040, "pool": 7, "k": 7}, {"count": 720, "pool": 7, "skew": 10.0}], ids=str
+)
+def test_new_orders_are_found_to_the_last(changes):
+    requests = draw("orders", **changes)
+    assert len({request.passages for request in requests}) == changes["count"]
+
+
+def test_popularity_of_what_is_in_every_request_is_refused():
+    for count, k, skew in ((24, 4, 8.0), (720, 6, 3.0)):
+        with pytest.raises(WorkloadError, match=f"skew is {skew:g}: all {k} passages are in every request"):
+            draw("orders", count, k=k, skew=skew)
+    assert len(draw("orders", 24, k=4, skew=0.0)) == 24
+
+
+def found_by_prefix(requests):
+    """Share of the passages that a cache of whole beginnings without limit has."""
+    seen, found = set(), 0
+    for request in requests:
+        beginnings = [request.passages[: n + 1] for n in range(len(request.passages))]
+        found += sum(one in seen for one in beginnings)
+        seen.update(beginnings)
+    return found / sum(len(request.passages) for request in requests)
+
+
+@pytest.mark.parametrize(("count", "share"), [(16, 0.13), (40, 0.24)])
+def test_new_orders_begin_alike(count, share):
+    shares = [found_by_prefix(draw("orders", count, seed=seed)) for seed in range(8)]
+    assert fmean(shares) == pytest.approx(share, abs=0.02)
+
+
+@pytest.mark.parametrize("skew", [0.0, 0.7, 3.0, 10.0])
+def test_passages_of_a_request_are_drawn_one_after_the_other(skew):
+    weights = [rank**-skew for rank in range(1, 6)]
+    chances = [
+        first / sum(weights) * second / (sum(weights) - first) for first, second in itertools.permutations(weights, 2)
+    ]
+    drawn = Counter(request.passages for request in draw("passages", 8000, k=2, pool=5, skew=skew))
+    counts = [*drawn.values(), *[0] * (20 - len(drawn))]
+    for count, chance in zip(sorted(counts), sorted(chances), strict=True):
+        assert count == pytest.approx(8000 * chance, abs=5 * math.sqrt(8000 * chance) + 1)
+
+
+def test_long_streams_are_drawn_from_large_pools():
+    counts = uses(draw("passages", 3000))
+    assert counts.total() == 18_000
+    assert 0.5 < sum(one == 1 for one in counts.values()) / len(counts) < 0.7
+
+
 def test_conversations_keep_their_passages_and_grow_by_what_was_said():
     requests = draw("conversations", 40, turns=4, question_tokens=9, output_tokens=5)
     talks = {name: [one for one in requests if one.session_id == name] for name in {r.session_id for r in requests}}
@@ -117,7 +172,7 @@ def traffics(draw):
         k=k,
         length=draw(st.integers(1, 3000)),
         pool=draw(st.integers(k + 4, 60)),
-        skew=draw(st.floats(0, 3)),
+        skew=draw(st.floats(0, 10)),
         turns=draw(st.integers(1, 5)),
         question_tokens=draw(st.integers(1, 50)),
         output_tokens=draw(st.integers(1, 50)),
@@ -201,6 +256,7 @@ def test_the_exponent_is_one_of_a_power_law(pool, k):
         ({"output_tokens": 0}, "output_tokens is 0"),
         ({"skew": -0.1}, "skew is -0.1"),
         ({"skew": math.nan}, "skew is nan"),
+        ({"kind": "documents", "skew": 400.0}, "skew is 400.0: the Zipf exponent is a number from 0 to 10"),
         ({"pool": 5}, "pool is 5: 6 different passages"),
         ({"kind": "documents", "pool": 20}, "pool is 20: 3% of so few"),
     ],
