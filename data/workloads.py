@@ -7,7 +7,8 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType
+from typing import Any, Literal, get_args
 
 from data.errors import WorkloadError
 from data.questions import Gold, Question
@@ -15,6 +16,7 @@ from data.questions import Gold, Question
 __all__ = ["Arrival", "Popularity", "Workload", "zipf_workload"]
 
 Popularity = Literal["question", "document"]
+Kinds = Mapping[str, type | tuple[type, ...]]  # of a record's fields
 FORMAT = "preread-workload-1"
 
 
@@ -77,11 +79,14 @@ class Workload:
                 number, settings = 1, json.loads(file.readline())
                 if settings.pop("format") != FORMAT:
                     raise ValueError(f"the format is not {FORMAT}")
+                _check_settings(settings)
                 arrivals = []
                 for number, line in enumerate(file, start=2):  # noqa: B007 - the message below names it
                     arrivals.append(_arrival(json.loads(line)))
                     if not arrivals[-1].time >= (arrivals[-2].time if arrivals[1:] else 0.0):
                         raise ValueError(f"time {arrivals[-1].time:g} is before the line above it")
+                if not arrivals:
+                    raise ValueError("it holds no question")
                 return cls(**settings, arrivals=tuple(arrivals))
         except OSError as error:
             raise WorkloadError(f"{path} cannot be read ({error}): save a workload there first") from error
@@ -133,9 +138,27 @@ def zipf_workload(
     return Workload(corpus, seed, s, rate, popularity, arrivals)
 
 
+def _check_settings(settings: dict[str, Any]) -> None:
+    kinds: Kinds = {"corpus": str, "seed": int, "s": (int, float), "rate": (int, float, NoneType), "settings": dict}
+    _check_kinds({"settings": {}, **settings}, kinds)
+    if settings["popularity"] not in get_args(Popularity):
+        raise ValueError(f"popularity is {settings['popularity']!r}")
+
+
 def _arrival(record: dict[str, Any]) -> Arrival:
+    _check_kinds(record, {"time": (int, float), "text": str, "golds": list})
+    for gold in record["golds"]:
+        _check_kinds(gold, {"document_id": str, "uri": str, "start": int, "end": int, "text": str})
     golds = tuple(Gold(**gold) for gold in record["golds"])
-    return Arrival(float(record["time"]), Question(str(record["text"]), golds))
+    return Arrival(float(record["time"]), Question(record["text"], golds))
+
+
+def _check_kinds(record: dict[str, Any], kinds: Kinds) -> None:
+    for name, kind in kinds.items():
+        value = record[name]
+        infinite = isinstance(value, float) and not math.isfinite(value)
+        if infinite or isinstance(value, bool) or not isinstance(value, kind):
+            raise ValueError(f"{name} is {value!r}")
 
 
 def _check(questions: Sequence[Question], count: int, s: float, rate: float | None) -> None:

@@ -1,5 +1,7 @@
 import itertools
+import json
 import math
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -83,8 +85,14 @@ def test_a_saved_workload_comes_back_equal(tmp_path):
         (3, "nonsense", "JSONDecodeError"),
         (3, '{"time": 1}', "KeyError"),
         (3, '{"time": -1, "text": "a", "golds": []}', "before the line above it"),
-        (3, '{"time": NaN, "text": "a", "golds": []}', "before the line above it"),
-        (3, '{"time": 1, "text": "a", "golds": [{}]}', "TypeError"),
+        (3, '{"time": NaN, "text": "a", "golds": []}', "time is nan"),
+        (3, '{"time": 1, "text": "a", "golds": [{}]}', "KeyError"),
+        (3, '{"time": 1, "text": "a", "golds": [5]}', "TypeError"),
+        (3, '{"time": 1, "text": "a", "golds": {}}', "golds is {}"),
+        (3, '{"time": 1, "text": 7, "golds": []}', "text is 7"),
+        (3, '{"time": "1", "text": "a", "golds": []}', "time is '1'"),
+        (3, '{"time": Infinity, "text": "a", "golds": []}', "time is inf"),
+        (3, "[]", "TypeError"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, content, why):
@@ -94,6 +102,39 @@ def test_a_bad_line_is_named(tmp_path, line, content, why):
     lines[line - 1] = content
     path.write_text("\n".join(lines), "utf-8")
     with pytest.raises(WorkloadError, match=rf"workload\.jsonl:{line}: .*{why}"):
+        Workload.load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("corpus", 5),
+        ("settings", [1]),
+        ("seed", "0"),
+        ("seed", True),
+        ("s", math.inf),
+        ("s", "1"),
+        ("rate", [2.0]),
+        ("rate", math.nan),
+        ("popularity", "fame"),
+        ("popularity", []),
+    ],
+    ids=str,
+)
+def test_a_bad_setting_is_named(tmp_path, name, value):
+    path = tmp_path / "workload.jsonl"
+    draw(count=2).save(path)
+    head, *lines = path.read_text("utf-8").splitlines(keepends=True)
+    path.write_text(json.dumps({**json.loads(head), name: value}) + "\n" + "".join(lines), "utf-8")
+    with pytest.raises(WorkloadError, match=rf"workload\.jsonl:1: .*{name} is {re.escape(repr(value))}"):
+        Workload.load(path)
+
+
+def test_a_workload_without_questions_is_refused(tmp_path):
+    path = tmp_path / "workload.jsonl"
+    draw(count=2).save(path)
+    path.write_text(path.read_text("utf-8").splitlines()[0] + "\n", "utf-8")
+    with pytest.raises(WorkloadError, match="holds no question"):
         Workload.load(path)
 
 
