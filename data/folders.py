@@ -22,7 +22,8 @@ __all__ = ["find_corpus", "load_folder"]
 HTML = frozenset((".html", ".htm", ".xhtml"))
 TEXT = frozenset((".txt", ".rst", ".md"))
 UNDERLINES = {"h1": "=", "h2": "-", "h3": "~", "h4": "^", "h5": '"', "h6": "'"}
-INDEXES = re.compile(r"(genindex|py-modindex|search|changelog|copyright|_)", re.IGNORECASE)  # hold no explanation
+INDEXES = re.compile(r"(genindex(-\w+)?|py-modindex|search|changelog|copyright)(\.|$)|_", re.IGNORECASE)
+CHARSET = re.compile(rb"""<meta\s[^>]*charset\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
 
 # What surrounds a page's text: as Sphinx, DocBook, Doxygen and the like mark it.
 FURNITURE = """
@@ -35,6 +36,7 @@ address article aside blockquote body center dd details div dl dt fieldset figur
 section summary table td th tr ul
 """
 BLOCKS = frozenset(BLOCK_TAGS.split())
+LATIN = frozenset(("ascii", "us-ascii", "iso-8859-1", "iso8859-1", "latin1"))  # browsers read them as Windows's own
 LONGEST_TITLE = 120  # characters; what is longer is a paragraph
 
 
@@ -112,7 +114,7 @@ def _document(file: Path, inner: str, corpus: str) -> CorpusDocument:
 
 def _page(data: bytes) -> tuple[str, str]:
     """Return title and text of an HTML page."""
-    tree = LexborHTMLParser(data)
+    tree = LexborHTMLParser(_decoded(data).encode())
     for node in tree.css(FURNITURE):
         node.decompose()
     mains = [node for node in tree.css(MAIN) if node.text().strip()]
@@ -123,6 +125,20 @@ def _page(data: bytes) -> tuple[str, str]:
     blocks = [_block(list(nodes)) for _, nodes in groupby(pieces, lambda node: _holder(node).mem_id)]
     heads = [_line(node.text()) for node in (root.css_first("h1"), tree.css_first("title")) if node is not None]
     return next(filter(None, heads), ""), "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def _decoded(page: bytes) -> str:
+    """Return a page's text by the encoding that it names at its beginning, as browsers do, or UTF-8."""
+    named = CHARSET.search(page[:1024])
+    charset = named[1].decode("ascii").lower() if named else "utf-8"
+    if charset in LATIN:
+        charset = "cp1252"
+    elif charset.startswith("utf-16"):  # or its name could not have been found
+        charset = "utf-8"
+    try:
+        return page.decode(charset, errors="replace")
+    except (LookupError, UnicodeError):
+        return page.decode("utf-8", errors="replace")
 
 
 def _holder(node: LexborNode) -> LexborNode:

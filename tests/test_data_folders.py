@@ -101,6 +101,35 @@ def test_folders_have_names_of_their_own(folder, tmp_path):
     assert find_corpus(str(folder)) == corpus == load_folder(folder)
 
 
+def test_only_indexes_are_left_out(tmp_path):
+    left_out = ("search.html", "Genindex-all.html", "genindex.html", "copyright", "_sources/a.html", "search/all.html")
+    kept = ("copyrighted.html", "genindexes.html", "research.html", "search-trees.html", "searching.html")
+    for name in (*left_out, *kept):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("<p>text</p>")
+    assert [document.id for document in load_folder(tmp_path).documents] == list(kept)
+
+
+@pytest.mark.parametrize(
+    ("charset", "encoding"),
+    [
+        ('<meta charset="ISO-8859-1">', "latin-1"),
+        ('<META http-equiv="Content-Type" content="text/html; charset=iso-8859-1">', "cp1252"),
+        ("<meta charset=iso-8859-15>", "iso-8859-15"),
+        ("<meta charset='utf-8'>", "utf-8"),
+        ("<meta charset=klingon>", "utf-8"),
+        ("<meta charset=hex>", "utf-8"),
+        ("<meta charset=utf-16>", "utf-8"),
+        ("", "utf-8"),
+    ],
+)
+def test_pages_are_read_in_their_encoding(tmp_path, charset, encoding):
+    page = f"<html><head>{charset}<title>Über</title></head><body><p>Größe und Maß</p></body></html>"
+    (tmp_path / "page.html").write_bytes(page.encode(encoding))
+    (document,) = load_folder(tmp_path).documents
+    assert (document.title, document.text) == ("Über", "Größe und Maß\n")
+
+
 def test_questions_ask_for_the_first_sentences_of_sections(folder):
     corpus = load_folder(folder)
     questions = {question.text: question for question in make_questions(corpus)}
