@@ -11,7 +11,7 @@ from rag_helpers import make_chat_model
 from data.corpora import load_corpus
 from engine.certificate import certificate_key
 from engine.engine import Engine
-from rag.bench.certified import UNCERTIFIED_REPAIR, certified_repair
+from rag.bench.certified import UNCERTIFIED_REPAIR, certified_repair, repair_due
 from rag.bench.collection import with_collection
 from rag.config import EngineSettings, RagConfig
 
@@ -73,6 +73,13 @@ def test_the_certified_repair_is_that_of_model_mode_and_template(tmp_path: Path)
     assert certified_repair(config, (*TEMPLATE, 4)) == UNCERTIFIED_REPAIR
     other = config.model_copy(update={"engine": settings.model_copy(update={"dtype": "bfloat16"})})
     assert certified_repair(other, TEMPLATE) == UNCERTIFIED_REPAIR
+
+
+def test_a_repair_without_certificate_is_whole_blocks() -> None:
+    assert repair_due(None, 4, 16) == UNCERTIFIED_REPAIR == 32
+    assert (repair_due(None, 4, 24), repair_due(None, 4, 64)) == (48, 64)
+    certificate = a_certificate(repair=48)
+    assert {repair_due(certificate, k, 16) for k in (certificate.max_passages, certificate.max_passages + 1)} == {48}
 
 
 def test_only_who_measures_the_disk_stores_kv(tmp_path: Path) -> None:

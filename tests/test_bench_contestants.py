@@ -30,8 +30,10 @@ def load(tiny_folder, tmp_path):
     """Makes our engine in some mode; all of them are closed afterwards."""
     made = []
 
-    def make(mode, repair=None):
-        config = EngineConfig(dtype="float32", backend="reference", block_size=BLOCK, kv_cache_bytes=4 << 20)
+    def make(mode, repair=None, **engine):
+        config = EngineConfig(
+            **{"dtype": "float32", "backend": "reference", "block_size": BLOCK, "kv_cache_bytes": 4 << 20, **engine}
+        )
         settings = {
             "folder": str(tiny_folder), "engine": asdict(config), "threads": torch.get_num_threads(), "mode": mode,
             "repair": repair, "certificates": [str(tmp_path / "certificates")],
@@ -149,6 +151,11 @@ def test_what_a_certificate_covers(load, tmp_path):
         assert (last.repair, last.certified) == (repair, covered)
     assert "certified" in certified.detail
     assert "32 tokens" in more.detail
+
+
+def test_it_says_whether_it_drafts(load):
+    assert load("exact").detail.endswith(", drafts of up to 16 tokens from the prompt")
+    assert load("off", max_draft_tokens=0).detail.endswith(", no drafts")
 
 
 def test_a_conversation_has_its_own_history_cached(load):

@@ -3,12 +3,14 @@
 import random
 
 import pytest
+import torch
 from certify_helpers import a_certificate, a_row
 from engine_helpers import check_settled, passage, random_tokens, tail, template, tiny_engine
 from rag_helpers import make_chat_model
 
 from engine import Engine, Prompt
-from engine.certificate import Band, certificate_key
+from engine.certificate import Band, Certificates, certificate_key
+from rag.bench.certified import UNCERTIFIED_REPAIR
 from rag.bench.suite import quality
 from rag.bench.suite.answer_quality import answer_text, score_answers
 from rag.bench.suite.checks import Evidence, judge
@@ -54,16 +56,17 @@ def an_experiment(*repairs: int, checks=()) -> Experiment:
     return Experiment(name="q", title="", drive=Drive.QUALITY, workload=workload, repairs=repairs, checks=checks)
 
 
-def measure(engine, request, *repairs, checks=()):
-    records = Meter(engine, an_experiment(*repairs, checks=checks)).measure(request, "q/0")
+def measure(engine, request, *repairs, checks=(), certificates=None):
+    meter = Meter(engine, an_experiment(*repairs, checks=checks), certificates or Certificates(()))
+    records = meter.measure(request, "q/0")
     return {record.variant: record for record in records}
 
 
 def test_every_way_beside_full_prefill(config):
     stream = RequestStream(tuple(a_request(number) for number in range(3)), "made up")
     records = list(run_quality(an_experiment(0, 16, WHOLE), stream, config, unit="q/0"))
-    names = {"full", "none", "order", "repair-0", "repair-16", f"repair-{WHOLE}"}
-    assert [(one.request, one.variant) for one in records] == [(n, r.variant) for n in range(3) for r in records[:6]]
+    names = {"full", "none", "order", "repair-0", "repair-16", f"repair-{WHOLE}", "chunk"}
+    assert [(one.request, one.variant) for one in records] == [(n, r.variant) for n in range(3) for r in records[:7]]
     assert {one.variant for one in records} == names
     assert {(one.unit, one.k, one.gold, one.gold_f1) for one in records} == {("q/0", 3, None, None)}
     kl = {name: sum(one.kl for one in records if one.variant == name) for name in names}
@@ -96,8 +99,14 @@ def test_nothing_is_left_behind_and_nothing_is_found(engine, monkeypatch):
         check_settled(engine)
         assert engine.stats().cached_blocks == 0
     timed = {(name, cached) for name, tokens, cached in seen if tokens == 1}
-    reused = 30 + LENGTH + 2 * (LENGTH - 16)
-    assert timed == {("full", 0), ("quality/order", 0), ("quality/none", 0), ("quality/read", reused)}
+    reused, due = (30 + LENGTH + 2 * (LENGTH - repair) for repair in (16, UNCERTIFIED_REPAIR))
+    assert timed == {
+        ("full", 0),
+        ("quality/order", 0),
+        ("quality/none", 0),
+        ("quality/read", reused),
+        ("quality/read", due),
+    }
     assert {tokens for _, tokens, _ in seen} == {1, 0, quality.MAX_TOKENS}, "answers are no longer than that"
 
 
@@ -106,7 +115,7 @@ def test_what_has_no_order_has_no_pieces(engine):
     assert set(measure(engine, a_request(k=0), 16)) == {"full"}
 
 
-def test_certified_reuse_only_where_a_certificate_covers_it(config, engine):
+def test_chunk_reuse_at_the_certified_repair_or_the_one_that_is_due(config, engine):
     key = certificate_key(engine.identity, HEAD.tokens)
     bands = (Band(min_passages=2, max_passages=3, repair=16),)
     rows = tuple(a_row(passages=k, repair=16) for k in (2, 3))
@@ -116,13 +125,32 @@ def test_certified_reuse_only_where_a_certificate_covers_it(config, engine):
     try:
         certificates = certificates_of(ModelHub(config.models_dir), config.model)
         certified = Engine.from_pretrained(config.model, config.engine.build(), certificates=certificates)
-        found = measure(certified, a_request(), 0, 16)
+        found = measure(certified, a_request(), 0, 16, certificates=certificates)
         assert found["chunk"].kl == pytest.approx(found["repair-16"].kl, abs=1e-6)
         assert found["chunk"].kl < found["repair-0"].kl
-        assert "chunk" not in measure(certified, a_request(k=4), 16), "no certificate for four passages"
+        found = measure(certified, a_request(k=4), 16, 32, certificates=certificates)
+        assert found["chunk"].kl == pytest.approx(found["repair-16"].kl, abs=1e-6), "of the most that are certified"
     finally:
         path.unlink()
-    assert "chunk" not in measure(engine, a_request(), 16)
+    found = measure(engine, a_request(), 16, UNCERTIFIED_REPAIR)
+    assert found["chunk"].kl == pytest.approx(found[f"repair-{UNCERTIFIED_REPAIR}"].kl, abs=1e-6)
+    assert found["chunk"].kl < found["repair-16"].kl
+
+
+def test_the_threads_are_those_of_the_run_and_given_back(config, monkeypatch):
+    before, seen = torch.get_num_threads(), []
+    measured = Meter.measure
+
+    def watched(meter, request, unit):
+        seen.append(torch.get_num_threads())
+        return measured(meter, request, unit)
+
+    monkeypatch.setattr(Meter, "measure", watched)
+    stream = RequestStream((a_request(k=0), a_request(1, k=0)), "made up")
+    for threads in (before + 1, None):
+        assert len(list(run_quality(an_experiment(0), stream, config, unit="q/0", threads=threads))) == 2
+        assert torch.get_num_threads() == before
+    assert seen == [before + 1] * 2 + [before] * 2
 
 
 def test_gold_texts_are_looked_for(engine):
@@ -142,7 +170,7 @@ def shallow(tmp_path_factory):
 def judged(engine, count: int = 8):
     """The verdict on a wrong shift, over as many requests."""
     experiment = an_experiment(0, checks=(Check.WRONG_SHIFT,))
-    meter, requests = Meter(engine, experiment), [a_request(number) for number in range(count)]
+    meter, requests = Meter(engine, experiment, Certificates(())), [a_request(number) for number in range(count)]
     records = [record for request in requests for record in meter.measure(request, "q/0")]
     [verdict] = judge(Evidence(experiment, RequestStream(tuple(requests), ""), records, 1, None), unit="q/checks")
     return verdict

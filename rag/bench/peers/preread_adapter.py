@@ -7,13 +7,14 @@ from pathlib import Path
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
 
-from engine.certificate import Certificate, Certificates
+from engine.certificate import Certificates
 from engine.config import EngineConfig, SamplingParams
 from engine.engine import Engine
 from engine.errors import EngineError
 from engine.output import Generation, TokenDelta
 from engine.prompt import Prompt, Reuse, Segment, SegmentKind
 from engine.request import Request
+from rag.bench.certified import repair_due
 
 if TYPE_CHECKING:
     from engine.kv_store import ExtentStore
@@ -25,7 +26,6 @@ MODES = ("off", "exact", "order", "chunk")
 NAMESPACE = "bench"
 PRINCIPAL = "bench"
 FILL_BATCH = 16  # passages whose KV waits for the disk
-UNCERTIFIED_REPAIR = 32  # tokens, where no certificate says anything
 
 Job = dict[str, Any]
 News = dict[str, Any]
@@ -148,7 +148,7 @@ class Preread:
         if self._repair is None and covered:
             return Reuse.AUTO, None, True
         certificate = self._certificates.find(self._engine.identity, prompt.segments[0].tokens)
-        due = UNCERTIFIED_REPAIR if certificate is None else _repair_of(certificate, len(_passages(prompt)))
+        due = repair_due(certificate, len(_passages(prompt)), self._engine.config.block_size)
         if self._repair is None:
             return Reuse.CHUNK, due, False
         return Reuse.CHUNK, self._repair, covered and self._repair >= due
@@ -178,17 +178,14 @@ class Preread:
         kind = str(engine.runner.kv_cache.dtype).removeprefix("torch.")
         reuse = {"off": "no reuse", "exact": "exact reuse", "order": "exact reuse, passages in the cache's order"}
         repair = "the certified repair" if self._repair is None else f"a repair of {self._repair} tokens"
-        return f"{reuse.get(self._mode, f'chunk reuse at {repair}')}, {kind} KV, room for {blocks * size} tokens"
+        longest = engine.config.max_draft_tokens
+        drafts = f"drafts of up to {longest} tokens from the prompt" if longest else "no drafts"
+        how = reuse.get(self._mode, f"chunk reuse at {repair}")
+        return f"{how}, {kind} KV, room for {blocks * size} tokens, {drafts}"
 
 
 def _passages(prompt: Prompt) -> list[Segment]:
     return [segment for segment in prompt.segments if segment.kind is SegmentKind.PASSAGE]
-
-
-def _repair_of(certificate: Certificate, passages: int) -> int:
-    """Return the repair of a number of passages; beyond the certified ones, that of the most of them."""
-    repair = certificate.repair_for(passages)
-    return certificate.bands[-1].repair if repair is None else repair
 
 
 def _report(generation: Generation, request: Request) -> News:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from rag.bench.suite.records import (
     ContestantRecord,
     Header,
     QualityRecord,
+    Setting,
     SimulationRecord,
     SkippedRecord,
 )
@@ -25,6 +26,7 @@ from rag.config import RagConfig
 __all__ = ["Opened", "Parts", "RunOptions", "make_parts"]
 
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "asimd", "bf16", "sve")
+MEMORY_SHARE = 0.9  # of the machine's, for all pools together; few are ever full
 Opened = tuple[Sequence[Contestant], Sequence[ContestantRecord], Sequence[SkippedRecord]]
 
 
@@ -37,7 +39,7 @@ class RunOptions:
         gguf: for peers that read one; None is the one that the model was made of.
         work_dir: for collections, and for what is kept on disk meanwhile; None is the user's cache.
         threads: that every engine computes with; None is one a core.
-        kv_gib: memory for KV, of each engine.
+        kv_gib: memory for KV, of each engine, at most.
         report: told of a download: what, and which share of it.
     """
 
@@ -47,6 +49,27 @@ class RunOptions:
     threads: int | None = None
     kv_gib: int = 2
     report: Callable[[str, float | None], None] = lambda _stage, _fraction: None
+
+    def settled(self, suite: Suite) -> "RunOptions":
+        """Return them as they hold for a whole suite, whichever part of it is still to be measured.
+
+        All engines' memory for KV together is not more than the machine has.
+        """
+        engines = {name for one in suite.experiments for name in one.contestants}
+        memory, kv_gib = physical_memory(), self.kv_gib
+        if memory is not None:
+            kv_gib = max(1, min(kv_gib, int(MEMORY_SHARE * memory) // max(1, len(engines)) >> 30))
+        return replace(self, threads=self.threads or count_cores(), kv_gib=kv_gib)
+
+    @classmethod
+    def restored(cls, setting: Setting) -> "RunOptions":
+        """Return those of a run that goes on."""
+        return cls(
+            pythons={name: Path(path) for name, path in setting.pythons.items()},
+            gguf=None if setting.gguf is None else Path(setting.gguf),
+            threads=setting.threads,
+            kv_gib=setting.kv_gib,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,23 +129,31 @@ def make_parts(options: RunOptions, config: RagConfig) -> Parts:
         return open_contestants(names, setting)
 
     return Parts(
-        header=partial(_header, config, RunClock(), threads),
+        header=partial(_header, config, RunClock(), replace(options, threads=threads)),
         stream=lambda spec, progress: make_stream(spec, config, progress, work_dir=options.work_dir),
         open=opened,
-        quality=lambda experiment, stream, unit: run_quality(experiment, stream, config, unit=unit),
+        quality=lambda experiment, stream, unit: run_quality(experiment, stream, config, unit=unit, threads=threads),
         simulation=lambda experiment, stream, repeat: run_simulation(experiment, stream, config, repeat=repeat),
         scores=lambda unit, stream, answers: score_answers(unit, stream, answers, tokenizer),
     )
 
 
-def _header(config: RagConfig, clock: RunClock, threads: int, suite: Suite) -> Header:
+def _header(config: RagConfig, clock: RunClock, options: RunOptions, suite: Suite) -> Header:
+    options = options.settled(suite)
+    setting = Setting(
+        threads=options.threads or count_cores(),
+        kv_gib=options.kv_gib,
+        gguf=None if options.gguf is None else str(options.gguf),
+        pythons={name: str(path) for name, path in options.pythons.items()},
+    )
     return Header(
         suite=suite,
         model=config.model,
         embedder=config.embedder,
-        environment=clock.environment(torch_threads=threads),
+        environment=clock.environment(torch_threads=options.threads),
         memory=physical_memory(),
         flags=_flags(),
+        setting=setting,
     )
 
 

@@ -9,11 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from engine.certificate import Certificates
 from engine.config import SamplingParams
 from engine.output import Generation
 from engine.prompt import Prompt, Reuse
+from rag.bench.certified import repair_due
 from rag.bench.suite.experiment import Check, Experiment
 from rag.bench.suite.records import QualityRecord
 from rag.bench.suite.requests import BenchRequest, RequestStream
@@ -37,37 +39,52 @@ READ = "quality/read"  # namespace of passages that were read before
 
 
 def run_quality(
-    experiment: Experiment, stream: RequestStream, config: RagConfig, *, unit: str
+    experiment: Experiment, stream: RequestStream, config: RagConfig, *, unit: str, threads: int | None = None
 ) -> Iterator[QualityRecord]:
     """Measure a stream's requests, one after the other; records come as they are measured.
 
-    Variants are full prefill, another order, no passages, certified chunk reuse where a certificate covers the prompt,
-    and the experiment's repairs; where it checks that a wrong shift is seen, also that.
+    Variants are full prefill, another order, no passages, `chunk`, and the experiment's repairs; where it checks that a
+    wrong shift is seen, also that. `chunk` is chunk reuse as the contestant `preread-chunk` has it: at the certified
+    repair where a certificate covers the prompt, else at `repair_due`. Its records do not say which of them it was;
+    the contestant's answers to the same requests do.
 
     Args:
         experiment: its repairs, and the seed of its orders.
         stream: prompts of template, passages and tail.
         config: names the model; its engine settings are those of a user.
         unit: that the records belong to.
+        threads: to compute with; None leaves it to torch.
 
     Raises:
         UnknownModelError: the model is not here.
         PromptTooLongError: a prompt with its answer does not fit the model or the memory for KV.
     """
-    with _open_engine(config) as engine:
-        meter = Meter(engine, experiment)
+    certificates = certificates_of(ModelHub(config.models_dir), config.model)
+    with _computing_with(threads), _open_engine(config, certificates) as engine:
+        meter = Meter(engine, experiment, certificates)
         meter.warm_up(stream.requests[0])
         for request in stream.requests:
             yield from meter.measure(request, unit)
 
 
 @contextmanager
-def _open_engine(config: RagConfig) -> "Iterator[Engine]":
+def _computing_with(threads: int | None) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _open_engine(config: RagConfig, certificates: Certificates) -> "Iterator[Engine]":
     from engine.engine import Engine
 
     hub, settings = ModelHub(config.models_dir), config.engine.build()
     settings = replace(settings, kv_cache_bytes=settings.kv_cache_bytes or KV_BYTES)
-    certificates = certificates_of(hub, config.model)
     engine = Engine.from_pretrained(hub.resolve(config.model), settings, certificates=certificates)
     try:
         engine.calibrate()  # as a server does before its first question
@@ -83,10 +100,12 @@ class Meter:
     Attributes:
         engine: nobody else uses it.
         experiment: see `run_quality`.
+        certificates: what the engine was opened with.
     """
 
     engine: "Engine"
     experiment: Experiment
+    certificates: Certificates
 
     def warm_up(self, request: BenchRequest) -> None:
         """Run a prompt whose times do not count."""
@@ -117,11 +136,16 @@ class Meter:
             order = draw_orders(1, k, f"{experiment.workload.seed}/{request.number}")[0]
             ways["order"] = (with_order(prompt, order), "quality/order", {})
             ways |= {f"repair-{repair}": (prompt, READ, at_repair(repair)) for repair in experiment.repairs}
-            if self.engine.allows_chunk(prompt):
-                ways["chunk"] = (prompt, READ, {"reuse": Reuse.CHUNK})
+            ways["chunk"] = (prompt, READ, self._chunk(prompt, k))
             if Check.WRONG_SHIFT in experiment.checks:
                 ways[WRONG_SHIFT] = (prompt, READ, at_repair(experiment.repairs[0]))
         return ways
+
+    def _chunk(self, prompt: Prompt, passages: int) -> dict[str, Any]:
+        if self.engine.allows_chunk(prompt):
+            return {"reuse": Reuse.CHUNK}
+        certificate = self.certificates.find(self.engine.identity, prompt.segments[0].tokens)
+        return at_repair(repair_due(certificate, passages, self.engine.config.block_size))
 
     def _read(self, prompt: Prompt) -> None:
         """Compute the canonical KV of the passages, as ingestion does."""
