@@ -1,6 +1,8 @@
 """`rag bench report`: Markdown that explains itself, and the README's table, which is what its result file gives."""
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,10 @@ from rag.bench.analysis.figures import figures_of
 from rag.bench.analysis.markdown import LIMITS, Illustration, render_markdown
 from rag.bench.analysis.models import Figures
 from rag.bench.analysis.readme import BEGIN, END, readme_block, with_block
-from rag.bench.analysis.words import command, engine_label, estimate, milliseconds, significant, table
+from rag.bench.analysis.words import command, engine_label, estimate, milliseconds, plain, significant, table
 from rag.bench.statistics import Estimate
-from rag.bench.suite.records import AnswerRecord, CheckRecord
+from rag.bench.suite.experiment import Suite, WorkloadKind
+from rag.bench.suite.records import AnswerRecord, CheckRecord, ContestantRecord, Record, SkippedRecord
 from rag.bench.suite.results import Results
 from rag.cli.main import app
 from rag.errors import InvalidRequestError
@@ -238,7 +241,130 @@ def test_without_its_baseline_the_readme_promises_no_ratio() -> None:
 def test_a_run_of_which_nothing_is_complete_has_a_report() -> None:
     results = make_results(Making(requests=12, chosen=("questions",)))
     assert "**Not measured (yet):** `questions`." in render_markdown(figures_of(Results(results.header, ())))
-    assert readme_block(figures_of(Results(results.header, ())), "x").startswith(BEGIN)
+
+
+def edited(results: Results, edit: Callable[[Record], Record | None]) -> Results:
+    return Results(results.header, tuple(new for one in results.records if (new := edit(one)) is not None))
+
+
+def test_a_run_that_is_not_whole_or_void_gets_into_no_readme() -> None:
+    results = make_results(Making(requests=12, repeats=2, chosen=("questions",)))
+
+    def half(one: Record) -> Record | None:
+        return None if getattr(one, "unit", "") == "questions/1" else one
+
+    def failed(one: Record) -> Record:
+        return one.model_copy(update={"passed": False}) if isinstance(one, CheckRecord) else one
+
+    def unequal(one: Record) -> Record:
+        other = isinstance(one, AnswerRecord) and one.contestant == "openvino" and one.request == 3
+        return one.model_copy(update={"prompt": "another"}) if other else one
+
+    assert readme_block(figures_of(results), "x").startswith(BEGIN)
+    for broken, said in (
+        (Results(results.header, ()), "not complete: questions; go on with the same rag bench run and --output x"),
+        (edited(results, half), "not complete: questions; go on with"),
+        (edited(results, failed), "the self-check reuse off failed"),
+        (edited(results, unequal), "did not get the same prompts .* measure again"),
+    ):
+        with pytest.raises(InvalidRequestError, match=said):
+            readme_block(figures_of(broken), "x")
+
+
+def test_doubts_of_what_is_shown_are_in_the_readme() -> None:
+    results = make_results(Making(requests=20, chosen=("questions", "documents", "grid-2-256")))
+    environment = results.header.environment.model_copy(update={"load_average": 3.0})
+    header = results.header.model_copy(update={"environment": environment})
+    failure = SkippedRecord(name="openvino", reason="failed in documents/0", unit="documents/0")
+
+    def crashed(one: Record) -> Record | None:
+        lost = isinstance(one, AnswerRecord) and one.contestant == "openvino" and one.unit == "documents/0"
+        return None if lost and one.request > 12 else one
+
+    records = (*edited(results, crashed).records, failure)
+    block = " ".join(readme_block(figures_of(Results(header, records)), "x").split())
+    for words in (
+        "Read with care: the load average was 3.0 on 2 cores before the run",
+        "questions: llamacpp gave too few tokens for 1 request",
+        "Not measured: vLLM. OpenVINO GenAI failed in `documents/0`, with no figures from then on.",
+        "long passages: 9-16 answers",
+        "experiments of the run that the report has (`grid-2-256`)",
+        "Chunk reuse is approximate: a certificate",
+        "the passages that will be asked for (of 70 / 70)",
+        "OpenVINO GenAI: openvino, float16",
+    ):
+        assert words in block, (words, block)
+    assert "Preread decodes with drafts" not in block
+
+
+def test_goodput_and_drafts_are_explained_where_there_are_any() -> None:
+    def drafting(one: Record) -> Record:
+        own = isinstance(one, ContestantRecord) and one.name == "preread-chunk"
+        return one.model_copy(update={"detail": "drafts of up to 8 tokens"}) if own else one
+
+    figures = figures_of(edited(make_results(Making(requests=20, chosen=("questions", "goodput"))), drafting))
+    block = " ".join(readme_block(figures, "x").split())
+    assert "stays within 5 times the engine's own p95 with one client, so that limits differ between engines" in block
+    assert "about 20 answers a window, and engines run alone there, not in turns" in block
+    assert "Preread decodes with drafts" in block
+    assert "goodput`)" not in block  # it is in the table
+
+
+def test_conversations_have_a_column() -> None:
+    results = make_results(Making(requests=12, chosen=("questions",)))
+    [one] = results.experiments
+    spec = one.workload.model_copy(update={"kind": WorkloadKind.CONVERSATIONS})
+    suite = Suite(name="s", experiments=(one.model_copy(update={"workload": spec}),))
+    block = readme_block(figures_of(Results(results.header.model_copy(update={"suite": suite}), results.records)), "x")
+    assert "conversations, ms" in block
+
+
+def headline(results: Results) -> str:
+    return next(line for line in render_markdown(figures_of(results)).splitlines() if line.startswith("- **"))
+
+
+def test_the_headline_names_the_same_modes_whatever_they_gain() -> None:
+    line = headline(make_results(Making(requests=20, chosen=("questions",), slower={"preread-chunk": 20.0})))
+    assert re.search(
+        r"`preread-chunk` \(read ahead, approximate\) [\d,]+ ms, [\d.]+ \([\d.]+-[\d.]+\) times slower", line
+    )
+    assert re.search(r"`preread-exact` [\d,]+ ms, 1\.[\d.]+ \([\d.]+-[\d.]+\) times sooner than `preread-off`", line)
+    assert re.search(r"`transformers` [\d,]+ ms, [\d.]+ \([\d.]+-[\d.]+\) times slower than `preread-off`", line)
+    assert "preread-order" not in line
+
+
+def test_there_is_a_headline_without_anything_to_compare_with() -> None:
+    def alone(one: Record) -> Record | None:
+        return one if getattr(one, "contestant", "openvino") == "openvino" else None
+
+    line = headline(edited(make_results(Making(requests=12, chosen=("questions",))), alone))
+    assert re.search(r"`openvino` [\d,]+ ms\.$", line)
+    load = render_markdown(figures_of(make_results(Making(requests=12, chosen=("load",)))))
+    assert "- No engines took turns in this run" in load
+
+
+def test_what_a_peer_says_is_no_markup() -> None:
+    evil = "x |\n# <img src=y> | z"
+
+    def saying(one: Record) -> Record:
+        if isinstance(one, AnswerRecord) and one.contestant == "openvino":
+            return one.model_copy(update={"status": "failed", "error": evil, "first": None, "finished": None})
+        return one.model_copy(update={"detail": evil, "version": evil}) if isinstance(one, ContestantRecord) else one
+
+    results = edited(make_results(Making(requests=12, chosen=("questions",))), saying)
+    text = render_markdown(figures_of(results)) + readme_block(figures_of(results), "x").replace(BEGIN, "").replace(
+        END, ""
+    )
+    assert "x \\| # \\<img src=y> \\| z" in " ".join(text.split())
+    assert not re.search(r"(?<!\\)<", text)
+    assert not re.search(r"^# <", text, re.MULTILINE)
+    assert plain(plain(evil)) == plain(evil)
+    for lines in tables(text):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
+
+
+def test_checks_name_their_experiment(report: str) -> None:
+    assert "| `checks` | reuse off | passed | hit rate 0 |" in report
 
 
 def test_an_experiment_of_failures_alone_has_a_report() -> None:

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 
 from rag.bench.analysis.engines import engine_figures
 from rag.bench.analysis.goodput import goodput_figures
-from rag.bench.analysis.models import ExperimentFigures, Figures, SimulationPoint
-from rag.bench.analysis.problems import experiment_problems, run_problems
+from rag.bench.analysis.models import ContestantFigures, ExperimentFigures, Figures, GoodputFigures, SimulationPoint
+from rag.bench.analysis.problems import experiment_problems, run_problems, void_problems
 from rag.bench.analysis.quality import quality_figures
 from rag.bench.analysis.times import times_of
 from rag.bench.suite.experiment import Drive, Experiment
@@ -42,7 +42,8 @@ def _experiment(results: Results, experiment: Experiment, baseline: str) -> Expe
     name, stream = experiment.name, results.streams.get(experiment.name)
     answers, windows = results.answers(name), results.windows(name)
     repeats = {unit: record.repeat for unit, record in results.units.items() if record.experiment == name}
-    engines, goodput = {}, {}
+    engines: dict[str, ContestantFigures] = {}
+    goodput: dict[str, GoodputFigures] = {}
     for one in _taking_part(experiment, answers):
         own = [answer for answer in answers if answer.contestant == one]
         held = [window for window in windows if window.contestant == one]
@@ -50,6 +51,7 @@ def _experiment(results: Results, experiment: Experiment, baseline: str) -> Expe
         engines[one] = engine_figures(own, held, beside, experiment, repeats, cores=results.header.environment.cores)
         if experiment.drive is Drive.GOODPUT:
             goodput[one] = goodput_figures(one, own, held, repeats)
+    void = tuple(void_problems(answers, engines))
     return ExperimentFigures(
         experiment=experiment,
         stream=stream,
@@ -62,7 +64,8 @@ def _experiment(results: Results, experiment: Experiment, baseline: str) -> Expe
         simulation=tuple(
             SimulationPoint(**one.model_dump(exclude={"kind", "unit"})) for one in results.simulations(name)
         ),
-        problems=tuple(experiment_problems(experiment, answers, engines)),
+        problems=(*void, *experiment_problems(experiment, answers, engines)),
+        void=void,
     )
 
 

@@ -7,7 +7,19 @@ from decimal import Decimal
 from rag.bench.analysis.cost import CostRow
 from rag.bench.analysis.models import ContestantFigures, ExperimentFigures, Figures
 from rag.bench.analysis.sections import GRID, experiment_section, grid_section, holdings
-from rag.bench.analysis.words import command, engine_label, estimate, hardware, median, minutes, significant, table
+from rag.bench.analysis.words import (
+    command,
+    engine_label,
+    estimate,
+    hardware,
+    median,
+    minutes,
+    plain,
+    significant,
+    span,
+    table,
+)
+from rag.bench.statistics import Estimate
 from rag.bench.suite.experiment import Drive
 
 __all__ = ["LIMITS", "METHOD", "Costs", "Illustration", "render_markdown"]
@@ -27,8 +39,9 @@ METHOD = """\
 - Intervals are 95 % bootstrap intervals over requests, drawn in blocks of neighbours, and over passes where there are
   several. They are left out below 5 requests (51 for p90, 528 for p99); p90 below 10 answers and p99 below 100 are left
   out themselves, since they would be the longest time by another name.
-- For `preread-chunk` the KV of every passage is computed before the first request, as ingestion does: that time is in
-  the table of what engines hold, and in no TTFT.
+- For `preread-chunk` the KV of the passages that will be asked for is computed before the first request (ingestion does
+  that for all): the time is in the table of what engines hold, and in no TTFT. Its reuse is approximate.
+- Our engine decodes with drafts unless it says otherwise; the others run without any of theirs.
 - Passage tokens are `path` (reused where prompts begin alike), `canonical` (reused where they were computed), `shifted`
   (reused elsewhere, which is approximate and needs a certificate) or `computed`.
 """
@@ -42,6 +55,7 @@ LIMITS = """\
   whether an answer is right.
 - Answers have a fixed length, so tokens after what an engine would have ended with are timed, too.
 """
+HEADLINED = {"preread-exact": "", "preread-chunk": "read ahead, approximate"}  # of ours, beside the baseline
 
 
 @dataclass(frozen=True)
@@ -108,36 +122,45 @@ def render_markdown(
 
 def _problems(figures: Figures) -> Iterator[str]:
     for problem in figures.problems:
-        yield f"**Read with care:** {problem}.\n"
+        yield f"**Read with care:** {plain(problem)}.\n"
     if figures.missing:
         yield f"**Not measured (yet):** {', '.join(f'`{name}`' for name in figures.missing)}.\n"
 
 
 def _headlines(found: Sequence[ExperimentFigures]) -> Iterator[str]:
-    """One sentence an experiment whose engines took turns: the fastest of ours, and of the others."""
-    lines = [line for one in found if one.experiment.drive is Drive.TURNS and (line := _headline(one))]
-    if lines:
-        yield _bullets(lines)
+    """One sentence an experiment whose engines took turns."""
+    lines = [_headline(one) for one in found if one.experiment.drive is Drive.TURNS]
+    yield _bullets(lines or ["No engines took turns in this run, so that no times stand side by side."])
 
 
 def _headline(found: ExperimentFigures) -> str:
-    own = [one for one in found.contestants.values() if one.contestant.startswith("preread-")]
-    peers = [one for one in found.contestants.values() if one not in own]
-    best, peer = _fastest(own), _fastest(peers)
-    if best is None or best.ttft is None or best.speedup is None:
-        return ""
-    sentence = (
-        f"**{found.experiment.title}**: `{best.contestant}` gives the first token after {median(best.ttft)} ms (median "
-        f"of {best.ttft.n}), {estimate(best.speedup)} times sooner than `{found.baseline}`"
-    )
-    return sentence + (
-        f"; the fastest other engine, `{peer.contestant}`, after {median(peer.ttft)} ms." if peer else "."
+    """The same modes of ours in every run, whatever they gained, and everybody else."""
+    chosen = [found.baseline, *HEADLINED, *(name for name in found.contestants if not name.startswith("preread-"))]
+    engines = [found.contestants[name] for name in dict.fromkeys(chosen) if name in found.contestants]
+    timed = [f"`{one.contestant}`{_ahead(one)} {_soon(one, found.baseline)}" for one in engines if one.ttft]
+    if not timed:
+        return f"**{found.experiment.title}**: none of the engines has an answer that counts."
+    answers = span([one.ttft.n for one in engines if one.ttft])
+    return plain(
+        f"**{found.experiment.title}**, median time to the first token ({answers} answers): {'; '.join(timed)}."
     )
 
 
-def _fastest(engines: Sequence[ContestantFigures]) -> ContestantFigures | None:
-    timed = [(one.ttft.p50.value, one.contestant, one) for one in engines if one.ttft and one.ttft.p50]
-    return min(timed)[2] if timed else None
+def _ahead(engine: ContestantFigures) -> str:
+    return f" ({HEADLINED[engine.contestant]})" if HEADLINED.get(engine.contestant) else ""
+
+
+def _soon(engine: ContestantFigures, baseline: str) -> str:
+    """Its median, and how much sooner or slower that is."""
+    shown, ratio = f"{median(engine.ttft)} ms", engine.speedup
+    if ratio is None:
+        return shown
+    if ratio.value >= 1:
+        return f"{shown}, {estimate(ratio)} times sooner than `{baseline}`"
+    known = ratio.low is not None and ratio.high is not None
+    low, high = (1 / ratio.high, 1 / ratio.low) if known and ratio.high and ratio.low else (None, None)
+    slower = Estimate(value=1 / ratio.value, low=low, high=high)
+    return f"{shown}, {estimate(slower)} times slower than `{baseline}`"
 
 
 def _run(figures: Figures, source: str) -> str:
@@ -167,7 +190,7 @@ def _engines(figures: Figures) -> str:
 def _skipped(figures: Figures) -> Iterator[str]:
     if figures.skipped:
         yield "Left out:\n"
-        yield _bullets([f"`{one.name}`: {one.reason}" for one in figures.skipped])
+        yield _bullets([plain(f"`{one.name}`: {one.reason}") for one in figures.skipped])
 
 
 def _holdings(figures: Figures, pictures: Sequence[Illustration]) -> Iterator[str]:
@@ -207,8 +230,11 @@ def _money(amount: Decimal | None) -> str:
 def _checks(figures: Figures) -> Iterator[str]:
     if figures.checks:
         yield "## Checks of the benchmark itself\n"
-        rows = [[one.name, "passed" if one.passed else "**failed**", one.detail] for one in figures.checks]
-        yield table(["check", "", "found"], rows, left=3)
+        rows = [
+            [f"`{one.unit.partition('/')[0]}`", one.name, "passed" if one.passed else "**failed**", one.detail]
+            for one in figures.checks
+        ]
+        yield table(["experiment", "check", "", "found"], rows, left=4)
 
 
 def _shown(pictures: Sequence[Illustration], section: str) -> Iterator[str]:

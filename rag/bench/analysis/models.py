@@ -205,6 +205,7 @@ class ExperimentFigures(_Figure):
         retrieval: time of embedding and search.
         contestants: by name, in the experiment's order; empty for quality and simulation.
         problems: why figures are doubtful or void.
+        void: those of the problems after which no figure counts.
     """
 
     experiment: Experiment
@@ -217,6 +218,7 @@ class ExperimentFigures(_Figure):
     quality: tuple[QualityFigures, ...] = ()
     simulation: tuple[SimulationPoint, ...] = ()
     problems: tuple[str, ...] = ()
+    void: tuple[str, ...] = ()
 
 
 class Figures(_Figure):

@@ -4,14 +4,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from rag.bench.analysis.models import ContestantFigures
+from rag.bench.suite.checks import GENERATOR_LIMIT
 from rag.bench.suite.experiment import Drive, Experiment
 from rag.bench.suite.records import AnswerRecord
 from rag.bench.suite.results import Results
 
-__all__ = ["experiment_problems", "run_problems"]
+__all__ = ["experiment_problems", "run_problems", "void_problems"]
 
 BUSY = 0.5  # load average a core before the run above which the machine was not quiet
-GENERATOR = 0.02  # of the machine that the load generator may take
 LATE_MS = 20.0  # that a request may be handed over late
 SHOWN = 5  # examples named in a message
 
@@ -33,7 +33,6 @@ def experiment_problems(
     experiment: Experiment, answers: Sequence[AnswerRecord], engines: Mapping[str, ContestantFigures]
 ) -> Iterator[str]:
     """Yield what concerns an experiment."""
-    yield from _unequal(answers)
     for name, found in engines.items():
         own = [answer for answer in answers if answer.contestant == name]
         if found.short:
@@ -44,9 +43,7 @@ def experiment_problems(
             yield f"{name} failed {_count(found.failed - found.unanswered, 'request')}: {reason}"
         if found.unanswered and experiment.drive is not Drive.GOODPUT:
             yield f"{name} left {_count(found.unanswered, 'request')} unanswered when its window was cut"
-        if name == "preread-off" and found.hit_rate:
-            yield f"{name} reused {found.hit_rate:.1%} of its prompts' tokens, it must be none: speed-ups are void"
-        if found.generator > GENERATOR:
+        if found.generator > GENERATOR_LIMIT:
             yield f"the load generator took {found.generator:.1%} of the machine beside {name}"
         if found.lateness_ms > LATE_MS:
             yield f"requests reached {name} up to {found.lateness_ms:.0f} ms late (p99); the delay is in its times"
@@ -55,6 +52,14 @@ def experiment_problems(
     lost = [name for name in experiment.contestants if name not in engines]
     if lost and answers:
         yield f"without {', '.join(lost)}"
+
+
+def void_problems(answers: Sequence[AnswerRecord], engines: Mapping[str, ContestantFigures]) -> Iterator[str]:
+    """Yield why no figure of an experiment counts."""
+    yield from _unequal(answers)
+    off = engines.get("preread-off")
+    if off is not None and off.hit_rate:
+        yield f"preread-off reused {off.hit_rate:.1%} of its prompts' tokens, it must be none: speed-ups are void"
 
 
 def _unequal(answers: Sequence[AnswerRecord]) -> Iterator[str]:

@@ -12,7 +12,9 @@ from rag.bench.analysis.words import (
     median,
     milliseconds,
     percent,
+    plain,
     significant,
+    span,
     table,
 )
 from rag.bench.suite.experiment import Drive
@@ -28,7 +30,7 @@ def experiment_section(found: ExperimentFigures) -> str:
     """Return a section with its heading."""
     experiment = found.experiment
     parts = [f"## {experiment.title} (`{experiment.name}`)\n", f"{asked(experiment, found.stream)}\n"]
-    parts += [f"**Doubtful:** {problem}.\n" for problem in found.problems]
+    parts += [f"**Doubtful:** {plain(problem)}.\n" for problem in found.problems]
     if found.passes < experiment.repeats:
         parts.append(f"**Not finished:** {found.passes} of {experiment.repeats} passes are complete.\n")
     parts += [*_retrieval(found), *_tables(found)]
@@ -43,9 +45,10 @@ def grid_section(grid: Sequence[ExperimentFigures]) -> str:
         number, length = _place(found)
         cells = [_grid_cell(found.contestants.get(name)) for name in names]
         rows.append([str(number), str(length), *cells])
-    problems = [f"**Doubtful:** `{one.experiment.name}`: {problem}.\n" for one in grid for problem in one.problems]
-    counts = sorted({figures.ttft.n for one in grid for figures in one.contestants.values() if figures.ttft})
-    answers = "-".join(map(str, dict.fromkeys((counts[0], counts[-1])))) if counts else "no"
+    problems = [
+        f"**Doubtful:** `{one.experiment.name}`: {plain(problem)}.\n" for one in grid for problem in one.problems
+    ]
+    answers = span([figures.ttft.n for one in grid for figures in one.contestants.values() if figures.ttft])
     legend = (
         f"TTFT in ms, median of {answers} answers, and how many times sooner than `{grid[0].baseline}` it is (median "
         "of the ratios by request, with its 95 % interval). Engines take turns at every request.\n"
@@ -103,6 +106,8 @@ def _tables(found: ExperimentFigures) -> Iterator[str]:
     if drive in (Drive.TURNS, Drive.LOAD) and engines:
         yield _times(found, engines)
         yield _reuse(engines)
+        if found.stream and any(one.prepared_tokens for one in engines):
+            yield f"Read ahead: the {found.stream.passages:,} passages that will be asked for, and no others.\n"
     if found.goodput:
         yield from _goodput(list(found.goodput.values()))
     if found.quality:

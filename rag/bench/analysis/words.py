@@ -1,5 +1,6 @@
 """Figures and experiments in words and tables of Markdown."""
 
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import PurePath
@@ -11,7 +12,7 @@ from rag.bench.suite.records import Header, StreamRecord
 
 __all__ = [
     "EMPTY", "asked", "command", "engine_label", "estimate", "hardware", "mebibytes", "median", "milliseconds",
-    "minutes", "percent", "significant", "table",
+    "minutes", "percent", "plain", "significant", "span", "table",
 ]  # fmt: skip
 
 EMPTY = ""
@@ -31,8 +32,18 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 
     """Return a table without the columns that are empty in every row; the first `left` of them are text."""
     kept = [i for i in range(len(columns)) if i < left or any(row[i] != EMPTY for row in rows)]
     lines = [[columns[i] for i in kept], ["---" if i < left else "---:" for i in kept]]
-    lines += [[row[i].replace("|", "\\|") for i in kept] for row in rows]
+    lines += [[plain(row[i]) for i in kept] for row in rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+
+
+def plain(text: str) -> str:
+    """Return text of anybody's, such as a peer's error, so that it stays in its line and cell and is no markup."""
+    return re.sub(r"(?<!\\)([<|])", r"\\\1", " ".join(text.split()))
+
+
+def span(numbers: Sequence[int]) -> str:
+    """Write from which number to which some are: 12-16, or 16."""
+    return "-".join(f"{number:,}" for number in dict.fromkeys((min(numbers, default=0), max(numbers, default=0))))
 
 
 def significant(value: float, digits: int = 3) -> str:
