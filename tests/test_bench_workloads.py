@@ -20,7 +20,7 @@ from engine.tokenizer import Tokenizer
 from rag.bench.suite import drawing, prompts
 from rag.bench.suite.description import WorkloadReport, describe, render
 from rag.bench.suite.drawing import draw, save_workload, saved_spec
-from rag.bench.suite.experiment import WorkloadSpec
+from rag.bench.suite.experiment import Arrivals, WorkloadSpec
 from rag.bench.suite.prompts import make_stream
 from rag.components import Components
 from rag.config import RagConfig
@@ -162,6 +162,27 @@ def test_questions_are_retrieved_for(stream_of, config):
     assert not config.data_dir.exists(), "the user's own data directory was used"
 
 
+def test_no_question_says_its_own_answer(stream_of, tmp_path):
+    for name in ("lamp", "ferry", "keeper"):
+        (tmp_path / f"{name}.html").write_text(f"<h1>The {name}</h1><p>All of Orrin looks for the {name} at noon.</p>")
+    for corpus in ("python-topics", str(tmp_path)):
+        stream = stream_of("questions", count=80, pool=None, corpus=corpus)
+        for request in stream.requests:
+            assert request.golds
+            assert not any(" ".join(gold.split()) in " ".join(request.question.split()) for gold in request.golds)
+
+
+@pytest.mark.parametrize(("skew", "named"), [(None, "Zipf (s = 1) over"), (0.5, "Zipf (s = 0.5) over")])
+def test_the_skew_of_questions_is_stated(stream_of, skew, named):
+    spec = WorkloadSpec(kind="questions", count=30, skew=skew)
+    stream, drawn = stream_of(spec), draw(spec)
+    questions = {one.question.text: one.question.gold_document_id for one in drawn.content.arrivals}
+    assert len(questions) < 30
+    assert f"{named} the documents they ask for" in stream.source
+    assert f"{len(questions)} distinct questions, {len(set(questions.values()))} documents" in stream.source
+    assert stream.source in " ".join(render(describe(drawn, stream)).split())
+
+
 def test_questions_use_four_passages_where_nothing_else_is_asked_for(stream_of):
     stream = stream_of(WorkloadSpec(kind="questions", count=3))
     assert {len(request.prompt.segments) for request in stream.requests} == {6}
@@ -295,6 +316,35 @@ def test_a_part_of_a_trace_can_be_saved(stream_of, ragpulse, tmp_path):
     assert stream_of(saved_spec(path)).digest == stream_of(spec).digest
 
 
+@pytest.mark.parametrize(
+    ("asked", "described"),
+    [
+        ({"kind": "turns"}, "12, each after the last one's answer"),
+        ({"kind": "closed", "clients": 8}, "12, 8 clients, each asking again when answered"),
+        (POISSON, " a second for "),
+    ],
+    ids=str,
+)
+def test_arrivals_are_described_as_they_are_now(stream_of, tmp_path, asked, described):
+    spec = WorkloadSpec(kind="passages", **SMALL, arrivals=asked)
+    assert described in render(describe(draw(spec), stream_of(spec)))
+    path = tmp_path / "workload.jsonl"
+    for saved in (POISSON, {"kind": "closed"}):
+        save_workload(spec.model_copy(update={"arrivals": Arrivals.model_validate(saved)}), path)
+        replay = WorkloadSpec(kind="file", path=str(path), count=12, arrivals=asked)
+        assert described in render(describe(draw(replay), stream_of(replay)))
+
+
+@pytest.mark.parametrize("changes", [{"k": 2}, {"output_tokens": 99}], ids=str)
+def test_a_saved_workload_stays_as_it_was_drawn(tmp_path, changes):
+    path = tmp_path / "workload.jsonl"
+    save_workload(WorkloadSpec(kind="passages", **SMALL), path)
+    same = {name: SMALL[name] for name in changes}
+    assert draw(WorkloadSpec(kind="file", path=str(path), count=3, **same)).spec.k == 3
+    with pytest.raises(InvalidRequestError, match=r"workload\.jsonl keeps what it was drawn with: leave it out"):
+        draw(WorkloadSpec(kind="file", path=str(path), count=3, **changes))
+
+
 def test_progress_is_told(stream_of):
     events = []
     stream_of("questions", events.append, count=3, pool=None)
@@ -305,8 +355,8 @@ def test_progress_is_told(stream_of):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"kind": "file"}, "kind file needs a path"),
-        ({"kind": "ragpulse"}, "kind ragpulse needs a path"),
+        ({"kind": "file"}, "kind file needs a path: .* --path FILE .*--workload FILE"),
+        ({"kind": "ragpulse"}, "kind ragpulse needs a path: .* --path FOLDER .*--trace FOLDER"),
         ({"kind": "passages", "path": "x"}, "kind passages is drawn and has no path"),
         ({"kind": "file", "path": "/nowhere/at-all"}, "at-all cannot be read"),
         ({"kind": "ragpulse", "path": "/nowhere"}, "give the folder of a RAGPulse trace"),
@@ -317,6 +367,10 @@ def test_progress_is_told(stream_of):
         ({"kind": "orders", "pool": 3, "k": 3, "count": 7}, "have 6 orders"),
         ({"kind": "questions", "corpus": "wikipedia"}, "unknown corpus 'wikipedia'"),
         ({"kind": "questions", "pool": 10**6}, "1000000 questions asked for"),
+        ({"kind": "questions", "pool": None, "skew": float("inf")}, "s is inf"),
+        ({"kind": "passages", "skew": 11}, "skew is 11.0: .* from 0 to 10"),
+        ({"kind": "passages", "arrivals": {"kind": "recorded"}}, "passages are drawn: choose others"),
+        ({"kind": "fusion", "arrivals": {"kind": "bursty", "rate": 1, "cv": 1e200}}, r"cv is 1e\+200: give"),
     ],
     ids=str,
 )
@@ -367,6 +421,12 @@ def test_command(capsys, config, monkeypatch, tmp_path):
     replayed = run_cli(capsys, [*model, "bench", "workload", "file", "--path", path, "--json"])
     again = WorkloadReport.model_validate_json(replayed.out)
     assert (again.digest, again.workload, again.seconds) == (report.digest, report.workload, report.seconds)
+    timing = ["--arrivals", "poisson", "--rate", "1", "--seed"]  # there, the seed is that of the times
+    first, second = (
+        run_cli(capsys, [*model, "bench", "workload", "file", "--path", path, *timing, seed, "--json"]).out
+        for seed in ("7", "8")
+    )
+    assert json.loads(first)["digest"] != json.loads(second)["digest"]
     printed = run_cli(capsys, [*model, "bench", "workload", "file", "--path", path, "--first", "2", "-n", "5"])
     assert "requests  5, " in printed.out
     assert report.digest not in printed.out
@@ -381,12 +441,26 @@ def test_command(capsys, config, monkeypatch, tmp_path):
         (["passages", "--arrivals", "poisson"], "need a rate"),
         (["file"], "needs a path"),
         (["passages", "--pool", "2"], "pool is 2: 6 different passages"),
+        (["questions", "--corpus", "nope"], "unknown corpus 'nope'"),
+        (["ragpulse"], "--path FOLDER"),
+        (["passages", "--rate", "2"], "--rate changes nothing without --arrivals bursty or poisson"),
+        (["passages", "--arrivals", "closed", "--rate", "2"], "--rate changes nothing"),
+        (["passages", "--arrivals", "poisson", "--rate", "2", "--cv", "2"], "without --arrivals bursty"),
+        (["file", "--path", "x", "--scale", "2"], "--scale changes nothing without --arrivals recorded"),
+        (["passages", "--arrivals", "poisson", "--rate", "2", "--clients", "2"], "without --arrivals closed"),
+        (["file", "--path", "x", "--seed", "7"], "--seed changes nothing for file"),
+        (["file", "--path", "x", "--length", "7"], "--length changes nothing for file"),
+        (["file", "--path", "x", "--question-tokens", "7"], "--question-tokens changes nothing for file"),
+        (["ragpulse", "--path", "x", "-k", "2"], "--top-k changes nothing for ragpulse"),
+        (["passages", "--turns", "2"], "--turns changes nothing for passages"),
+        (["passages", "--first", "2"], "--first changes nothing for passages"),
+        (["documents", "--corpus", "python-stdlib"], "--corpus changes nothing for documents"),
         (["documents", "--save", "."], "is a directory"),
     ],
     ids=str,
 )
 def test_command_with_bad_options(capsys, config, arguments, named):
     ran = run_cli(capsys, ["--model", config.model, "bench", "workload", *arguments])
-    assert ran.code != 0
+    assert ran.code == 2
     assert ran.out == ""
     assert named in ran.message

@@ -11,7 +11,7 @@ from data.traffic import HOT_SHARE
 from engine.prompt import Segment, SegmentKind
 from rag.bench.printed import as_text, facts_table
 from rag.bench.suite.drawing import Drawn
-from rag.bench.suite.experiment import WorkloadSpec
+from rag.bench.suite.experiment import ArrivalKind, WorkloadSpec
 from rag.bench.suite.requests import RequestStream
 
 __all__ = ["FORMAT", "WorkloadReport", "describe", "render"]
@@ -150,6 +150,9 @@ def _recall(stream: RequestStream, most: int) -> dict[int, float]:
 
 
 def _arrivals(report: WorkloadReport) -> str:
+    arrivals = report.workload.arrivals
+    if arrivals.kind is ArrivalKind.CLOSED:
+        return f"{arrivals.clients} {'client' if arrivals.clients == 1 else 'clients'}, each asking again when answered"
     if not report.seconds:
         return "each after the last one's answer"
     variation = "" if report.gap_cv is None else f", gaps vary by {report.gap_cv:.1f} times their mean"

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from data.arrivals import bursty_times, poisson_times, recorded_times
 from data.corpora import CORPUS_NAMES
+from data.errors import QuestionError, UnknownCorpusError, WorkloadError
 from data.folders import find_corpus
 from data.questions import make_questions
 from data.traces import FORMAT as TRACE_FORMAT
@@ -23,6 +24,10 @@ from rag.errors import InvalidRequestError
 
 __all__ = ["Drawn", "draw", "save_workload", "saved_spec"]
 
+NEEDED = {
+    WorkloadKind.FILE: "the saved workload, --path FILE (of rag bench run workload: --workload FILE)",
+    WorkloadKind.RAGPULSE: "the trace's folder, --path FOLDER (of rag bench run: --trace FOLDER)",
+}
 QUESTIONS_K = 4
 QUESTIONS_SKEW = 1.0
 
@@ -32,7 +37,7 @@ class Drawn:
     """What is asked, and how.
 
     Attributes:
-        spec: of a replayed file, the one that it was drawn by.
+        spec: of a replayed file, the one that it was drawn by; arrivals are those of these times.
         content: questions in words, or ids and lengths; at the times at which they come.
     """
 
@@ -81,18 +86,25 @@ def draw(spec: WorkloadSpec) -> Drawn:
     """Draw a workload from its seed, or read it from its file.
 
     Raises:
-        DataError: it cannot be drawn or read; the message says why.
-        InvalidRequestError: a path or rate is missing, or a file was saved by nobody who knows its settings.
+        DataError: it cannot be read; the message says why.
+        InvalidRequestError: it cannot be drawn, a path or rate is missing, a file was saved by nobody who knows its
+            settings, or with others than are asked for.
     """
     found = _made(spec) if spec.path is None else _read(spec).part(spec.first, spec.count)
-    return found.at(_times(found.times, spec.arrivals, spec.seed))
+    try:
+        timed = found.at(_times(found.times, spec.arrivals, spec.seed))
+    except WorkloadError as error:
+        raise InvalidRequestError(str(error)) from error
+    if spec.arrivals == Arrivals(kind=ArrivalKind.RECORDED) and any(timed.times):
+        return timed  # at the times that it was drawn with
+    return replace(timed, spec=timed.spec.model_copy(update={"arrivals": spec.arrivals}))
 
 
 def save_workload(spec: WorkloadSpec, path: Path) -> Drawn:
     """Draw a workload, write it to a file, and return it; `saved_spec` replays it.
 
     Raises:
-        DataError: it cannot be drawn.
+        DataError: see `draw`.
         InvalidRequestError: see `draw`.
     """
     drawn = draw(spec)
@@ -116,18 +128,30 @@ def saved_spec(path: Path) -> WorkloadSpec:
 
 
 def _made(spec: WorkloadSpec) -> Drawn:
-    if spec.kind in {WorkloadKind.FILE, WorkloadKind.RAGPULSE}:
-        raise InvalidRequestError(f"a workload of kind {spec.kind.value} needs a path: the file or folder to read")
-    if spec.kind is WorkloadKind.QUESTIONS:
-        corpus = find_corpus(spec.corpus)
-        questions = make_questions(corpus, count=spec.pool, seed=spec.seed)
-        skew = QUESTIONS_SKEW if spec.skew is None else spec.skew
-        place = spec.corpus if spec.corpus in CORPUS_NAMES else str(Path(spec.corpus).expanduser().absolute())
-        workload = zipf_workload(
-            questions, corpus=place, count=spec.count, s=skew, popularity="document", seed=spec.seed
+    if spec.kind in NEEDED:
+        raise InvalidRequestError(f"a workload of kind {spec.kind.value} needs a path: name {NEEDED[spec.kind]}")
+    if spec.arrivals.kind is ArrivalKind.RECORDED:
+        raise InvalidRequestError(
+            f"recorded arrivals need recorded times, and {spec.kind.value} are drawn: choose others"
         )
-        return Drawn(spec.model_copy(update={"k": spec.k or QUESTIONS_K}), workload)
-    return Drawn(spec, draw_traffic(_traffic(spec)))
+    try:
+        return _asked(spec) if spec.kind is WorkloadKind.QUESTIONS else Drawn(spec, draw_traffic(_traffic(spec)))
+    except (QuestionError, UnknownCorpusError, WorkloadError) as error:
+        raise InvalidRequestError(str(error)) from error
+
+
+def _asked(spec: WorkloadSpec) -> Drawn:
+    """Draw questions by the popularity of the documents they ask for; none says its own answer."""
+    questions = make_questions(find_corpus(spec.corpus), count=spec.pool, seed=spec.seed, quoting=False)
+    workload = zipf_workload(
+        questions,
+        corpus=spec.corpus if spec.corpus in CORPUS_NAMES else str(Path(spec.corpus).expanduser().absolute()),
+        count=spec.count,
+        s=QUESTIONS_SKEW if spec.skew is None else spec.skew,
+        popularity="document",
+        seed=spec.seed,
+    )
+    return Drawn(spec.model_copy(update={"k": spec.k or QUESTIONS_K}), workload)
 
 
 def _traffic(spec: WorkloadSpec) -> Traffic:
@@ -176,12 +200,16 @@ def _saved(path: Path, asked: WorkloadSpec) -> Drawn:
         update = {"kind": WorkloadKind.QUESTIONS, "corpus": content.corpus, "path": None, "k": asked.k or QUESTIONS_K}
         return Drawn(asked.model_copy(update=update), content)
     try:
-        return Drawn(WorkloadSpec.model_validate(settings), content)
+        drawn = Drawn(WorkloadSpec.model_validate(settings), content)
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
         raise InvalidRequestError(
             f"{path}:1: settings without a workload ({reason}): save it with rag bench workload"
         ) from error
+    for name in {"k", "output_tokens"} & asked.model_fields_set:
+        if (value := getattr(asked, name)) != getattr(drawn.spec, name):
+            raise InvalidRequestError(f"{name} is {value}, and {path} keeps what it was drawn with: leave it out")
+    return drawn
 
 
 def _is_trace(path: Path) -> bool:

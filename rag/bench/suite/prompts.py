@@ -51,8 +51,8 @@ def make_stream(
         embedder: used instead of the configured one (tests).
 
     Raises:
-        DataError: it cannot be drawn or read.
-        InvalidRequestError: a setting that cannot work, or prompts that do not fit the model.
+        DataError: it cannot be read.
+        InvalidRequestError: a workload that cannot be drawn, or prompts that do not fit the model.
         UnknownModelError: the model is not here.
         DataDirBusyError: another benchmark of the same collection is running.
     """
@@ -82,7 +82,16 @@ def _asked(
         for number, arrival in enumerate(workload.arrivals):
             requests.append(_retrieved(service, corpus, spec, number, arrival, limit))
             progress(BenchEvent("retrieve", number + 1, len(workload.arrivals)))
-    return RequestStream(tuple(requests), f"questions about {corpus.source}")
+    return RequestStream(tuple(requests), f"questions about {corpus.source}, {_popularity(workload)}")
+
+
+def _popularity(workload: Workload) -> str:
+    """Say how often what is asked for again, of which a benchmark of caches depends."""
+    ranked = "documents they ask for" if workload.popularity == "document" else "questions"
+    asked = {arrival.question for arrival in workload.arrivals}
+    documents = {question.gold_document_id for question in asked}
+    drawn = f"drawn by Zipf (s = {workload.s:g}) over the {ranked}"
+    return f"{drawn}: {len(asked)} distinct questions, {len(documents)} documents"
 
 
 def _retrieved(
