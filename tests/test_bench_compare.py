@@ -34,8 +34,8 @@ def found(comparison: Comparison, contestant: str, experiment: str, measure: str
     )
 
 
-def edited(results: Results, edit: Callable[[Record], Record]) -> Results:
-    return Results(results.header, tuple(edit(one) for one in results.records))
+def edited(results: Results, edit: Callable[[Record], Record | None]) -> Results:
+    return Results(results.header, tuple(new for one in results.records if (new := edit(one)) is not None))
 
 
 def test_two_runs_of_the_same_thing_differ_in_nothing() -> None:
@@ -172,10 +172,89 @@ def test_the_command_tells_changes_and_machine(tmp_path: Path) -> None:
     assert "changed beyond noise" in result.output
     assert "preread-chunk" in result.output
     assert "TTFT of the references" in result.output
-    same = CliRunner().invoke(app, ["bench", "compare", str(first), str(first)])
+    twin = tmp_path / "twin.jsonl"
+    twin.write_bytes(first.read_bytes())
+    same = CliRunner().invoke(app, ["bench", "compare", str(first), str(twin)])
     assert "nothing changed beyond noise" in same.output
     as_json = CliRunner().invoke(app, ["bench", "compare", str(first), str(second), "--json"])
     assert Comparison.model_validate_json(as_json.output).found
+
+
+def test_lost_engines_and_failures_are_said() -> None:
+    def worse(one: Record) -> Record | None:
+        if not isinstance(one, AnswerRecord):
+            return one
+        if one.contestant == "llamacpp":
+            return None
+        failed = one.contestant == "openvino" and one.request in (7, 8)
+        return one.model_copy(update={"status": "failed"}) if failed else one
+
+    notices = compared(run_of(0), edited(run_of(1), worse)).notices
+    assert "questions: llamacpp is in the first file only" in notices
+    assert "questions: openvino had 20 ok, then 18 ok, 2 failed" in notices
+    assert not any("preread-chunk" in notice for notice in notices)
+
+
+def test_the_first_to_answer_is_not_the_reference_for_that() -> None:
+    turned = Results(run_of(1).header, run_of(1).records[::-1])
+    for before, after in ((run_of(0), turned), (turned, run_of(0))):
+        assert found(compared(before, after), "preread-chunk", "questions").reference == "transformers"
+
+
+def test_a_share_must_change_by_a_hundredth() -> None:
+    def hitting(share: float) -> Callable[[Record], Record]:
+        def edit(one: Record) -> Record:
+            chosen = isinstance(one, AnswerRecord) and one.contestant == "preread-exact"
+            return one.model_copy(update={"cached": {"device": int(share * one.prompt_tokens)}}) if chosen else one
+
+        return edit
+
+    measure, low = "prompt tokens from cache, share", edited(run_of(0), hitting(0.05))
+    small = compared(low, edited(run_of(1), hitting(0.058)))
+    change = found(small, "preread-exact", "questions", measure)
+    assert change.q is not None
+    assert change.q < 0.05
+    assert not change.changed
+    assert "beyond noise, below the least change" in render(small, everything=True, width=300)
+    large = compared(low, edited(run_of(1), hitting(0.07)))
+    assert found(large, "preread-exact", "questions", measure).changed
+
+
+def test_gold_texts_and_first_tokens_are_compared() -> None:
+    comparison = compared(run_of(0), run_of(1))
+    for measure in ("has the gold text, share", "KL of the first token, nats"):
+        assert found(comparison, "chunk, 4 passages", "quality", measure).p is not None
+
+
+def test_times_beside_lost_requests_are_not_judged_under_load() -> None:
+    def lose(one: Record) -> Record:
+        lost = isinstance(one, AnswerRecord) and one.contestant == "preread-chunk" and one.request > 12
+        return one.model_copy(update={"status": "failed"}) if lost else one
+
+    runs = [run_of(seed, repeats=5, chosen=("load",)) for seed in (0, 1)]
+    comparison = compared(runs[0], edited(runs[1], lose))
+    assert found(comparison, "preread-chunk", "load").unjudged.startswith("requests were left without an answer")
+    assert found(comparison, "preread-exact", "load").p is not None
+
+
+def test_nothing_to_compare_is_no_success(tmp_path: Path) -> None:
+    making = {"requests": 12, "chosen": ("questions",)}
+    first = write_results(tmp_path / "a.jsonl", Making(**making))
+    other = write_results(tmp_path / "b.jsonl", Making(workload_seed=3, **making))
+    result = CliRunner().invoke(app, ["bench", "compare", str(first), str(other)])
+    assert result.exit_code == 1
+    assert "nothing could be compared" in result.output
+    assert "nothing changed beyond noise" not in result.output
+
+
+def test_a_run_is_not_compared_with_itself(tmp_path: Path) -> None:
+    file = write_results(tmp_path / "a.jsonl", Making(requests=12, chosen=("questions",)))
+    link = tmp_path / "b.jsonl"
+    link.symlink_to(file)
+    for other in (file, link):
+        result = CliRunner().invoke(app, ["bench", "compare", str(file), str(other)])
+        assert result.exit_code == 2
+        assert "the same file" in " ".join(result.output.split())
 
 
 def test_every_measure_has_a_verdict() -> None:

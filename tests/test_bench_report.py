@@ -377,3 +377,25 @@ def test_an_experiment_of_failures_alone_has_a_report() -> None:
     )
     text = render_markdown(figures_of(Results(results.header, failed)))
     assert "openvino failed 12 requests: gone" in text
+
+
+@pytest.mark.parametrize(
+    ("option", "target", "content"),
+    [
+        ("--readme", "missing.md", None),
+        ("--readme", "latin.md", b"caf\xe9 <!-- bench:begin --> <!-- bench:end -->"),
+        ("--out", "file", b"mine"),
+        ("--out", "file/below", b"mine"),
+    ],
+)
+def test_what_cannot_be_written_is_said(tmp_path: Path, option: str, target: str, content: bytes | None) -> None:
+    file = write_results(tmp_path / "run.jsonl", Making(requests=12, chosen=("quality",)))
+    path = tmp_path / target
+    if content is not None:
+        (tmp_path / Path(target).parts[0]).write_bytes(content)
+    result = CliRunner().invoke(app, ["bench", "report", str(file), option, str(path)])
+    assert result.exit_code == 2, result.output
+    assert option in result.output
+    assert "Traceback" not in result.output
+    if content is not None:
+        assert (tmp_path / Path(target).parts[0]).read_bytes() == content

@@ -24,11 +24,13 @@ def compare(
     everything: Annotated[bool, typer.Option("--all", help="Every measure, changed or not.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """What changed between two runs beyond noise."""
+    """What changed between two runs beyond noise. Exit status 1: nothing could be compared."""
     from rag.bench.analysis.compare import compare_runs
     from rag.bench.analysis.compare_table import render
     from rag.bench.suite.results import Results
 
+    if before.resolve() == after.resolve():
+        raise typer.BadParameter(f"{before} and {after} are the same file: name the results of two runs")
     sides = (str(before), Results.load(before)), (str(after), Results.load(after))
     known = [name for name in sides[0][1].contestants if name in sides[1][1].contestants]
     if reference is not None and reference not in known:
@@ -38,3 +40,5 @@ def compare(
         print_json(comparison)
     else:
         print(render(comparison, everything=everything), end="")
+    if not comparison.judged:
+        raise typer.Exit(1)

@@ -36,6 +36,7 @@ def report(
     from rag.bench.analysis.markdown import render_markdown
     from rag.bench.suite.results import Results
 
+    _refuse(out, readme)
     results = Results.load(file)
     if baseline is not None and baseline not in results.contestants:
         raise typer.BadParameter(f"baseline is {baseline}: name one of {', '.join(results.contestants)}")
@@ -49,6 +50,14 @@ def report(
         print_json(figures)
     elif not out and not readme:
         print(render_markdown(figures, source=file.name, costs=money), end="")
+
+
+def _refuse(out: Path | None, readme: Path | None) -> None:
+    """Say before anything is computed or written what cannot be."""
+    if out and not out.is_dir() and any(one.exists() for one in (out, *out.parents) if not one.is_dir()):
+        raise typer.BadParameter(f"--out {out} is a file, or below one: name a folder, which need not exist")
+    if readme and not readme.is_file():
+        raise typer.BadParameter(f"--readme {readme} is no file: name one that has the lines of the table")
 
 
 def _costs(results: "Results", book: Path | None, hour_price: float | None) -> "Costs | None":
@@ -88,7 +97,11 @@ def _write_readme(figures: "Figures", file: Path, readme: Path) -> None:
     there = readme.resolve().parent
     source = file.resolve()
     name = source.relative_to(there).as_posix() if source.is_relative_to(there) else file.name
-    text = with_block(readme.read_text(encoding="utf-8"), readme_block(figures, name))
+    try:
+        old = readme.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"--readme {readme} cannot be read as UTF-8 ({error}): mend it first") from error
+    text = with_block(old, readme_block(figures, name))
     partial = readme.with_name(f"{readme.name}.part")
     partial.write_text(text, encoding="utf-8")
     partial.replace(readme)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from zlib import crc32
 
-from rag.bench.analysis.comparison import Change, Comparison, Side, change_size
+from rag.bench.analysis.comparison import Change, Comparison, Side, is_large
 from rag.bench.analysis.differences import faithfulness, measured_once, notices_of
 from rag.bench.analysis.pairs import TIMES, Answers, EnginePair, relative_change
 from rag.bench.analysis.resampling import FEWEST
@@ -23,6 +23,7 @@ __all__ = ["LEAST", "LEVEL", "compare_runs"]
 
 LEVEL = 0.05
 LEAST = 0.05
+LEAST_SHARE = 0.01
 TOGETHER = "all in turns"
 
 
@@ -59,6 +60,7 @@ def compare_runs(
         judged=len(rates),
         level=LEVEL,
         least=least,
+        least_share=LEAST_SHARE,
     )
 
 
@@ -130,7 +132,7 @@ def _version(known: Sequence[Mapping[str, Any]], name: str) -> bool:
 
 
 def _judged(change: Change, rate: float, least: float) -> Change:
-    return change.model_copy(update={"q": rate, "changed": rate <= LEVEL and change_size(change) >= least})
+    return change.model_copy(update={"q": rate, "changed": rate <= LEVEL and is_large(change, least, LEAST_SHARE)})
 
 
 def _side(file: str, results: Results) -> Side:

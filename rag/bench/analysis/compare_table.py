@@ -18,11 +18,12 @@ def render(comparison: Comparison, *, everything: bool = False, width: int = 160
     parts += [f"NOTE: {notice}" for notice in comparison.notices]
     parts.append("")
     if everything:
-        parts.append(_table("every measure", comparison.changes, verdict=True))
+        parts.append(_table("every measure", comparison.changes, comparison.level))
     elif found:
         parts.append(_table("changed beyond noise", found))
     else:
-        parts.append("nothing changed beyond noise")
+        why = ": --all says why" if comparison.changes else ""
+        parts.append("nothing changed beyond noise" if comparison.judged else f"nothing could be compared{why}")
     if comparison.machine:
         moved = ", ".join(f"{one.experiment} x {_ratio(one)} ({one.contestant})" for one in comparison.machine)
         parts.append(f"\nTTFT of the references, which tell what the machine did: {moved}")
@@ -37,18 +38,19 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
     return [(name, f"{side.file}, {side.started}: {side.command}") for name, side in sides]
 
 
-def _table(title: str, changes: Sequence[Change], *, verdict: bool = False) -> Table:
+def _table(title: str, changes: Sequence[Change], level: float | None = None) -> Table:
+    """Return a table of changes, with the verdict at a level where one is given."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="")
     for name in ("experiment", "engine or answers", "measure"):
         table.add_column(name)
     for name in ("n", "before", "after", "change (95 %)", "the machine taken out (95 %)"):
         table.add_column(name, justify="right")
     table.add_column("reference")
-    if verdict:
+    if level is not None:
         table.add_column("verdict")
     for one in changes:
         cells = [one.experiment, one.contestant, one.measure, str(one.requests or ""), *_values(one)]
-        table.add_row(*cells, *([_verdict(one)] if verdict else []))
+        table.add_row(*cells, *([] if level is None else [_verdict(one, level)]))
     return table
 
 
@@ -70,17 +72,20 @@ def _ratio(change: Change) -> str:
     return significant(change.raw.value) if change.raw else significant(change.after / change.before)
 
 
-def _verdict(change: Change) -> str:
+def _verdict(change: Change, level: float) -> str:
     if change.unjudged:
         return f"not judged ({change.unjudged})"
-    return "changed" if change.changed else "within noise"
+    if change.changed:
+        return "changed"
+    return "beyond noise, below the least change" if change.q is not None and change.q <= level else "within noise"
 
 
 def _legend(comparison: Comparison) -> Iterator[str]:
     yield (
         f"{comparison.judged} comparisons were judged. A change is beyond noise where its false discovery rate "
         f"(Benjamini-Hochberg) is at most {comparison.level:.0%} and it is at least {comparison.least:.0%} of the "
-        "value before: of twenty pairs of files between which nothing changed, about one or fewer show any."
+        f"value before (for shares: a difference of at least {comparison.least_share:g}): "
+        "of twenty pairs of files between which nothing changed, about one or fewer show any."
     )
     yield (
         "Intervals of a change are within the two runs: they do not know that the machine may have been another. "

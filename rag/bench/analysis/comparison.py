@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 from rag.bench.statistics import Estimate
 
-__all__ = ["Change", "Comparison", "Side", "change_size"]
+__all__ = ["Change", "Comparison", "Side", "change_size", "is_large"]
 
 NOTICED = 0.1
 
@@ -40,6 +40,7 @@ class Change(_Part):
         q: the same after Benjamini and Hochberg's correction for the number of comparisons.
         changed: beyond noise, and large enough to matter.
         unjudged: why it is not judged; empty where it is.
+        share: it is a share of tokens or answers, whose change counts as a difference, not as a ratio.
     """
 
     experiment: str
@@ -55,6 +56,7 @@ class Change(_Part):
     q: float | None = None
     changed: bool = False
     unjudged: str = ""
+    share: bool = False
 
 
 class Comparison(_Part):
@@ -67,6 +69,7 @@ class Comparison(_Part):
         level: of the false discovery rate: the share of false alarms among changes, on average; where nothing has
             changed, the chance of any.
         least: the smallest change, as a share of the value before, that is called one.
+        least_share: the smallest difference of shares that is called a change.
     """
 
     before: Side
@@ -76,6 +79,7 @@ class Comparison(_Part):
     judged: int
     level: float
     least: float
+    least_share: float
 
     @property
     def found(self) -> list[Change]:
@@ -86,7 +90,8 @@ class Comparison(_Part):
     def open(self) -> list[Change]:
         """What is other by at least a tenth, where nobody knows whether by chance; the largest first."""
         doubtful = [one for one in self.changes if one.unjudged and one.reference != one.contestant and _apart(one)]
-        return sorted((one for one in doubtful if change_size(one) >= NOTICED), key=change_size, reverse=True)
+        large = [one for one in doubtful if change_size(one) >= NOTICED and is_large(one, NOTICED, self.least_share)]
+        return sorted(large, key=change_size, reverse=True)
 
     @property
     def machine(self) -> list[Change]:
@@ -102,6 +107,13 @@ def change_size(change: Change) -> float:
     if change.before == 0:
         return 0.0 if change.after == 0 else inf
     return abs(change.after / change.before - 1)
+
+
+def is_large(change: Change, least: float, least_share: float) -> bool:
+    """Return whether a change is large enough to be called one."""
+    if change.share:
+        return abs(change.after - change.before) >= least_share - 1e-12
+    return change_size(change) >= least
 
 
 def _apart(change: Change) -> bool:

@@ -1,5 +1,6 @@
 """How two runs differ beside their times: machine, requests, versions, answers, rates, memory."""
 
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from zlib import crc32
 
@@ -8,17 +9,20 @@ from rag.bench.analysis.goodput import goodput_figures
 from rag.bench.analysis.problems import run_problems
 from rag.bench.analysis.resampling import FEWEST, RESAMPLES, Drawn, chance, mean
 from rag.bench.suite.experiment import Drive
-from rag.bench.suite.records import QualityRecord
+from rag.bench.suite.records import AnswerRecord, QualityRecord
 from rag.bench.suite.results import Results
 
 __all__ = ["faithfulness", "measured_once", "notices_of"]
 
 MEASURES = {
     "kl": "KL, nats a token",
+    "first_kl": "KL of the first token, nats",
     "top1": "same token first, share",
     "f1": "F1 with full prefill's answer",
     "gold_f1": "F1 with the gold text",
+    "gold": "has the gold text, share",
 }
+SHARES = ("top1", "gold")
 ONCE = "measured once"
 
 
@@ -34,11 +38,12 @@ def notices_of(before: Results, after: Results) -> Iterator[str]:
     for name, (there, here) in settings.items():
         if there != here:
             yield f"the {name} is another: {there}, then {here}"
-    for name in before.contestants.keys() & after.contestants.keys():
+    for name in sorted(before.contestants.keys() & after.contestants.keys()):
         versions = [f"{one.version}, {one.detail}" for one in (before.contestants[name], after.contestants[name])]
         if versions[0] != versions[1]:
             yield f"{name} is another: {versions[0]}; then {versions[1]}"
     yield from _experiments(before, after)
+    yield from _answered(before, after)
     for which, results in (("first", before), ("second", after)):
         yield from (f"{which} file: {problem}" for problem in run_problems(results))
 
@@ -52,7 +57,8 @@ def faithfulness(files: tuple[Results, Results], experiment: str) -> Iterator[Ch
             both = sorted(values[0].keys() & values[1].keys())
             if both:
                 pairs = [(values[0][request], values[1][request]) for request in both]
-                yield _difference(experiment, f"{variant}, {k} passages", measure, pairs)
+                change = _difference(experiment, f"{variant}, {k} passages", measure, pairs)
+                yield change.model_copy(update={"share": field in SHARES})
 
 
 def measured_once(files: tuple[Results, Results]) -> Iterator[Change]:
@@ -76,6 +82,29 @@ def _experiments(before: Results, after: Results) -> Iterator[str]:
         yield f"in one of the files only: {', '.join(sorted(lost))}"
     if other := [name for name in there.keys() & here.keys() if there[name].digest != here[name].digest]:
         yield f"not compared, since the requests are others: {', '.join(sorted(other))}"
+
+
+def _answered(before: Results, after: Results) -> Iterator[str]:
+    """Yield which engines answered less or more, in the experiments of both files."""
+    for name in sorted(before.streams.keys() & after.streams.keys()):
+        counts = [_counts(results.answers(name)) for results in (before, after)]
+        for engine in sorted(counts[0].keys() | counts[1].keys()):
+            there, here = (found.get(engine) for found in counts)
+            if there is None or here is None:
+                yield f"{name}: {engine} is in the {'second' if there is None else 'first'} file only"
+            elif there != here:
+                yield f"{name}: {engine} had {_said(there)}, then {_said(here)}"
+
+
+def _counts(answers: Sequence[AnswerRecord]) -> dict[str, Counter[str]]:
+    found: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for one in answers:
+        found[one.contestant][one.status] += 1
+    return found
+
+
+def _said(counts: Counter[str]) -> str:
+    return ", ".join(f"{counts[status]} {status}" for status in ("ok", "short", "failed") if counts[status])
 
 
 def _by_variant(records: Sequence[QualityRecord]) -> dict[tuple[str, int], list[QualityRecord]]:

@@ -24,6 +24,7 @@ __all__ = ["TIMES", "Answers", "EnginePair", "relative_change"]
 TIMES: Mapping[str, Time] = {"TTFT, ms": ttft_ms, "per output token, ms": decode_ms}
 ONE_WINDOW = "one pass each: how much the machine's speed differs from window to window is not known"
 NO_REFERENCE = "one pass each, and no engine beside it to tell what the machine did"
+LOST = "requests were left without an answer: times of the others alone say too little"
 TOO_FEW = f"fewer than {FEWEST} requests"
 THE_REFERENCE = "the reference: it tells what the machine did"
 
@@ -39,19 +40,27 @@ def relative_change(change: "Floats", seed: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers that count, of one file and experiment, without warm-up."""
+    """Answers that count, of one file and experiment, without warm-up, by engine in the experiment's order.
+
+    `lost` are the engines that left requests without an answer under load, where the others alone say too little.
+    """
 
     answers: Mapping[str, Sequence[AnswerRecord]]
     repeats: Mapping[str, int]
+    lost: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, results: Results, experiment: Experiment) -> "Answers":
         """Pick an experiment's answers."""
-        counted = [one for one in results.answers(experiment.name) if one.status == "ok" and not one.warmup]
-        names = dict.fromkeys(one.contestant for one in counted)
+        asked = [one for one in results.answers(experiment.name) if not one.warmup]
+        counted = [one for one in asked if one.status == "ok"]
+        there = {one.contestant for one in counted}
+        names = [*(one for one in experiment.contestants if one in there), *sorted(there - {*experiment.contestants})]
+        lost = {one.contestant for one in asked if one.status != "ok" and experiment.drive is Drive.LOAD}
         return cls(
             {name: [one for one in counted if one.contestant == name] for name in names},
             {unit: record.repeat for unit, record in results.units.items()},
+            frozenset(lost),
         )
 
     @property
@@ -114,6 +123,8 @@ class EnginePair:
             return change.model_copy(update={"unjudged": TOO_FEW})
         if self.experiment.drive is Drive.TURNS:
             return change.model_copy(update=self._in_turns(grids, time))
+        if {self.name, self.reference} & (self.before.lost | self.after.lost):
+            return change.model_copy(update={"unjudged": LOST})
         return change.model_copy(update=self._under_load(grids, time))
 
     def _in_turns(self, grids: "Sequence[Floats]", time: Time) -> dict[str, Any]:
@@ -190,6 +201,7 @@ class EnginePair:
             before=float(shares[0].mean()),
             after=float(shares[1].mean()),
             requests=len(both),
+            share=True,
         )
         if len(both) < FEWEST:
             yield change.model_copy(update={"unjudged": TOO_FEW})
