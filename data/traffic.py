@@ -14,8 +14,11 @@ Retrieval decides what is asked together; here passages of a request are drawn i
 import itertools
 import math
 import random
-from collections.abc import Callable, Collection, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from operator import neg
 from typing import Literal, NamedTuple, get_args
 
 from data.errors import WorkloadError
@@ -31,7 +34,6 @@ SPREAD = 0.5  # of the logarithm of a document's length
 LONGEST = 2.0  # times the mean: a prompt has to fit a model's context
 TALKING_AT_ONCE = 4  # conversations
 MOST_SKEW = 10.0  # by then the second passage is asked for once where the first is a thousand times
-TRIES = 50  # at a passage not drawn yet, before the rest is weighed
 
 
 class Shape(NamedTuple):
@@ -172,30 +174,30 @@ class _Pieces:
         self._ranked = [TracePart(number, tokens) for number, tokens in enumerate(lengths)]
         self.rng.shuffle(self._ranked)
         skew = skew_of(pool, self.k) if skew is None else skew
-        self._weights = [rank**-skew for rank in range(1, pool + 1)]
-        self._reaching = list(itertools.accumulate(self._weights))
+        weights = (rank**-skew for rank in range(pool, 0, -1))
+        self._rest = [*itertools.accumulate(weights, initial=0.0)][::-1]  # of a place and all after it
         self._ids = itertools.count(pool)
 
     def draw(self) -> tuple[TracePart, ...]:
         """Draw k different passages by popularity, one after the other."""
-        places: dict[int, None] = {}
-        while len(places) < self.k:
-            places[self._place(places)] = None
+        places: list[int] = []
+        for _ in range(self.k):
+            places.append(self._place(places))
         return tuple(self._ranked[place] for place in places)
 
     def draw_evenly(self) -> tuple[TracePart, ...]:
         """Draw k different passages, every order as likely as any other."""
         return tuple(self.rng.sample(self._ranked, self.k))
 
-    def _place(self, drawn: Collection[int]) -> int:
-        """Draw a place that is not among those drawn; to draw again and to weigh the rest have the same outcome."""
-        places = range(len(self._weights))
-        for _ in range(TRIES):
-            (place,) = self.rng.choices(places, cum_weights=self._reaching)
-            if place not in drawn:
-                return place
-        rest = [place for place in places if place not in drawn]
-        return self.rng.choices(rest, weights=[self._weights[place] for place in rest])[0]
+    def _place(self, drawn: Sequence[int]) -> int:
+        """Draw a place that is not among those drawn: first between which of them it is, then where there."""
+        rest = self._rest
+        gaps = [(before + 1, after) for before, after in pairwise((-1, *sorted(drawn), len(self._ranked)))]
+        weights = [rest[first] - rest[end] for first, end in gaps]
+        ((first, end),) = self.rng.choices(gaps, weights)
+        wanted = self.rng.uniform(rest[end], rest[first])
+        place = bisect_right(rest, -wanted, first, end, key=neg) - 1
+        return min(max(place, first), end - 1)  # whatever was rounded
 
     def question(self) -> TracePart:
         """Return a question that nobody asked before."""

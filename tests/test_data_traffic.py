@@ -33,8 +33,8 @@ def share_of_top(counts, items):
 
 @pytest.mark.parametrize(("pool", "k"), [(1000, 2), (400, 1), (300, 5)])
 def test_three_percent_of_the_documents_are_sixty_percent_of_those_that_requests_name(pool, k):
-    counts = uses(draw("documents", 1200, pool=pool, k=k, seed=5))
-    assert share_of_top(counts, round(0.03 * pool)) == pytest.approx(0.6, abs=0.03)
+    counts = uses(draw("documents", 6000, pool=pool, k=k, seed=5))
+    assert share_of_top(counts, round(0.03 * pool)) == pytest.approx(0.6, abs=0.02)
 
 
 def test_most_requests_for_two_documents_have_a_popular_one():
@@ -141,7 +141,12 @@ def test_passages_of_a_request_are_drawn_one_after_the_other(skew):
         assert count == pytest.approx(8000 * chance, abs=5 * math.sqrt(8000 * chance) + 1)
 
 
+def test_everything_is_drawn_where_all_is_asked_for():
+    assert {len(uses(draw("passages", 3, k=60, pool=60, skew=skew))) for skew in (0.0, 1.0, 10.0)} == {60}
+
+
 def test_long_streams_are_drawn_from_large_pools():
+    assert uses(draw("passages", 3000, skew=10.0)).total() == 18_000
     counts = uses(draw("passages", 3000))
     assert counts.total() == 18_000
     assert 0.5 < sum(one == 1 for one in counts.values()) / len(counts) < 0.7
