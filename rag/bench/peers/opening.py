@@ -127,6 +127,8 @@ def python_of(name: str, pythons: Mapping[str, Path]) -> Path:
 def reason(name: str, pythons: Mapping[str, Path], error: Exception) -> str:
     """Say why a peer is left out, and how to get one that is missing."""
     if isinstance(error, PeerMissingError):
+        if name not in ADAPTERS:  # our own engine, which runs with our own Python
+            return f"{error}; install preread, with all that it needs, into {sys.executable}"
         install = f"{python_of(name, pythons)} -m pip install {ADAPTERS[name][0]}"
         return f"{error}; install it with `{install}`, or name a Python that has it with --peer-python {name}=PATH"
     return str(error)

@@ -16,7 +16,7 @@ from typing import Any
 from rag.bench.peers.errors import PeerError, PeerMissingError, UnsupportedCaseError
 from rag.bench.peers.serving import LineReader
 
-__all__ = ["DROPPED_VARIABLES", "Child", "PeerProcess"]
+__all__ = ["DROPPED_VARIABLES", "Child", "PeerProcess", "end_group"]
 
 CHILD = Path(__file__).with_name("child.py")
 START_SECONDS = 1800.0  # some convert the weights first
@@ -164,14 +164,12 @@ class Child:
             os.killpg(self._process.pid, number)
 
     def close(self) -> None:
-        """End the process; what does not end by itself is killed, with its children."""
+        """End the process, and its children."""
+        if self._stdin.closed:
+            return
         self.go_on()
         self._stdin.close()
-        try:
-            self._process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.signal(signal.SIGKILL)
-            self._process.wait()
+        end_group(self._process, STOP_SECONDS)
         self._stdout.close()
         self._printed.close()
 
@@ -201,6 +199,20 @@ class Child:
         words = self._printed.read().decode(errors="replace").strip().splitlines()
         last = f"; the last that it printed: {words[-1][:300]}" if words else ""
         return PeerError(f"the process of {self.name} ended (exit code {self._process.poll()}){last}")
+
+
+def end_group(leader: subprocess.Popen[bytes], seconds: float) -> None:
+    """Give the leader of a process group so long to end, then kill what is left of the group.
+
+    Args:
+        leader: told to end; it may have ended before, and left its children behind.
+        seconds: that it may take.
+    """
+    with suppress(subprocess.TimeoutExpired):
+        leader.wait(seconds)
+    with suppress(ProcessLookupError):
+        os.killpg(leader.pid, signal.SIGKILL)
+    leader.wait()
 
 
 class PeerProcess:

@@ -65,7 +65,7 @@ class Footprint:
 
     Attributes:
         memory: resident now, shared pages counted by their share; None where it cannot be known (another machine).
-        peak: resident at most, since its start.
+        peak: the most that `memory` was whenever it was measured.
         disk: KV kept on disk.
         cpu_seconds: processor time since its start.
     """

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 __all__ = ["UrlContestant", "url_of"]
 
 CONNECT_SECONDS = 10.0
-SILENCE_SECONDS = 600.0  # of a server that has something to do
+ANSWER_SECONDS = 600.0  # for anything but a request of the stream, whose silence is for who drives to judge
 IDLE_SECONDS = 2.0  # that a connection is kept for; servers close theirs after 5, perhaps while we send
 READY_SECONDS = 300.0  # for loading a model
 UNAVAILABLE = 503
+BUSY = 400  # what SGLang answers instead of emptying its cache
 EMPTY_SECONDS = 30.0  # a server may refuse to empty its cache until requests that were dropped have ended
 EMPTYING = ("/reset_prefix_cache", "/flush_cache")  # vLLM in development mode; SGLang
 PROBE = {"prompt": [40, 41, 42, 43], "max_tokens": 2}
@@ -51,7 +52,7 @@ class UrlContestant:
         self._news: SimpleQueue[Event | PeerError] = SimpleQueue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._client = httpx.AsyncClient(
-            timeout=httpx.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS, pool=None),
+            timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS, pool=None),
             limits=httpx.Limits(keepalive_expiry=IDLE_SECONDS),
             trust_env=False,
             transport=transport,
@@ -69,8 +70,8 @@ class UrlContestant:
         """See `Contestant.prepare`; what cannot be emptied stays as it is, which `detail` says."""
         del stream
         self.cancel()
-        if self._emptying is not None:
-            self._run(self._empty(self._emptying))
+        if self._emptying is not None and not self._run(self._empty(self._emptying)):
+            raise PeerError(f"{self.name} does not empty its cache")
         return Prepared()
 
     def submit(self, request: BenchRequest) -> None:
@@ -122,24 +123,33 @@ class UrlContestant:
 
     async def _look(self) -> None:
         """Find out what is served, and what it can do."""
-        models = (await self._call("GET", "/v1/models")).get("data") or []
-        if not models:
-            raise PeerError(f"{self.name} serves no model")
-        self._model = str(models[0]["id"])
+        self._model = self._served(await self._call("GET", "/v1/models"))
         self.version = str((await self._optional("GET", "/version") or {}).get("version", ""))
         await self._until_ready()
         self._tells_ids = await self._optional("POST", "/v1/completions", self._body(PROBE, ids=True)) is not None
-        usage = (await self._call("POST", "/v1/completions", self._body(PROBE, ids=self._tells_ids))).get("usage") or {}
+        usage = (await self._call("POST", "/v1/completions", self._body(PROBE, ids=self._tells_ids))).get("usage")
+        if usage is not None and not isinstance(usage, dict):
+            raise PeerError(f"{self.name} tells {str(usage)[:REASON]!r} as usage of a completion, which is no object")
         self._emptying = None
         for path in EMPTYING:
-            if self._emptying is None and await self._optional("POST", path) is not None:
+            if self._emptying is None and await self._empty(path):
                 self._emptying = path
         facts = ["over HTTP"]
-        if not usage.get("prompt_tokens_details"):
+        if not (usage or {}).get("prompt_tokens_details"):
             facts.append("tells nothing of cached tokens")
         if self._emptying is None:
             facts.append("its cache cannot be emptied: it stays warm from one pass to the next")
         self.detail = f"model {self._model}, {', '.join(facts)}"
+
+    def _served(self, answer: dict[str, Any]) -> str:
+        """Return the name of the first model that is served."""
+        models = answer.get("data")
+        if not models:
+            raise PeerError(f"{self.name} serves no model")
+        first = models[0] if isinstance(models, list) else models
+        if not isinstance(first, dict) or not isinstance(first.get("id"), str):
+            raise PeerError(f"{self.name} names no model that it serves, but tells {str(first)[:REASON]!r}")
+        return str(first["id"])
 
     async def _until_ready(self) -> None:
         """Wait while it loads its model, or let `_call` say why it does not answer."""
@@ -162,7 +172,7 @@ class UrlContestant:
     async def _follow(self, request: BenchRequest) -> None:
         """Ask, and tell of every token when it comes.
 
-        A request that fails has failed alone; a server that cannot be reached, or says nothing for very long, is gone.
+        A request that fails has failed alone; a server that cannot be reached is gone.
         """
         import httpx
 
@@ -170,12 +180,12 @@ class UrlContestant:
             await self._read(request)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             self._news.put(PeerError(f"{self.name} does not answer: {_text(error)}"))
-        except httpx.TimeoutException:
-            self._news.put(PeerError(f"{self.name} gave no answer for {SILENCE_SECONDS:.0f} seconds"))
         except (httpx.HTTPError, BrokenAnswerError, TypeError, ValueError, AttributeError) as error:
             self._news.put(Event(request.number, time.monotonic(), done=True, error=_text(error)))
 
     async def _read(self, request: BenchRequest) -> None:
+        import httpx
+
         body = self._body(
             {
                 "prompt": request.prompt.tokens,
@@ -186,7 +196,9 @@ class UrlContestant:
             ids=self._tells_ids,
         )
         answer = CompletionStream(request.number)
-        async with self._client.stream("POST", f"{self._base}/v1/completions", json=body) as response:
+        patience = httpx.Timeout(None, connect=CONNECT_SECONDS)
+        url = f"{self._base}/v1/completions"
+        async with self._client.stream("POST", url, json=body, timeout=patience) as response:
             if response.is_error:
                 text = " ".join((await response.aread()).decode(errors="replace").split())
                 raise BrokenAnswerError(f"answers {response.status_code}: {text[:REASON]}")
@@ -201,11 +213,15 @@ class UrlContestant:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _empty(self, path: str) -> None:
+    async def _empty(self, path: str) -> bool:
+        """Empty its cache, once it has ended what was dropped; tell whether it did."""
         until = time.monotonic() + EMPTY_SECONDS
-        while (await self._call("POST", path)).get("success") is False:
+        while True:
+            response = await self._send("POST", path, None)
+            if response.status_code != BUSY and (response.is_error or _object(response).get("success") is not False):
+                return not response.is_error
             if time.monotonic() > until:
-                raise PeerError(f"{self.name} does not empty its cache")
+                return False
             await asyncio.sleep(0.1)
 
     async def _optional(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any] | None:

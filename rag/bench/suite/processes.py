@@ -12,10 +12,10 @@ from rag.bench.peers.process import Child
 from rag.bench.suite.contestant import Event, Footprint, Prepared
 from rag.bench.suite.requests import BenchRequest, RequestStream
 
-__all__ = ["ServingProcess", "group_footprint"]
+__all__ = ["GroupMeter", "ServingProcess"]
 
 PREPARE_SECONDS = 3600.0
-SILENCE_SECONDS = 600.0  # of an engine that has something to do
+CANCEL_SECONDS = 180.0  # for the step that an engine is in the middle of
 
 
 class ServingProcess:
@@ -56,7 +56,7 @@ class ServingProcess:
             self._scratch.cleanup()
             raise
         self.version, self.detail = self._child.version, self._child.detail
-        self._heard = time.monotonic()
+        self._meter = GroupMeter(self._child.pid)
         self.pause()
 
     def prepare(self, stream: RequestStream) -> Prepared:
@@ -68,8 +68,6 @@ class ServingProcess:
 
     def submit(self, request: BenchRequest) -> None:
         """See `Contestant.submit`."""
-        if not self._open:
-            self._heard = time.monotonic()
         self._open.add(request.number)
         self._child.send(
             {
@@ -82,24 +80,19 @@ class ServingProcess:
         )
 
     def events(self, timeout: float) -> Sequence[Event]:
-        """See `Contestant.events`; an engine that says nothing for very long is ended."""
-        messages = self._child.messages(timeout)
-        if messages:
-            self._heard = time.monotonic()
-        elif self._open and time.monotonic() - self._heard > SILENCE_SECONDS:
-            raise self._child.hangs(SILENCE_SECONDS)
-        events = [self._event(message) for message in messages]
+        """See `Contestant.events`."""
+        events = [self._event(message) for message in self._child.messages(timeout)]
         self._open -= {event.number for event in events if event.done}
         return events
 
     def cancel(self) -> None:
-        """See `Contestant.cancel`."""
+        """See `Contestant.cancel`; an engine that does not hear of it is ended."""
         if self._open:
-            self._ask({"do": "cancel"}, "cancelled", SILENCE_SECONDS)
+            self._ask({"do": "cancel"}, "cancelled", CANCEL_SECONDS)
 
     def footprint(self) -> Footprint:
         """See `Contestant.footprint`."""
-        return group_footprint(self._child.pid, disk=_disk_usage(Path(self._scratch.name)))
+        return self._meter.footprint(disk=_disk_usage(Path(self._scratch.name)))
 
     def pause(self) -> None:
         """See `Contestant.pause`."""
@@ -109,7 +102,6 @@ class ServingProcess:
     def resume(self) -> None:
         """See `Contestant.resume`."""
         self._paused = False
-        self._heard = time.monotonic()
         self._child.go_on()
 
     def close(self) -> None:
@@ -144,20 +136,34 @@ class ServingProcess:
             raise self._child.end(f"says {str(message)[:100]!r}, which makes no sense, and was ended") from error
 
 
-def group_footprint(group: int, *, disk: int = 0) -> Footprint:
-    """Measure a process group; where the system does not tell, only what is known is."""
-    memory, peak, ticks = 0, 0, 0
-    for process in _members(group):
-        try:
-            rollup, status = _sizes(process / "smaps_rollup"), _sizes(process / "status")
-            ticks += sum(map(int, _stat(process)[11:13]))
-        except OSError:
-            continue  # it has just ended
-        memory += rollup.get("Pss", 0)
-        peak += status.get("VmHWM", 0)
-    if not ticks and not memory:
-        return Footprint(disk=disk)
-    return Footprint(memory=memory, peak=peak, disk=disk, cpu_seconds=ticks / os.sysconf("SC_CLK_TCK"))
+class GroupMeter:
+    """Measures a process group.
+
+    Args:
+        group: its number.
+    """
+
+    def __init__(self, group: int) -> None:
+        self._group = group
+        self._peak = 0
+
+    def footprint(self, *, disk: int = 0) -> Footprint:
+        """Measure it now; where the system does not tell, only what is known is.
+
+        The peak is the most that was found so far. What the system keeps of each process, `VmHWM`, has shared pages in
+        every one of them and peaks of different moments, so that an engine of many processes would seem to need more.
+        """
+        memory, ticks = 0, 0
+        for process in _members(self._group):
+            try:
+                memory += _sizes(process / "smaps_rollup").get("Pss", 0)
+                ticks += sum(map(int, _stat(process)[11:13]))
+            except OSError:
+                continue  # it has just ended
+        if not ticks and not memory:
+            return Footprint(disk=disk)
+        self._peak = max(self._peak, memory)
+        return Footprint(memory=memory, peak=self._peak, disk=disk, cpu_seconds=ticks / os.sysconf("SC_CLK_TCK"))
 
 
 def _members(group: int) -> list[Path]:

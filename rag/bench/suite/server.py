@@ -11,11 +11,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rag.bench.peers.errors import PeerError, PeerMissingError
-from rag.bench.peers.process import DROPPED_VARIABLES
+from rag.bench.peers.process import DROPPED_VARIABLES, end_group
 from rag.bench.suite.contestant import Event, Footprint, Prepared
 from rag.bench.suite.http import UrlContestant
-from rag.bench.suite.processes import group_footprint
+from rag.bench.suite.processes import GroupMeter
 from rag.bench.suite.requests import RequestStream
+from rag.bench.suite.watcher import Watcher
 
 __all__ = ["ServerContestant", "open_vllm"]
 
@@ -28,15 +29,7 @@ STOP_SECONDS = 20.0
 POLL_SECONDS = 0.2
 LAST_WORDS = 20_000  # bytes of what it printed last
 REASON = 300  # characters of it that are told
-# Run by the server's Python instead of the server, which it becomes: a server whose parent dies is to end.
-UNTIL_PARENT_DIES = """
-import ctypes, os, sys
-try:
-    ctypes.CDLL(None).prctl(1, 15, 0, 0, 0)  # PR_SET_PDEATHSIG, SIGTERM
-except AttributeError:
-    pass  # not on Linux
-os.execv(sys.argv[1], sys.argv[1:])
-"""
+REAP_SECONDS = 1.0  # from a connection that is closed to the end of its process
 
 
 class ServerContestant(UrlContestant):
@@ -61,7 +54,7 @@ class ServerContestant(UrlContestant):
         inherited = {key: value for key, value in os.environ.items() if key not in DROPPED_VARIABLES}
         try:
             self._process = subprocess.Popen(  # noqa: S603 - the server that the user asked for
-                [str(python), "-c", UNTIL_PARENT_DIES, *command],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=self._printed,
                 stderr=subprocess.STDOUT,
@@ -71,9 +64,12 @@ class ServerContestant(UrlContestant):
         except OSError as error:
             self._printed.close()
             raise PeerError(f"{python} cannot be run: {error.strerror}") from error
+        self._watcher = Watcher(self._process.pid)
+        self._meter = GroupMeter(self._process.pid)
         try:
             self._wait_for(f"http://{HOST}:{port}/health")
-            super().__init__(name, f"http://{HOST}:{port}")
+            with self._explained():
+                super().__init__(name, f"http://{HOST}:{port}")
         except BaseException:
             self._end()
             raise
@@ -81,12 +77,13 @@ class ServerContestant(UrlContestant):
 
     def prepare(self, stream: RequestStream) -> Prepared:
         """See `Contestant.prepare`."""
-        with self._awake():
+        with self._awake(), self._explained():
             return super().prepare(stream)
 
     def events(self, timeout: float) -> Sequence[Event]:
         """See `Contestant.events`."""
-        found = super().events(timeout)
+        with self._explained():
+            found = super().events(timeout)
         if not found and self._process.poll() is not None:
             raise self._gone()
         return found
@@ -98,7 +95,7 @@ class ServerContestant(UrlContestant):
 
     def footprint(self) -> Footprint:
         """See `Contestant.footprint`."""
-        return group_footprint(self._process.pid)
+        return self._meter.footprint()
 
     def pause(self) -> None:
         """See `Contestant.pause`."""
@@ -126,6 +123,18 @@ class ServerContestant(UrlContestant):
             if was_paused:
                 self.pause()
 
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Where it fails because the server has ended, say why that was."""
+        try:
+            yield
+        except PeerError as error:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(REAP_SECONDS)
+            if self._process.poll() is None:
+                raise
+            raise self._gone() from error
+
     def _wait_for(self, health: str) -> None:
         import httpx
 
@@ -147,10 +156,8 @@ class ServerContestant(UrlContestant):
         self._signal(signal.SIGCONT)
         if self._process.poll() is None:
             self._process.terminate()
-        with suppress(subprocess.TimeoutExpired):  # killed below, with its children
-            self._process.wait(STOP_SECONDS)
-        self._signal(signal.SIGKILL)
-        self._process.wait()
+        end_group(self._process, STOP_SECONDS)
+        self._watcher.close()
         self._printed.close()
 
     def _tell_running(self, number: signal.Signals) -> None:
