@@ -35,21 +35,30 @@ def walks(generator: np.random.Generator, passes: int, requests: int, *, alike: 
 
 def covered(draw: Callable[[np.random.Generator, int], Drawn], truth: float = 0.0) -> float:
     """How often the 95 % interval holds the truth."""
-    generator, hits = np.random.default_rng(7), 0
+    return coverage_and_width(draw, truth)[0]
+
+
+def coverage_and_width(draw: Callable[[np.random.Generator, int], Drawn], truth: float = 0.0) -> tuple[float, float]:
+    """The same, and the median width over that of an interval that knows how the value itself is spread."""
+    generator, hits, values, widths = np.random.default_rng(7), 0, [], []
     for seed in range(TRIALS):
         found = draw(generator, seed).estimate()
         assert found.low is not None
         assert found.high is not None
         hits += found.low <= truth <= found.high
-    return hits / TRIALS
+        values.append(found.value)
+        widths.append(found.high - found.low)
+    return hits / TRIALS, float(np.median(widths) / (2 * 1.96 * np.std(values)))
 
 
-@pytest.mark.parametrize("requests", [5, 15, 40])
-def test_intervals_of_a_median_hold_it_in_95_of_100_samples(requests: int) -> None:
+@pytest.mark.parametrize(("requests", "widest"), [(5, 2.0), (15, 1.4), (40, 1.4)])
+def test_intervals_of_a_median_hold_it_in_95_of_100_samples(requests: int, widest: float) -> None:
     def draw(generator: np.random.Generator, seed: int) -> Drawn:
         return quantile(generator.normal(size=(1, requests)), 0.5, block=1, seed=seed, resamples=400)
 
-    assert covered(draw) >= 0.9
+    share, width = coverage_and_width(draw)
+    assert share >= 0.9
+    assert width < widest
 
 
 def test_intervals_of_values_whose_neighbours_are_alike_need_blocks() -> None:
@@ -60,12 +69,14 @@ def test_intervals_of_values_whose_neighbours_are_alike_need_blocks() -> None:
 
         return draw
 
-    assert covered(drawn_by(lasting(60))) >= 0.88
+    share, width = coverage_and_width(drawn_by(lasting(60)))
+    assert share >= 0.88
+    assert width < 1.3
     assert covered(drawn_by(1)) < 0.85  # the blocks are what it takes
 
 
-@pytest.mark.parametrize("passes", [2, 4])
-def test_intervals_know_that_passes_lie_apart(passes: int) -> None:
+@pytest.mark.parametrize(("passes", "widest"), [(2, 5.0), (4, 2.0)])  # Student's t of 1 degree of freedom is wide
+def test_intervals_know_that_passes_lie_apart(passes: int, widest: float) -> None:
     def draw(generator: np.random.Generator, seed: int) -> Drawn:
         values = walks(generator, passes, 30, alike=0.0, apart=1.0)
         return quantile(values, 0.5, block=lasting(30), seed=seed, resamples=400)
@@ -74,7 +85,9 @@ def test_intervals_know_that_passes_lie_apart(passes: int) -> None:
         values = walks(generator, passes, 30, alike=0.0, apart=1.0)
         return quantile(values.reshape(1, -1), 0.5, block=1, seed=seed, resamples=400)
 
-    assert covered(draw) >= 0.88
+    share, width = coverage_and_width(draw)
+    assert share >= 0.88
+    assert width < widest
     assert covered(as_one_pass) < 0.7
 
 
@@ -83,14 +96,18 @@ def test_intervals_of_a_high_percentile_hold_it_where_they_are_given() -> None:
         return quantile(generator.normal(size=(1, 60)), 0.9, block=1, seed=seed, resamples=400)
 
     assert enough_for(0.9, 60, interval=True)
-    assert covered(draw, truth=1.2816) >= 0.88
+    share, width = coverage_and_width(draw, truth=1.2816)
+    assert share >= 0.88
+    assert width < 1.4
 
 
 def test_intervals_of_a_mean_hold_it() -> None:
     def draw(generator: np.random.Generator, seed: int) -> Drawn:
         return mean(generator.exponential(size=(1, 30)), block=1, seed=seed, resamples=400)
 
-    assert covered(draw, truth=1.0) >= 0.88
+    share, width = coverage_and_width(draw, truth=1.0)
+    assert share >= 0.88
+    assert width < 1.3
 
 
 def test_a_speedup_in_turns_is_right_whatever_the_machine_does() -> None:

@@ -82,7 +82,7 @@ def _verdict(change: Change, level: float) -> str:
 
 def _legend(comparison: Comparison) -> Iterator[str]:
     yield (
-        f"{comparison.judged} comparisons were judged. A change is beyond noise where its false discovery rate "
+        f"{comparison.judged} comparisons were judged. A change is one where its false discovery rate "
         f"(Benjamini-Hochberg) is at most {comparison.level:.0%} and it is at least {comparison.least:.0%} of the "
         f"value before (for shares: a difference of at least {comparison.least_share:g}): "
         "of twenty pairs of files between which nothing changed, about one or fewer show any."
