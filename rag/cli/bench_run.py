@@ -4,6 +4,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +17,7 @@ from rag.cli.options import AsJson, config_of
 from rag.cli.output import print_json, printable
 
 if TYPE_CHECKING:
+    from rag.bench.suite.choice import Choice
     from rag.bench.suite.experiment import Suite
     from rag.bench.suite.pace import RunEvent, Watch
     from rag.bench.suite.parts import RunOptions
@@ -33,7 +35,7 @@ def run(  # noqa: PLR0917 - typer declares options as parameters
     suite: Annotated[str, typer.Argument(help="quick, readme, full, checks; or workload, with --workload.")] = "quick",
     show_list: Annotated[bool, typer.Option("--list", help="Only print what the suites consist of.")] = False,
     engines: Annotated[
-        str, typer.Option(help="Which take part, with commas; NAME=URL is a server. Default: those of the suite.")
+        str, typer.Option(help="Which take part, with commas; NAME=URL is a server. Default: the suite's own.")
     ] = "",
     only: Annotated[str, typer.Option(help="Experiments, with commas. Default: all.")] = "",
     peer_python: Annotated[
@@ -50,22 +52,30 @@ def run(  # noqa: PLR0917 - typer declares options as parameters
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of every draw. Default: the suite's own.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Of every engine. Default: one a core.")] = None,
-    kv_gib: Annotated[int, typer.Option(min=1, help="Memory for KV, of each engine.")] = 2,
+    kv_gib: Annotated[
+        int | None, typer.Option(min=1, help="Memory for KV, of each engine, at most. Default: 2.", show_default=False)
+    ] = None,
     work_dir: WorkDir = None,
     output: Annotated[
         Path | None, typer.Option(help="Results, as JSON lines. Default: bench-results/SUITE-TIME.jsonl.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the suite's newest unfinished results.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with what was chosen before: with --output, or the suite's newest unfinished results.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare engines on the same requests: speed, cached share, quality, memory.
 
     Engines that are not installed are left out, and how to install them is told. Results are written as they are
-    complete: the same command with the same --output goes on after an interruption. The exit code is 3 where something
-    was left out that had begun, 1 where a self-check fails.
+    complete: the same command with the same --output goes on after an interruption. An engine that is installed later
+    needs a new file. The exit code is 3 where an engine failed, one of ours did not start or an experiment could not
+    be run, 1 where a self-check fails.
     """
-    from rag.bench.suite.choice import Choice, choose
-    from rag.bench.suite.parts import RunOptions
+    from rag.bench.suite.choice import Choice
 
     choice = Choice(
         engines=listed(engines), only=listed(only), seed=seed, corpus=corpus, trace=trace, workload=workload
@@ -73,22 +83,51 @@ def run(  # noqa: PLR0917 - typer declares options as parameters
     if show_list:
         _print_suites()
         return
-    path = _newest_unfinished(suite) if resume and output is None else None
-    chosen = _suite_of(path) if path is not None and choice == Choice() else choose(suite, choice)
-    options = RunOptions(
-        pythons=dict(python_of(text) for text in peer_python or ()),
-        gguf=gguf,
+    path, chosen, before = _begun(suite, choice, output) if resume else _new(suite, choice, output)
+    options = replace(
+        before,
+        pythons=dict(python_of(text) for text in peer_python or ()) or before.pythons,
+        gguf=gguf or before.gguf,
         work_dir=work_dir,
-        threads=threads,
-        kv_gib=kv_gib,
+        threads=threads or before.threads,
+        kv_gib=kv_gib or before.kv_gib,
     )
-    path = path or prepare_report(output, suite, suffix="jsonl")
-    outcome = _run(chosen, options, config_of(context), path)
+    outcome = _run(chosen, options.settled(chosen), config_of(context), path)
     _print_outcome(outcome, as_json=as_json)
     if outcome.failed:
         raise typer.Exit(FAILED)
     if outcome.broken:
         raise typer.Exit(PARTLY)
+
+
+def _new(suite: str, choice: "Choice", output: Path | None) -> "tuple[Path, Suite, RunOptions]":
+    """Return a file, which may be there, what is run in it, and options to begin with."""
+    from rag.bench.suite.choice import choose
+    from rag.bench.suite.parts import RunOptions
+
+    chosen = choose(suite, choice, _warn)
+    return prepare_report(output, suite, suffix="jsonl"), chosen, RunOptions()
+
+
+def _begun(suite: str, choice: "Choice", output: Path | None) -> "tuple[Path, Suite, RunOptions]":
+    """Return a file that is there, with the suite and the options that it was begun with.
+
+    Raises:
+        InvalidRequestError: there is none.
+    """
+    from rag.bench.suite.choice import Choice, choose
+    from rag.bench.suite.parts import RunOptions
+    from rag.bench.suite.results import Results
+
+    chosen = None if choice == Choice() else choose(suite, choice, _warn)
+    path = output or _newest_unfinished(suite, chosen)
+    header = Results.load(path).header
+    options = RunOptions() if header.setting is None else RunOptions.restored(header.setting)
+    return path, chosen or header.suite, options
+
+
+def _warn(line: str) -> None:
+    print(printable(line), file=sys.stderr)
 
 
 def _run(suite: "Suite", options: "RunOptions", config: "RagConfig", path: Path) -> "Outcome":
@@ -108,13 +147,13 @@ def _run(suite: "Suite", options: "RunOptions", config: "RagConfig", path: Path)
 
 def _again(path: Path) -> str:
     """Return the command that goes on with a file: the one that was given, with this output."""
-    words = [word for word in sys.argv[1:] if word != "--resume"]
+    words = sys.argv[1:]
     given = any(word == "--output" or word.startswith("--output=") for word in words)
     return shlex.join(["rag", *words, *([] if given else ["--output", str(path)])])
 
 
-def _newest_unfinished(suite: str) -> Path:
-    """Return the results to go on with.
+def _newest_unfinished(suite: str, chosen: "Suite | None") -> Path:
+    """Return the results to go on with: of what was chosen now, or else whatever was chosen of the suite.
 
     Raises:
         InvalidRequestError: there are none.
@@ -128,15 +167,11 @@ def _newest_unfinished(suite: str) -> Path:
             results = Results.load(path)
         except InvalidRequestError:
             continue  # not ours
-        if results.header.suite.name == suite and not is_complete(results):
+        found = results.header.suite
+        if found.name == suite and chosen in (None, found) and not is_complete(results):
             return path
-    raise InvalidRequestError(f"{RESULTS} has no unfinished results of {suite}: run it without --resume")
-
-
-def _suite_of(path: Path) -> "Suite":
-    from rag.bench.suite.results import Results
-
-    return Results.load(path).header.suite
+    choice = "" if chosen is None else " with this choice"
+    raise InvalidRequestError(f"{RESULTS} has no unfinished results of {suite}{choice}: run it without --resume")
 
 
 def _print_suites() -> None:
@@ -196,6 +231,8 @@ def _print_outcome(outcome: "Outcome", *, as_json: bool) -> None:
         return
     for one in (*outcome.absent, *outcome.broken):
         print(printable(f"left out: {one.name}: {one.reason}"))
+    if outcome.absent:
+        print("an engine that is added later needs a new file: what is complete in this one stays without it")
     for check in outcome.failed:
         print(printable(f"FAILED: {check.name}: {check.detail}"))
     print(f"{outcome.measured} units measured: {outcome.path}\nread them with: rag bench report {outcome.path}")

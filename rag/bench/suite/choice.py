@@ -1,6 +1,6 @@
 """What a user changes about a suite."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ class Choice:
     """What a user changes about a suite.
 
     Attributes:
-        engines: that take part; all of the suite's where empty. `NAME=URL` is a server that takes part everywhere.
+        engines: that take part; all of the suite's where empty. One that the suite does not know, as `vllm` in a suite
+            without it, `preread-chunk@N` or a server `NAME=URL`, takes part everywhere.
         only: experiments to run; all where empty.
         seed: of every draw; None is the suite's own.
         corpus: of the questions; None is the suite's own.
@@ -36,24 +37,46 @@ class Choice:
     workload: Path | None = None
 
 
-def choose(name: str, choice: Choice) -> Suite:
+def choose(name: str, choice: Choice, tell: Callable[[str], None] = lambda _line: None) -> Suite:
     """Return a suite as a user wants it.
 
+    Args:
+        name: of the suite.
+        choice: what is changed.
+        tell: told what is left out although nobody said so.
+
     Raises:
-        InvalidRequestError: there is no such suite, experiment or engine in it, or nothing would be left of it.
+        InvalidRequestError: there is no such suite, experiment or engine, or nothing would be left of it.
         DataError: the saved workload cannot be read.
     """
+    from rag.bench.suite.opening import check_contestant
+
     suite = _workload_suite(choice) if name == WORKLOAD else SUITES.get(name)
     if suite is None:
         raise InvalidRequestError(f"suite is {name!r}; choose one of: {', '.join((*SUITES, WORKLOAD))}")
     _refuse_unknown("experiments", choice.only, [one.name for one in suite.experiments])
+    for engine in choice.engines:
+        check_contestant(engine)
     known = {engine for one in suite.experiments for engine in one.contestants}
-    _refuse_unknown("engines", [one for one in choice.engines if "=" not in one and "@" not in one], [*known])
-    experiments = [_changed(one, choice) for one in suite.experiments if not choice.only or one.name in choice.only]
+    everywhere = tuple(one for one in choice.engines if one not in known)
+    wanted = [one for one in suite.experiments if not choice.only or one.name in choice.only]
+    experiments = [_changed(one, choice, everywhere) for one in wanted]
     kept = tuple(one for one in experiments if one.contestants or one.drive in IN_PROCESS)
     if not kept:
         raise InvalidRequestError(f"nothing is left of the suite {name}: no experiment has one of these engines")
-    return Suite(name=name, experiments=kept)
+    return Suite(name=name, experiments=_with_traces(kept, choice, tell))
+
+
+def _with_traces(
+    experiments: tuple[Experiment, ...], choice: Choice, tell: Callable[[str], None]
+) -> tuple[Experiment, ...]:
+    """Return them without those that need a trace which nobody named, so that the run can be complete."""
+    lacking = [one for one in experiments if one.workload.kind is WorkloadKind.RAGPULSE and one.workload.path is None]
+    for one in lacking:
+        if one.name in choice.only:
+            raise InvalidRequestError(f"{one.name} replays a recorded trace: name its folder with --trace FOLDER")
+        tell(f"left out: {one.name}: it replays a recorded trace; name its folder with --trace FOLDER")
+    return tuple(one for one in experiments if one not in lacking)
 
 
 def _refuse_unknown(what: str, given: Sequence[str], known: Sequence[str]) -> None:
@@ -61,7 +84,7 @@ def _refuse_unknown(what: str, given: Sequence[str], known: Sequence[str]) -> No
         raise InvalidRequestError(f"{what} has {', '.join(unknown)}; choose from: {', '.join(known)}")
 
 
-def _changed(experiment: Experiment, choice: Choice) -> Experiment:
+def _changed(experiment: Experiment, choice: Choice, everywhere: tuple[str, ...]) -> Experiment:
     spec, contestants = experiment.workload, experiment.contestants
     wanted: dict[str, Any] = {}
     if choice.seed is not None:
@@ -71,8 +94,7 @@ def _changed(experiment: Experiment, choice: Choice) -> Experiment:
     if choice.trace is not None and spec.kind is WorkloadKind.RAGPULSE:
         wanted["path"] = str(choice.trace)
     if choice.engines and contestants:
-        extra = [one for one in choice.engines if "=" in one or "@" in one]
-        contestants = (*(one for one in contestants if one in choice.engines), *extra)
+        contestants = (*(one for one in contestants if one in choice.engines), *everywhere)
     return experiment.model_copy(
         update={"workload": spec.model_copy(update=wanted), "contestants": tuple(dict.fromkeys(contestants))}
     )

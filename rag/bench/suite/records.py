@@ -9,7 +9,7 @@ from rag.bench.suite.experiment import Suite
 
 __all__ = [
     "FORMAT", "AnswerRecord", "CheckRecord", "ContestantRecord", "Header", "QualityRecord", "Record", "RecordLine",
-    "SimulationRecord", "SkippedRecord", "StreamRecord", "UnitRecord", "WindowRecord",
+    "Setting", "SimulationRecord", "SkippedRecord", "StreamRecord", "UnitRecord", "WindowRecord",
 ]  # fmt: skip
 
 FORMAT = "preread-bench-1"
@@ -18,6 +18,22 @@ FORMAT = "preread-bench-1"
 class _Record(BaseModel):
     # what is no number stays that, and every line is JSON: null means that nothing was measured
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+class Setting(_Record):
+    """What engines run with, whatever the experiment.
+
+    Attributes:
+        threads: that every engine computes with.
+        kv_gib: memory for KV, of each engine.
+        gguf: for peers that read one, as given; None is the one that the model was made of.
+        pythons: name of a contestant -> the Python that has it, as given; "" is for every other peer.
+    """
+
+    threads: int
+    kv_gib: int
+    gguf: str | None = None
+    pythons: dict[str, str] = {}
 
 
 class Header(_Record):
@@ -29,6 +45,7 @@ class Header(_Record):
         embedder: of the questions.
         memory: of the machine, in bytes.
         flags: of the processor that matter (avx512f, avx512_bf16, avx512_fp16, amx_tile, avx2 ...).
+        setting: of the engines; a run that goes on has the same.
     """
 
     kind: Literal["header"] = "header"
@@ -39,6 +56,7 @@ class Header(_Record):
     environment: Environment
     memory: int | None = None
     flags: tuple[str, ...] = ()
+    setting: Setting | None = None
 
 
 class ContestantRecord(_Record):
@@ -73,6 +91,7 @@ class StreamRecord(_Record):
         digest: of every prompt, time and length; equal digests are equal requests.
         source: what the text is.
         prompt_tokens: on average.
+        longest: tokens of the longest prompt with its answer; engines are opened for the longest of all experiments.
         passage_tokens: distinct ones, together.
         recall: share of requests with a gold text among the first n passages, by n; empty where nothing is known.
         retrieval_ms: of each request; empty where nothing was searched.
@@ -84,6 +103,7 @@ class StreamRecord(_Record):
     source: str
     requests: int
     prompt_tokens: float
+    longest: int = 0
     passages: int
     passage_tokens: int
     recall: dict[int, float] = {}

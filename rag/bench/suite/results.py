@@ -121,7 +121,8 @@ class ResultFile:
         header: of the run; a file that is there goes on where its suite is the same.
 
     Raises:
-        InvalidRequestError: the file is of another suite, model or machine, or another run is writing it.
+        InvalidRequestError: the file is of another suite, model, machine, version or setting, or another run is
+            writing it.
         ResultFileError: it cannot be written.
     """
 
@@ -188,9 +189,20 @@ class ResultFile:
         pairs = {
             "suite": (found.suite, wanted.suite),
             "model": (found.model, wanted.model),
+            "embedder": (found.embedder, wanted.embedder),
             "processor": (found.environment.cpu, wanted.environment.cpu),
+            "version of Preread": (found.environment.preread, wanted.environment.preread),
+            "version of torch": (found.environment.torch, wanted.environment.torch),
         }
-        differing = [name for name, (there, here) in pairs.items() if there != here]
+        if found.setting is not None and wanted.setting is not None:
+            there, here = found.setting, wanted.setting
+            pairs |= {
+                "number of threads": (there.threads, here.threads),
+                "memory for KV": (there.kv_gib, here.kv_gib),
+                "GGUF": (there.gguf, here.gguf),
+                "Python for peers": (there.pythons, here.pythons),
+            }
+        differing = [name for name, (before, now) in pairs.items() if before != now]
         if differing:
             raise InvalidRequestError(
                 f"{self.path} is of another {' and '.join(differing)}: name another file with --output"

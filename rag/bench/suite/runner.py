@@ -11,6 +11,7 @@ from engine.errors import EngineError
 from rag.bench.environment import count_cores
 from rag.bench.progress import BenchEvent
 from rag.bench.suite.checks import Evidence, judge
+from rag.bench.suite.contestant import AGAIN, OWN
 from rag.bench.suite.experiment import Drive, Experiment, Suite
 from rag.bench.suite.goodput import run_goodput
 from rag.bench.suite.lineup import Lineup
@@ -39,8 +40,9 @@ class Outcome:
     Attributes:
         path: of its file.
         measured: units that were measured now.
-        absent: engines that are not there, and why.
-        broken: engines that failed on the way, and experiments that could not be run.
+        absent: peers that are not there, and why.
+        broken: engines that failed on the way, engines of ours that did not start, and experiments that could not be
+            run or that nobody was there for.
         failed: self-checks that did not hold.
     """
 
@@ -125,11 +127,14 @@ class _Run:
             for experiment in missing:
                 if experiment.name in streams:
                     self._measure(experiment, streams[experiment.name], lineup, pace)
-                pace.at(experiment.name, 1.0, "complete" if experiment.name in streams else "left out")
+                left = _missing(Suite(name=self.suite.name, experiments=(experiment,)), self.file.done)
+                pace.at(experiment.name, 1.0, "left out" if left else "complete")
             self.broken += lineup.dropped
+            self.broken += [one for one in left_out if _is_own(one.name)]
         checks = (one for unit in sorted(self.file.done) for one in self.file.records(unit))
         failed = tuple(one for one in checks if isinstance(one, CheckRecord) and not one.passed)
-        return Outcome(self.file.path, len(self.file.done) - before, tuple(left_out), tuple(self.broken), failed)
+        absent = tuple(one for one in left_out if not _is_own(one.name))
+        return Outcome(self.file.path, len(self.file.done) - before, absent, tuple(self.broken), failed)
 
     def _streams(self, missing: Sequence[Experiment], pace: Pace) -> dict[str, RequestStream]:
         """Make all requests first: a workload that cannot be had is told before anything is measured."""
@@ -144,7 +149,7 @@ class _Run:
             try:
                 stream = self.parts.stream(experiment.workload, tell)
             except (InvalidRequestError, DataError) as error:
-                self._skip(experiment, error)
+                self._skip(experiment, str(error))
                 continue
             record = _stream_record(experiment, stream)
             if (before := known.get(experiment.name)) is None:
@@ -166,9 +171,19 @@ class _Run:
         if not needed:
             return nullcontext(((), (), ()))
         pace.at(START, 0.0, f"starting {', '.join(needed)}")
-        return self.parts.open(needed, max(streams[one.name].longest for one in driven))
+        return self.parts.open(needed, self._longest(streams))
+
+    def _longest(self, streams: Mapping[str, RequestStream]) -> int:
+        """Return the longest prompt of the whole suite, so that a run that goes on opens engines as before."""
+        driven = {one.name for one in self.suite.experiments if one.contestants}
+        known = {one.experiment: one.longest for one in self.file.found if isinstance(one, StreamRecord)}
+        known |= {name: stream.longest for name, stream in streams.items()}
+        return max(known[name] for name in driven & known.keys())
 
     def _measure(self, experiment: Experiment, stream: RequestStream, lineup: Lineup, pace: Pace) -> None:
+        if experiment.contestants and not lineup.of(experiment.contestants):
+            self._skip(experiment, "none of its engines is there")  # and may be there when the run goes on
+            return
         try:
             for repeat in range(experiment.repeats):
 
@@ -185,7 +200,7 @@ class _Run:
         except ResultFileError:
             raise
         except (RagError, EngineError, DataError) as error:
-            self._skip(experiment, error)
+            self._skip(experiment, str(error))
 
     def _pass(self, course: Course) -> None:
         drives = {Drive.TURNS: run_turns, Drive.LOAD: run_load, Drive.GOODPUT: run_goodput}
@@ -216,10 +231,14 @@ class _Run:
         with course.unit() as unit:
             unit.records += judge(evidence, unit=unit.name)
 
-    def _skip(self, experiment: Experiment, error: Exception) -> None:
-        record = SkippedRecord(name=experiment.name, reason=str(error))
+    def _skip(self, experiment: Experiment, reason: str) -> None:
+        record = SkippedRecord(name=experiment.name, reason=reason)
         self.file.add(record)
         self.broken.append(record)
+
+
+def _is_own(name: str) -> bool:
+    return name.removesuffix(AGAIN).partition("@")[0] in OWN
 
 
 def _silent(share: float, doing: str) -> None:
@@ -234,6 +253,7 @@ def _stream_record(experiment: Experiment, stream: RequestStream) -> StreamRecor
         source=stream.source,
         requests=len(requests),
         prompt_tokens=sum(one.prompt.num_tokens for one in requests) / len(requests),
+        longest=stream.longest,
         passages=len(stream.passages),
         passage_tokens=sum(len(one.tokens) for one in stream.passages),
         recall=_recall(stream),
