@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
 from statistics import median
 from time import monotonic, perf_counter
 from typing import Any
@@ -72,8 +73,8 @@ class LlamaCpp:
             verbose=False,
         )
         self.detail = (
-            f"the GGUF as it is, {settings['threads']} threads, batches of 2048, float16 KV, one request at a time; "
-            f"prompt cache: the sequence read last, others in {settings['kv_gib']} GiB as in its server"
+            f"{Path(settings['gguf']).name}, {settings['threads']} threads, batches of 2048, float16 KV, one "
+            f"request at a time; prompt cache: the sequence read last, others in {settings['kv_gib']} GiB as in its server"
         )
         self._prefixes: dict[tuple[int, ...], Any] = {}  # of timed cases
         self._read: tuple[int, ...] = ()  # tokens whose KV the context holds

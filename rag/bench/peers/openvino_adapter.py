@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from itertools import count
+from pathlib import Path
 from statistics import median
 from time import monotonic, perf_counter
 from typing import Any
@@ -45,8 +46,8 @@ class OpenVino:
         self._numpy = import_module("numpy")
         self.version = version("openvino-genai")
         self.detail = (
-            f"ContinuousBatchingPipeline over the GGUF, {settings['threads']} threads, prefix caching, "
-            "its default precisions"
+            f"ContinuousBatchingPipeline over {Path(settings['gguf']).name}, {settings['threads']} threads, prefix "
+            "caching, its default precisions"
         )
         self._settings = settings
         self._ids = count()

@@ -181,7 +181,8 @@ class Preread:
         longest = engine.config.max_draft_tokens
         drafts = f"drafts of up to {longest} tokens from the prompt" if longest else "no drafts"
         how = reuse.get(self._mode, f"chunk reuse at {repair}")
-        return f"{how}, {kind} KV, room for {blocks * size} tokens, {drafts}"
+        lean = ", 8-bit weights for rows that nobody else reads" if engine.runner.lean is not None else ""
+        return f"{how}, {kind} weights and KV{lean}, room for {blocks * size} tokens, {drafts}"
 
 
 def _passages(prompt: Prompt) -> list[Segment]:
