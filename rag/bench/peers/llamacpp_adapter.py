@@ -74,7 +74,8 @@ class LlamaCpp:
         )
         self.detail = (
             f"{Path(settings['gguf']).name}, {settings['threads']} threads, batches of 2048, float16 KV, one "
-            f"request at a time; prompt cache: the sequence read last, others in {settings['kv_gib']} GiB as in its server"
+            "request at a time; prompt cache: the sequence read last, others in "
+            f"{settings['kv_gib']} GiB as in its server"
         )
         self._prefixes: dict[tuple[int, ...], Any] = {}  # of timed cases
         self._read: tuple[int, ...] = ()  # tokens whose KV the context holds
