@@ -38,7 +38,7 @@ test-all: lint models
 	@$(BIN)/python -m pytest -m ""
 
 bench: models
-	@$(BIN)/rag bench prefix
+	@$(BIN)/rag bench run quick
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
