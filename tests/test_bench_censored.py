@@ -178,3 +178,8 @@ def test_the_simulation_tells_what_the_device_had() -> None:
     rows = [line for line in text.splitlines() if line.startswith(("| chunk", "| exact"))]
     assert all(("95.0 % (25.0 %)" in row) == row.startswith("| chunk") for row in rows)
     assert "Chunk reuse has every passage on disk" in text
+
+
+def test_free_answers_are_listed_as_engines_are_named() -> None:
+    records = [scored(0, 0, 1.0).model_copy(update={"variant": name}) for name in ("b", "other", "a")]
+    assert [one.variant for one in quality_figures(records, names=("a", "b"))] == ["a", "b", "other"]

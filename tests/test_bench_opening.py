@@ -10,9 +10,11 @@ from engine_helpers import passage, random_tokens, tail, template, tiny_engine
 from engine import Prompt, Reuse, SamplingParams
 from rag.bench.peers import child, preread_adapter, process, serving
 from rag.bench.peers import opening as peers
-from rag.bench.suite import opening
+from rag.bench.suite import opening, parts
+from rag.bench.suite.experiment import Suite
 from rag.bench.suite.opening import ContestantSetting, check_contestant, open_contestants
 from rag.bench.suite.requests import BenchRequest, RequestStream
+from rag.bench.suite.suites import SUITES
 from rag.config import load_config
 from rag.errors import InvalidRequestError
 
@@ -168,5 +170,8 @@ def test_pools_fit_the_machine_together(monkeypatch):
         (64, 4, 3, 4),
         (None, 3, 50, 3),
     ):
-        monkeypatch.setattr(opening, "physical_memory", lambda gib=memory: gib and gib << 30)
-        assert opening._kv_gib(wanted, engines) == given
+        monkeypatch.setattr(parts, "physical_memory", lambda gib=memory: gib and gib << 30)
+        experiment = SUITES["quick"].experiments[0]
+        names = tuple(f"e{number}=http://host" for number in range(engines))
+        suite = Suite(name="x", experiments=(experiment.model_copy(update={"contestants": names}),))
+        assert parts.RunOptions(kv_gib=wanted).settled(suite).kv_gib == given

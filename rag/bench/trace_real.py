@@ -1,6 +1,5 @@
 """A trace on a real engine, with the passages' KV on a real disk."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +17,7 @@ from engine.output import Generation
 from engine.prompt import Prompt, Reuse, Segment
 from engine.recompute_cost import RecomputeCost
 from engine.recompute_profile import recompute_cost
+from rag.bench.environment import physical_memory
 from rag.bench.trace_report import Answer
 from rag.errors import InvalidRequestError
 
@@ -68,7 +68,8 @@ class Models:
             InvalidRequestError: the pool is too large for this machine.
         """
         nbytes = num_blocks * self._block_bytes
-        if nbytes > _memory_bytes() // MEMORY_SHARE:
+        memory = physical_memory()
+        if memory is not None and nbytes > memory // MEMORY_SHARE:
             raise InvalidRequestError(
                 f"device-tokens: {num_blocks} blocks take {nbytes / 2**30:.1f} GiB, more than half of this machine's "
                 "memory; give fewer, a smaller limit, or simulate"
@@ -132,7 +133,3 @@ class RealEngine:
         assert generation.timings.first_token is not None, "a finished request has a token"
         ttft_ms = 1e3 * (generation.timings.first_token - began)
         return Answer.of(generation.cache, ttft_ms)
-
-
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -60,7 +60,7 @@ def _experiment(results: Results, experiment: Experiment, baseline: str) -> Expe
         retrieval=times_of([list(stream.retrieval_ms)], block=1) if stream and stream.retrieval_ms else None,
         contestants=engines,
         goodput=goodput,
-        quality=quality_figures(results.quality(name), warmup=experiment.warmup),
+        quality=quality_figures(results.quality(name), warmup=experiment.warmup, names=experiment.contestants),
         simulation=tuple(
             SimulationPoint(**one.model_dump(exclude={"kind", "unit"})) for one in results.simulations(name)
         ),

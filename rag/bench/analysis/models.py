@@ -66,7 +66,7 @@ class ContestantFigures(_Figure):
         requests_per_second: answers over the windows' time; None in turns, where engines stand still in between.
         tokens_per_second: output tokens over the same.
         memory: most bytes resident at the end of a window.
-        peak: most bytes resident at any time.
+        peak: the most bytes resident that were seen.
         disk: most bytes of KV on disk.
         prepared_tokens: read ahead before a pass.
         prepared_seconds: that it took, longest.

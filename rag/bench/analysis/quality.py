@@ -16,7 +16,9 @@ MEASURES = {"kl": inf, "first_kl": inf, "top1": 1.0, "f1": 1.0, "gold_f1": 1.0, 
 TIMES = ("ttft_ms", "full_ms")
 
 
-def quality_figures(records: Sequence[QualityRecord], *, warmup: int = 0) -> tuple[QualityFigures, ...]:
+def quality_figures(
+    records: Sequence[QualityRecord], *, warmup: int = 0, names: Sequence[str] = ()
+) -> tuple[QualityFigures, ...]:
     """Average over requests, by number of passages and variant, both in the order in which they come.
 
     A request that was asked in several passes is one: its values are averaged first.
@@ -24,9 +26,12 @@ def quality_figures(records: Sequence[QualityRecord], *, warmup: int = 0) -> tup
     Args:
         records: of an experiment.
         warmup: its first requests, whose free answers are left out as their times are.
+        names: of variants, in the order in which they are wanted; others follow.
     """
     records = [one for one in records if one.kl is not None or one.request >= warmup]
-    keys = dict.fromkeys((record.k, record.variant) for record in records)
+    places = {name: place for place, name in enumerate(names)}
+    found = dict.fromkeys((record.k, record.variant) for record in records)
+    keys = sorted(found, key=lambda key: places.get(key[1], len(places)))
     return tuple(
         _variant([one for one in records if (one.k, one.variant) == (k, variant)], k, variant) for k, variant in keys
     )

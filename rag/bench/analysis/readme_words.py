@@ -1,6 +1,8 @@
 """What stands below the README's table: what was measured, and every doubt."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
+from statistics import median
 
 from rag.bench.analysis.models import ExperimentFigures, Figures
 from rag.bench.analysis.words import command, engine_label, hardware, milliseconds, minutes, percent, span
@@ -57,7 +59,9 @@ def _spread(ratios: Sequence[Estimate]) -> str:
         for one in ratios
         if one.low is not None and one.high is not None
     ]
-    return f", 95 % intervals within {percent(max(widths))} of it" if widths else ""
+    if not widths:
+        return ""
+    return f", half of the 95 % intervals within {percent(median(widths))} of it, the widest within {percent(max(widths))}"
 
 
 def _asked(shown: Shown) -> str:
@@ -121,9 +125,12 @@ def _run(figures: Figures, source: str) -> str:
 
 
 def _precisions(figures: Figures) -> str:
-    """How each engine runs, weights and KV, as it says itself."""
-    said = "; ".join(f"{engine_label(one.name)}: {one.detail}" for one in figures.contestants.values())
-    return f"How each runs, by its own word: {said}."
+    """How each engine runs, weights and KV, as it says itself; ours once, with what all its modes have in common."""
+    own = [one.detail.split(", ")[::-1] for one in figures.contestants.values() if one.name.startswith(OWN)]
+    common = [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, zip(*own, strict=False))]
+    said = {"Preread": ", ".join(common[::-1])}
+    said |= {engine_label(one.name): one.detail for one in figures.contestants.values() if not one.name.startswith(OWN)}
+    return f"How each runs, by its own word: {'; '.join(f'{name}: {how}' for name, how in said.items() if how)}."
 
 
 def _differences(figures: Figures, shown: Shown) -> Iterator[str]:

@@ -70,7 +70,7 @@ def holdings(experiments: Mapping[str, ExperimentFigures]) -> str:
             f"{prepared.prepared_tokens:,} in {prepared.prepared_seconds:,.0f} s" if prepared.prepared_tokens else ""
         )
         rows.append([name, mebibytes(memory), mebibytes(peak), mebibytes(max(engine.disk for engine in own)), ahead])
-    columns = ["engine", "memory, MiB", "at its peak, MiB", "KV on disk, MiB", "tokens read ahead, untimed"]
+    columns = ["engine", "memory, MiB", "the most seen, MiB", "KV on disk, MiB", "tokens read ahead, untimed"]
     return table(columns, rows)
 
 

@@ -25,8 +25,8 @@ def footprints(figures: Figures, looks: Mapping[str, Look]) -> Iterator[Picture]
         return
     unknown = [name for name in entries if name not in held]
     note = (
-        "The most in any experiment. Dark: resident memory at its end (shared pages by their share); pale: at its "
-        "peak, start-up included. Less is better."
+        "The most in any experiment. Dark: resident memory at its end (shared pages by their share); pale: the "
+        "most that was seen. Less is better."
     )
     if unknown:
         note += f" Not known: {', '.join(unknown)}."

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from engine.prompt import Prompt, Segment, SegmentKind
-from rag.bench.environment import physical_memory
 from rag.bench.peers.errors import PeerError
 from rag.bench.peers.gguf import fetch_gguf
 from rag.bench.peers.opening import ADAPTERS, python_of, reason
@@ -29,7 +28,6 @@ __all__ = ["ContestantSetting", "check_contestant", "open_contestants"]
 CHUNK = "preread-chunk"
 STORE_SHARE = 4  # of the disk space that is free, the KV of passages takes a fourth at most
 STEP_TOKENS = 2048  # computed at once, so that a prompt does not wait for all that came after it
-MEMORY_SHARE = 0.9  # of the machine's, for all pools together; few are ever full
 WARM_TOKENS = (32, 256, 256, 32)  # template, passages, question
 WARM_ANSWER = 8
 WARM_SECONDS = 900.0  # some compile kernels with the first request
@@ -46,7 +44,7 @@ class ContestantSetting:
         config: whose engine settings ours runs with, but for the memory for KV.
         work_dir: for what is kept on disk meanwhile.
         context: tokens of the longest prompt with its answer.
-        kv_gib: memory for KV, of each, at most; less where all of them together would need more than the machine has.
+        kv_gib: memory for KV, of each.
         threads: to compute with.
         dtype: for peers that convert the weights; `auto` is what is fastest here.
         gguf: the user's own; None is the one that the model was made of.
@@ -90,7 +88,6 @@ def open_contestants(
     """
     for name in names:
         check_contestant(name)
-    setting = replace(setting, kv_gib=_kv_gib(setting.kv_gib, len(set(names))))
     contestants: list[Contestant] = []
     records, skipped = list[ContestantRecord](), list[SkippedRecord]()
     with ExitStack() as stack:
@@ -143,12 +140,6 @@ def _open(name: str, setting: ContestantSetting) -> Contestant:
     else:
         adapter, python, settings = engine, python_of(engine, setting.pythons), _peer_settings(engine, setting)
     return ServingProcess(name, adapter, python, settings, work_dir=setting.work_dir, variables=threads)
-
-
-def _kv_gib(wanted: int, engines: int) -> int:
-    """Return the memory for KV of each of so many engines, in GiB: what is wanted, or what the machine has."""
-    memory = physical_memory()
-    return wanted if memory is None else max(1, min(wanted, int(MEMORY_SHARE * memory) // max(1, engines) >> 30))
 
 
 def _own_mode(name: str) -> tuple[str, int | None] | None:

@@ -164,7 +164,7 @@ class WindowRecord(_Record):
         prepared_tokens: read ahead before the first request.
         prepared_seconds: that it took.
         memory: bytes resident at the end.
-        peak: bytes resident at most.
+        peak: the most bytes resident that were seen, whenever it was looked at.
         disk: bytes of KV on disk.
         engine_cpu: processor seconds of the engine.
         generator_cpu: processor seconds of the load generator.
