@@ -61,7 +61,8 @@ def _spread(ratios: Sequence[Estimate]) -> str:
     ]
     if not widths:
         return ""
-    return f", half of the 95 % intervals within {percent(median(widths))} of it, the widest within {percent(max(widths))}"
+    half, widest = percent(median(widths)), percent(max(widths))
+    return f", half of the 95 % intervals within {half} of it, the widest within {widest}"
 
 
 def _asked(shown: Shown) -> str:
