@@ -210,7 +210,9 @@ class _Parts:
         length = next((n for n in self._lengths() if self._fits(n, ENDURANCE_PASSAGES)), None)
         if length is None:
             return None
-        case = ReuseCase(passages=ENDURANCE_PASSAGES, length=length, repair=self._repair)
+        shorter = [repair for repair in (*self._bench.repairs, self._repair) if repair < length]  # else all is computed
+        repair = self._repair if self._repair in shorter else max(shorter, default=0)
+        case = ReuseCase(passages=ENDURANCE_PASSAGES, length=length, repair=repair)
         counter = Counter(self._progress, "endurance", self._bench.batches + 1)
         return measure_endurance(self._own, case, self._bench.batches, counter.advance)
 
