@@ -242,7 +242,7 @@ def _window(unit: str, name: str, seconds: float, *, rate: float | None = None) 
     chunk = name == "preread-chunk"
     return WindowRecord(
         unit=unit, contestant=name, rate=rate, prepared_tokens=15_000 if chunk else 0,
-        prepared_seconds=12.0 if chunk else 0.0, memory=900 << 20, peak=1100 << 20, disk=340 << 20 if chunk else 0,
+        prepared_seconds=12.0 if chunk else 0.0, memory=900 << 20, disk=340 << 20 if chunk else 0,
         engine_cpu=seconds * 1.5, generator_cpu=seconds * 0.004, seconds=seconds, lateness_ms=0.8,
     )  # fmt: skip
 

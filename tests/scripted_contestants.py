@@ -128,7 +128,7 @@ class Scripted:
         self.free_at = self.clock()
 
     def footprint(self) -> Footprint:
-        return Footprint(memory=1000, peak=2000, disk=3, cpu_seconds=self.clock())
+        return Footprint(memory=1000, disk=3, cpu_seconds=self.clock())
 
     def pause(self) -> None:
         self.is_awake = False

@@ -12,6 +12,7 @@ from rag.bench.peers import child, preread_adapter, process, serving
 from rag.bench.peers import opening as peers
 from rag.bench.suite import opening, parts
 from rag.bench.suite.experiment import Suite
+from rag.bench.suite.lineup import awake
 from rag.bench.suite.opening import ContestantSetting, check_contestant, open_contestants
 from rag.bench.suite.requests import BenchRequest, RequestStream
 from rag.bench.suite.suites import SUITES
@@ -100,7 +101,8 @@ def test_a_stream_on_our_engine_in_its_own_process(setting):
         assert (record.name, skipped) == ("preread-chunk@16", [])
         assert "16 tokens" in record.detail
         assert record.start_seconds > 0
-        prepared = contestant.prepare(stream)
+        with awake(contestant):
+            prepared = contestant.prepare(stream)
         assert prepared.tokens == 37 + 40 + 50
         found = answers_of(contestant, stream)
         held = contestant.footprint()

@@ -48,7 +48,7 @@ def demo(context: typer.Context, as_json: AsJson = False) -> None:
         f"\nNext:  rag ask -c {COLLECTION} 'What is a lambda expression?'"
         "\n       rag ingest FOLDER && rag ask 'A question about your documents'"
         "\n       rag serve        (then every command uses the running server and its cache)"
-        "\n       rag bench prefix"
+        "\n       rag bench run quick"
     )
 
 

@@ -119,7 +119,6 @@ def _held(windows: Sequence[WindowRecord], requests: int, cores: int) -> dict[st
     processor = [window.engine_cpu for window in windows if window.engine_cpu is not None]
     return {
         "memory": max((window.memory for window in windows if window.memory is not None), default=None),
-        "peak": max((window.peak for window in windows if window.peak is not None), default=None),
         "disk": max((window.disk for window in windows), default=0),
         "prepared_tokens": max((window.prepared_tokens for window in windows), default=0),
         "prepared_seconds": max((window.prepared_seconds for window in windows), default=0.0),

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from rag.bench.analysis.engines import engine_figures
 from rag.bench.analysis.goodput import goodput_figures
-from rag.bench.analysis.models import ContestantFigures, ExperimentFigures, Figures, GoodputFigures, SimulationPoint
+from rag.bench.analysis.models import ContestantFigures, ExperimentFigures, Figures, GoodputFigures
 from rag.bench.analysis.problems import experiment_problems, run_problems, void_problems
 from rag.bench.analysis.quality import quality_figures
 from rag.bench.analysis.times import times_of
@@ -61,9 +61,7 @@ def _experiment(results: Results, experiment: Experiment, baseline: str) -> Expe
         contestants=engines,
         goodput=goodput,
         quality=quality_figures(results.quality(name), warmup=experiment.warmup, names=experiment.contestants),
-        simulation=tuple(
-            SimulationPoint(**one.model_dump(exclude={"kind", "unit"})) for one in results.simulations(name)
-        ),
+        simulation=tuple(results.simulations(name)),
         problems=(*void, *experiment_problems(experiment, answers, engines)),
         void=void,
     )

@@ -4,11 +4,10 @@ from pydantic import BaseModel, ConfigDict
 
 from rag.bench.statistics import Estimate
 from rag.bench.suite.experiment import Experiment
-from rag.bench.suite.records import CheckRecord, ContestantRecord, Header, SkippedRecord, StreamRecord
+from rag.bench.suite.records import CheckRecord, ContestantRecord, Header, SimulationRecord, SkippedRecord, StreamRecord
 
 __all__ = [
-    "ContestantFigures", "ExperimentFigures", "Figures", "GoodputFigures", "QualityFigures", "RateStep",
-    "SimulationPoint", "Times",
+    "ContestantFigures", "ExperimentFigures", "Figures", "GoodputFigures", "QualityFigures", "RateStep", "Times",
 ]  # fmt: skip
 
 
@@ -66,7 +65,6 @@ class ContestantFigures(_Figure):
         requests_per_second: answers over the windows' time; None in turns, where engines stand still in between.
         tokens_per_second: output tokens over the same.
         memory: most bytes resident at the end of a window.
-        peak: the most bytes resident that were seen.
         disk: most bytes of KV on disk.
         prepared_tokens: read ahead before a pass.
         prepared_seconds: that it took, longest.
@@ -98,7 +96,6 @@ class ContestantFigures(_Figure):
     requests_per_second: float | None = None
     tokens_per_second: float | None = None
     memory: int | None = None
-    peak: int | None = None
     disk: int = 0
     prepared_tokens: int = 0
     prepared_seconds: float = 0.0
@@ -182,18 +179,6 @@ class QualityFigures(_Figure):
     speedup: Estimate | None = None
 
 
-class SimulationPoint(_Figure):
-    """A hit rate in a cache of some size; fields as in `SimulationRecord`."""
-
-    reuse: str
-    order: str
-    policy: str
-    device_tokens: int | None
-    share: float
-    hit_rate: float
-    device_rate: float
-
-
 class ExperimentFigures(_Figure):
     """What an experiment shows.
 
@@ -216,7 +201,7 @@ class ExperimentFigures(_Figure):
     contestants: dict[str, ContestantFigures] = {}
     goodput: dict[str, GoodputFigures] = {}
     quality: tuple[QualityFigures, ...] = ()
-    simulation: tuple[SimulationPoint, ...] = ()
+    simulation: tuple[SimulationRecord, ...] = ()
     problems: tuple[str, ...] = ()
     void: tuple[str, ...] = ()
 

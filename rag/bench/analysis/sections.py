@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from rag.bench.analysis.models import ContestantFigures, ExperimentFigures, GoodputFigures, SimulationPoint, Times
+from rag.bench.analysis.models import ContestantFigures, ExperimentFigures, GoodputFigures, Times
 from rag.bench.analysis.words import (
     EMPTY,
     asked,
@@ -18,6 +18,7 @@ from rag.bench.analysis.words import (
     table,
 )
 from rag.bench.suite.experiment import Drive
+from rag.bench.suite.records import SimulationRecord
 
 __all__ = ["GRID", "experiment_section", "goodput", "grid_section", "holdings"]
 
@@ -65,12 +66,11 @@ def holdings(experiments: Mapping[str, ExperimentFigures]) -> str:
         own = [engine for engine in engines if engine.contestant == name]
         prepared = max(own, key=lambda engine: engine.prepared_tokens)
         memory = max((engine.memory for engine in own if engine.memory is not None), default=None)
-        peak = max((engine.peak for engine in own if engine.peak is not None), default=None)
         ahead = (
             f"{prepared.prepared_tokens:,} in {prepared.prepared_seconds:,.0f} s" if prepared.prepared_tokens else ""
         )
-        rows.append([name, mebibytes(memory), mebibytes(peak), mebibytes(max(engine.disk for engine in own)), ahead])
-    columns = ["engine", "memory, MiB", "the most seen, MiB", "KV on disk, MiB", "tokens read ahead, untimed"]
+        rows.append([name, mebibytes(memory), mebibytes(max(engine.disk for engine in own)), ahead])
+    columns = ["engine", "memory, MiB", "KV on disk, MiB", "tokens read ahead, untimed"]
     return table(columns, rows)
 
 
@@ -226,7 +226,7 @@ def _simulation(found: ExperimentFigures) -> str:
     )
 
 
-def _found_cached(point: SimulationPoint | None) -> str:
+def _found_cached(point: SimulationRecord | None) -> str:
     if point is None:
         return EMPTY
     device = point.hit_rate - point.device_rate >= SEEN

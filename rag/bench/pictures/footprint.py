@@ -11,7 +11,6 @@ from rag.bench.pictures.style import INK, Look, short, size
 __all__ = ["footprints"]
 
 ROW, HEAD, FOOT, GAP = 40, 26, 16, 28  # pixels
-Held = Mapping[str, tuple[int, int, int]]  # resident at the end, at most, on disk
 
 
 def footprints(figures: Figures, looks: Mapping[str, Look]) -> Iterator[Picture]:
@@ -20,28 +19,24 @@ def footprints(figures: Figures, looks: Mapping[str, Look]) -> Iterator[Picture]
     for one in figures.experiments.values():
         for entry in one.contestants.values():
             entries.setdefault(entry.contestant, []).append(entry)
-    held = {name: _held(known) for name, known in entries.items() if any(entry.peak for entry in known)}
+    held = {name: _held(known) for name, known in entries.items() if any(entry.memory for entry in known)}
     if not held:
         return
     unknown = [name for name in entries if name not in held]
-    note = (
-        "The most in any experiment. Dark: resident memory at its end (shared pages by their share); pale: the "
-        "most that was seen. Less is better."
-    )
+    note = "The most at the end of any experiment. Memory is resident, shared pages by their share. Less is better."
     if unknown:
         note += f" Not known: {', '.join(unknown)}."
-    alt = "; ".join(f"{name} {size(peak)} of memory, {size(disk)} on disk" for name, (_, peak, disk) in held.items())
+    alt = "; ".join(f"{name} {size(memory)} of memory, {size(disk)} on disk" for name, (memory, disk) in held.items())
 
     def draw(width: int, title: str, text: str) -> Sheet:
-        stored = any(disk for *_, disk in held.values())
+        stored = any(disk for _, disk in held.values())
         stacked, height = width < 600, HEAD + ROW * len(held) + FOOT
-        below = HEAD + ROW * sum(disk > 0 for *_, disk in held.values()) + FOOT if stacked and stored else 0
+        below = HEAD + ROW * sum(disk > 0 for _, disk in held.values()) + FOOT if stacked and stored else 0
         sheet = Sheet(width, height + below, title, text)
         one_width = width - 8 if stacked or not stored else (width - GAP) / 2 - 4
-        memory = {name: (end, peak) for name, (end, peak, _) in held.items()}
-        _bars(sheet, (4, 0, one_width), "memory", memory, looks)
+        _bars(sheet, (4, 0, one_width), "memory", {name: memory for name, (memory, _) in held.items()}, looks)
         if stored:
-            disk = {name: (on_disk, on_disk) for name, (*_, on_disk) in held.items() if on_disk}
+            disk = {name: on_disk for name, (_, on_disk) in held.items() if on_disk}
             words = "KV on disk (others keep none)" if len(disk) < len(held) else "KV on disk"
             place = (4, height, one_width) if stacked else (4 + one_width + GAP, 0, one_width)
             _bars(sheet, place, words, disk, looks)
@@ -50,26 +45,23 @@ def footprints(figures: Figures, looks: Mapping[str, Look]) -> Iterator[Picture]
     yield Picture("footprint", "holdings", "Memory and disk", note, f"Bars: {alt}.", draw)
 
 
-def _held(known: list[ContestantFigures]) -> tuple[int, int, int]:
-    end, peak = max(entry.memory or 0 for entry in known), max(entry.peak or 0 for entry in known)
-    return end, max(end, peak), max(entry.disk for entry in known)
+def _held(known: list[ContestantFigures]) -> tuple[int, int]:
+    return max(entry.memory or 0 for entry in known), max(entry.disk for entry in known)
 
 
 def _bars(
-    sheet: Sheet, place: tuple[float, float, float], words: str, values: Mapping[str, tuple[int, int]],
+    sheet: Sheet, place: tuple[float, float, float], words: str, values: Mapping[str, int],
     looks: Mapping[str, Look],
 ) -> None:  # fmt: skip
     left, top, width = place
     sheet.write(left, top + 15, words, size=12.5, weight="bold")
     height = ROW * len(values)
     axes = sheet.panel(left, top + HEAD, width, height)
-    axes.set(xlim=(0, max(peak for _, peak in values.values()) or 1), ylim=(height, 0))
+    axes.set(xlim=(0, max(values.values()) or 1), ylim=(height, 0))
     axes.axis("off")
     line: dict[str, Any] = {"xycoords": ("axes points", "data"), "size": NAME}
-    for row, (name, (end, peak)) in enumerate(values.items()):
+    for row, (name, value) in enumerate(values.items()):
         look, at = looks[name], ROW * row
-        axes.barh(at + 26, peak, 12, color=look.colour, alpha=0.3, lw=0)
-        axes.barh(at + 26, end, 12, color=look.colour, lw=0)
+        axes.barh(at + 26, value, 12, color=look.colour, lw=0)
         axes.annotate(short(name, 22), (0, at + 15), color=look.colour, weight="bold", **line)
-        value = size(end) if end == peak else f"{size(end)}, peak {size(peak)}"
-        axes.annotate(value, (width, at + 15), ha="right", color=INK, **line)
+        axes.annotate(size(value), (width, at + 15), ha="right", color=INK, **line)

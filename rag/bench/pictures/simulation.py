@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rag.bench.analysis.models import ExperimentFigures, Figures, SimulationPoint
+from rag.bench.analysis.models import ExperimentFigures, Figures
 from rag.bench.pictures.axes import gutter, name_lines, values_axis
 from rag.bench.pictures.sheet import Picture, Sheet
 from rag.bench.pictures.style import POLICIES, Look, percent
+from rag.bench.suite.records import SimulationRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +31,7 @@ def simulations(figures: Figures, _looks: Mapping[str, Look]) -> Iterator[Pictur
             yield _simulation(one, one.simulation)
 
 
-def _simulation(one: ExperimentFigures, points: Sequence[SimulationPoint]) -> Picture:
+def _simulation(one: ExperimentFigures, points: Sequence[SimulationRecord]) -> Picture:
     ways = list(dict.fromkeys((point.reuse, point.order) for point in points))
     shares = sorted({point.share for point in points})
     asked = one.stream.requests if one.stream else one.experiment.workload.count
@@ -72,7 +73,7 @@ def _simulation(one: ExperimentFigures, points: Sequence[SimulationPoint]) -> Pi
     return Picture(f"simulation-{name}", name, one.experiment.title, note, alt, draw)
 
 
-def _panel(axes: "Axes", points: Sequence[SimulationPoint], shares: Sequence[float], *, stored: bool) -> None:
+def _panel(axes: "Axes", points: Sequence[SimulationRecord], shares: Sequence[float], *, stored: bool) -> None:
     values_axis(axes, "x", shares, lambda share: f"{share * 100:g}")
     axes.set(ylim=(0, 1.03), yticks=[0, 0.25, 0.5, 0.75, 1], xlabel="cache size, % (logarithmic)")
     axes.set_yticklabels([percent(tick) for tick in (0, 0.25, 0.5, 0.75, 1)])

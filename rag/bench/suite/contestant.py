@@ -65,19 +65,19 @@ class Footprint:
 
     Attributes:
         memory: resident now, shared pages counted by their share; None where it cannot be known (another machine).
-        peak: the most that `memory` was whenever it was measured.
         disk: KV kept on disk.
         cpu_seconds: processor time since its start.
     """
 
     memory: int | None = None
-    peak: int | None = None
     disk: int = 0
     cpu_seconds: float | None = None
 
 
 class Contestant(Protocol):
     """An engine under test. It stands still between `pause` and `resume`; it is paused when it is opened.
+
+    It is asked, prepared and cancelled while it is awake (`lineup.awake`).
 
     Every method may raise `PeerError`: it is gone, hangs, or refuses.
     """

@@ -15,6 +15,7 @@ from rag.bench.peers.gguf import fetch_gguf
 from rag.bench.peers.opening import ADAPTERS, python_of, reason
 from rag.bench.suite.contestant import AGAIN, OWN, SHORT, Contestant
 from rag.bench.suite.http import UrlContestant, url_of
+from rag.bench.suite.lineup import awake
 from rag.bench.suite.processes import ServingProcess
 from rag.bench.suite.records import ContestantRecord, SkippedRecord
 from rag.bench.suite.requests import BenchRequest, RequestStream
@@ -197,14 +198,11 @@ def _warm_up(contestant: Contestant, context: int) -> None:
         PeerError: it does not answer.
     """
     stream = RequestStream(tuple(_warm_request(number, context) for number in range(2)), "warm-up")
-    contestant.prepare(stream)
-    contestant.resume()
-    try:
+    with awake(contestant):
+        contestant.prepare(stream)
         for request in stream.requests:
             contestant.submit(request)
             _wait_for(contestant, request.number)
-    finally:
-        contestant.pause()
 
 
 def _wait_for(contestant: Contestant, number: int) -> None:

@@ -38,7 +38,7 @@ class RunOptions:
         pythons: name of a contestant -> the Python that has it; "" is for every other peer, else ours.
         gguf: for peers that read one; None is the one that the model was made of.
         work_dir: for collections, and for what is kept on disk meanwhile; None is the user's cache.
-        threads: that every engine computes with; None is one a core.
+        threads: that every engine computes with; one a core by default.
         kv_gib: memory for KV, of each engine, at most.
         report: told of a download: what, and which share of it.
     """
@@ -46,7 +46,7 @@ class RunOptions:
     pythons: dict[str, Path] = field(default_factory=dict)
     gguf: Path | None = None
     work_dir: Path | None = None
-    threads: int | None = None
+    threads: int = field(default_factory=count_cores)
     kv_gib: int = 2
     report: Callable[[str, float | None], None] = lambda _stage, _fraction: None
 
@@ -59,7 +59,7 @@ class RunOptions:
         memory, kv_gib = physical_memory(), self.kv_gib
         if memory is not None:
             kv_gib = max(1, min(kv_gib, int(MEMORY_SHARE * memory) // max(1, len(engines)) >> 30))
-        return replace(self, threads=self.threads or count_cores(), kv_gib=kv_gib)
+        return replace(self, kv_gib=kv_gib)
 
     @classmethod
     def restored(cls, setting: Setting) -> "RunOptions":
@@ -96,6 +96,10 @@ class Parts:
 def make_parts(options: RunOptions, config: RagConfig) -> Parts:
     """Return the parts of a real run.
 
+    Args:
+        options: settled for the suite that is run.
+        config: models and engine.
+
     Raises:
         UnknownModelError: the model is not here.
     """
@@ -109,7 +113,6 @@ def make_parts(options: RunOptions, config: RagConfig) -> Parts:
 
     folder = ModelHub(config.models_dir).resolve(config.model)
     work_dir = options.work_dir or default_work_dir()
-    threads = options.threads or count_cores()
     tokenizer = Tokenizer(folder)
 
     def opened(names: Sequence[str], context: int) -> AbstractContextManager[Opened]:
@@ -121,7 +124,7 @@ def make_parts(options: RunOptions, config: RagConfig) -> Parts:
             work_dir=work_dir / "run",
             context=context,
             kv_gib=options.kv_gib,
-            threads=threads,
+            threads=options.threads,
             gguf=options.gguf,
             pythons=options.pythons,
             report=options.report,
@@ -129,19 +132,20 @@ def make_parts(options: RunOptions, config: RagConfig) -> Parts:
         return open_contestants(names, setting)
 
     return Parts(
-        header=partial(_header, config, RunClock(), replace(options, threads=threads)),
+        header=partial(_header, config, RunClock(), options),
         stream=lambda spec, progress: make_stream(spec, config, progress, work_dir=options.work_dir),
         open=opened,
-        quality=lambda experiment, stream, unit: run_quality(experiment, stream, config, unit=unit, threads=threads),
+        quality=lambda experiment, stream, unit: run_quality(
+            experiment, stream, config, unit=unit, threads=options.threads
+        ),
         simulation=lambda experiment, stream, repeat: run_simulation(experiment, stream, config, repeat=repeat),
         scores=lambda unit, stream, answers: score_answers(unit, stream, answers, tokenizer),
     )
 
 
 def _header(config: RagConfig, clock: RunClock, options: RunOptions, suite: Suite) -> Header:
-    options = options.settled(suite)
     setting = Setting(
-        threads=options.threads or count_cores(),
+        threads=options.threads,
         kv_gib=options.kv_gib,
         gguf=None if options.gguf is None else str(options.gguf),
         pythons={name: str(path) for name, path in options.pythons.items()},

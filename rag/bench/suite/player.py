@@ -57,7 +57,6 @@ class Player:
             prepared_tokens=self.prepared.tokens,
             prepared_seconds=self.prepared.seconds,
             memory=after.memory,
-            peak=after.peak,
             disk=after.disk,
             engine_cpu=None if cpu[0] is None or cpu[1] is None else cpu[0] - cpu[1],
             generator_cpu=self.generator_cpu,

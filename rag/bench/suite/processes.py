@@ -2,8 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,7 +11,7 @@ from rag.bench.peers.process import Child
 from rag.bench.suite.contestant import Event, Footprint, Prepared
 from rag.bench.suite.requests import BenchRequest, RequestStream
 
-__all__ = ["GroupMeter", "ServingProcess"]
+__all__ = ["ServingProcess", "group_footprint"]
 
 PREPARE_SECONDS = 3600.0
 CANCEL_SECONDS = 180.0  # for the step that an engine is in the middle of
@@ -47,7 +46,6 @@ class ServingProcess:
         self.name = name
         work_dir.mkdir(parents=True, exist_ok=True)
         self._scratch = TemporaryDirectory(dir=work_dir, prefix=f"{adapter}-", ignore_cleanup_errors=True)
-        self._paused = False
         self._open: set[int] = set()
         try:
             told = {**settings, "scratch": self._scratch.name}
@@ -56,7 +54,6 @@ class ServingProcess:
             self._scratch.cleanup()
             raise
         self.version, self.detail = self._child.version, self._child.detail
-        self._meter = GroupMeter(self._child.pid)
         self.pause()
 
     def prepare(self, stream: RequestStream) -> Prepared:
@@ -92,16 +89,14 @@ class ServingProcess:
 
     def footprint(self) -> Footprint:
         """See `Contestant.footprint`."""
-        return self._meter.footprint(disk=_disk_usage(Path(self._scratch.name)))
+        return group_footprint(self._child.pid, disk=_disk_usage(Path(self._scratch.name)))
 
     def pause(self) -> None:
         """See `Contestant.pause`."""
         self._child.stop()
-        self._paused = True
 
     def resume(self) -> None:
         """See `Contestant.resume`."""
-        self._paused = False
         self._child.go_on()
 
     def close(self) -> None:
@@ -111,23 +106,12 @@ class ServingProcess:
 
     def _ask(self, work: Mapping[str, Any], key: str, seconds: float) -> Any:
         """Return the answer to work that ends every request; what comes of those before it is dropped."""
-        with self._awake():
-            self._child.send(work)
-            until = time.monotonic() + seconds
-            while key not in (message := self._child.receive(max(until - time.monotonic(), 0.0))):
-                pass
+        self._child.send(work)
+        until = time.monotonic() + seconds
+        while key not in (message := self._child.receive(max(until - time.monotonic(), 0.0))):
+            pass
         self._open.clear()
         return message[key]
-
-    @contextmanager
-    def _awake(self) -> Iterator[None]:
-        was_paused = self._paused
-        self.resume()
-        try:
-            yield
-        finally:
-            if was_paused:
-                self.pause()
 
     def _event(self, message: dict[str, Any]) -> Event:
         try:
@@ -136,34 +120,22 @@ class ServingProcess:
             raise self._child.end(f"says {str(message)[:100]!r}, which makes no sense, and was ended") from error
 
 
-class GroupMeter:
-    """Measures a process group.
+def group_footprint(group: int, *, disk: int = 0) -> Footprint:
+    """Measure a process group now; where the system does not tell, only what is known is.
 
-    Args:
-        group: its number.
+    `Pss` counts a page that several processes share once for all of them. `VmHWM`, the system's own peak, does not, so
+    that an engine of many processes would seem to need more.
     """
-
-    def __init__(self, group: int) -> None:
-        self._group = group
-        self._peak = 0
-
-    def footprint(self, *, disk: int = 0) -> Footprint:
-        """Measure it now; where the system does not tell, only what is known is.
-
-        The peak is the most that was found so far. What the system keeps of each process, `VmHWM`, has shared pages in
-        every one of them and peaks of different moments, so that an engine of many processes would seem to need more.
-        """
-        memory, ticks = 0, 0
-        for process in _members(self._group):
-            try:
-                memory += _sizes(process / "smaps_rollup").get("Pss", 0)
-                ticks += sum(map(int, _stat(process)[11:13]))
-            except OSError:
-                continue  # it has just ended
-        if not ticks and not memory:
-            return Footprint(disk=disk)
-        self._peak = max(self._peak, memory)
-        return Footprint(memory=memory, peak=self._peak, disk=disk, cpu_seconds=ticks / os.sysconf("SC_CLK_TCK"))
+    memory, ticks = 0, 0
+    for process in _members(group):
+        try:
+            memory += _sizes(process / "smaps_rollup").get("Pss", 0)
+            ticks += sum(map(int, _stat(process)[11:13]))
+        except OSError:
+            continue  # it has just ended
+    if not ticks and not memory:
+        return Footprint(disk=disk)
+    return Footprint(memory=memory, disk=disk, cpu_seconds=ticks / os.sysconf("SC_CLK_TCK"))
 
 
 def _members(group: int) -> list[Path]:

@@ -164,7 +164,6 @@ class WindowRecord(_Record):
         prepared_tokens: read ahead before the first request.
         prepared_seconds: that it took.
         memory: bytes resident at the end.
-        peak: the most bytes resident that were seen, whenever it was looked at.
         disk: bytes of KV on disk.
         engine_cpu: processor seconds of the engine.
         generator_cpu: processor seconds of the load generator.
@@ -180,7 +179,6 @@ class WindowRecord(_Record):
     prepared_tokens: int = 0
     prepared_seconds: float = 0.0
     memory: int | None = None
-    peak: int | None = None
     disk: int = 0
     engine_cpu: float | None = None
     generator_cpu: float = 0.0

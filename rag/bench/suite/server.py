@@ -14,7 +14,7 @@ from rag.bench.peers.errors import PeerError, PeerMissingError
 from rag.bench.peers.process import DROPPED_VARIABLES, end_group
 from rag.bench.suite.contestant import Event, Footprint, Prepared
 from rag.bench.suite.http import UrlContestant
-from rag.bench.suite.processes import GroupMeter
+from rag.bench.suite.processes import group_footprint
 from rag.bench.suite.requests import RequestStream
 from rag.bench.suite.watcher import Watcher
 
@@ -48,7 +48,6 @@ class ServerContestant(UrlContestant):
     def __init__(self, name: str, python: Path, arguments: Sequence[str], variables: Mapping[str, str]) -> None:
         self._label = name
         self._printed = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the server
-        self._paused = False
         port = _free_port()
         command = [str(python), *(str(port) if one == PORT else one for one in arguments)]
         inherited = {key: value for key, value in os.environ.items() if key not in DROPPED_VARIABLES}
@@ -65,7 +64,6 @@ class ServerContestant(UrlContestant):
             self._printed.close()
             raise PeerError(f"{python} cannot be run: {error.strerror}") from error
         self._watcher = Watcher(self._process.pid)
-        self._meter = GroupMeter(self._process.pid)
         try:
             self._wait_for(f"http://{HOST}:{port}/health")
             with self._explained():
@@ -77,7 +75,7 @@ class ServerContestant(UrlContestant):
 
     def prepare(self, stream: RequestStream) -> Prepared:
         """See `Contestant.prepare`."""
-        with self._awake(), self._explained():
+        with self._explained():
             return super().prepare(stream)
 
     def events(self, timeout: float) -> Sequence[Event]:
@@ -88,40 +86,23 @@ class ServerContestant(UrlContestant):
             raise self._gone()
         return found
 
-    def cancel(self) -> None:
-        """See `Contestant.cancel`."""
-        with self._awake():
-            super().cancel()
-
     def footprint(self) -> Footprint:
         """See `Contestant.footprint`."""
-        return self._meter.footprint()
+        return group_footprint(self._process.pid)
 
     def pause(self) -> None:
         """See `Contestant.pause`."""
         self._tell_running(signal.SIGSTOP)
-        self._paused = True
 
     def resume(self) -> None:
         """See `Contestant.resume`."""
         self._tell_running(signal.SIGCONT)
-        self._paused = False
 
     def close(self) -> None:
         """See `Contestant.close`."""
         super().close()
         if not self._printed.closed:
             self._end()
-
-    @contextmanager
-    def _awake(self) -> Iterator[None]:
-        was_paused = self._paused
-        self.resume()
-        try:
-            yield
-        finally:
-            if was_paused:
-                self.pause()
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
