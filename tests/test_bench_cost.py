@@ -96,3 +96,8 @@ def test_a_whole_run():
     assert by_name["preread-off"].total == by_name["preread-off"].uncached
     assert by_name["preread-chunk"].total < by_name["preread-off"].total
     assert by_name["preread-chunk"].hourly < by_name["preread-off"].hourly
+
+
+def test_engines_come_as_the_experiment_names_them():
+    rows = costs(results_of(an_answer("b"), an_answer("a")), BOOK)
+    assert [row.contestant for row in rows] == ["a", "b"]

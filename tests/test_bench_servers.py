@@ -589,6 +589,13 @@ def test_vllm_is_started_with_prefix_caching_and_our_threads(python_with_vllm, t
     assert not group_of(leader)
 
 
+def test_a_folder_called_vllm_is_not_vllm(tmp_path, monkeypatch):
+    (tmp_path / "vllm").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PeerMissingError, match="has no module vllm"):
+        open_vllm("vllm", Path(sys.executable), tmp_path, context=64, kv_gib=1, threads=1, dtype="auto")
+
+
 def test_vllm_that_is_missing(tmp_path):
     with pytest.raises(PeerMissingError, match="has no module vllm"):
         open_vllm("vllm", Path(sys.executable), tmp_path, context=9, kv_gib=1, threads=1, dtype="auto")

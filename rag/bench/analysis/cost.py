@@ -62,7 +62,7 @@ def _rows(
 ) -> Iterator[CostRow]:
     windows = results.windows(experiment.name)
     counted = [one for one in results.answers(experiment.name) if one.status == "ok"]
-    for contestant in dict.fromkeys(one.contestant for one in counted):
+    for contestant in experiment.contestants:
         whole = [one for one in counted if one.contestant == contestant]
         answers = [one for one in whole if not one.warmup]
         own = [one for one in windows if one.contestant == contestant]

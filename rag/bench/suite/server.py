@@ -210,7 +210,10 @@ def _free_port() -> int:
 
 def _look_for_vllm(python: Path) -> None:
     """Raise `PeerMissingError` unless a Python has vLLM; importing it would take seconds."""
-    look = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
+    look = (  # a folder of that name, where we run, has no origin
+        "import importlib.util, sys; "
+        "found = importlib.util.find_spec('vllm'); sys.exit(found is None or found.origin is None)"
+    )
     try:
         found = subprocess.run([str(python), "-c", look], capture_output=True, check=False, timeout=LOOK_SECONDS)  # noqa: S603
     except (OSError, subprocess.TimeoutExpired) as error:
