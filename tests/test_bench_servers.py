@@ -559,6 +559,7 @@ def python_with_vllm(script):
     folder = script.parent
     package = folder / "packages/vllm/entrypoints/openai"
     package.mkdir(parents=True)
+    (folder / "packages/vllm/__init__.py").touch()
     (package / "api_server.py").write_text(FAKE_VLLM.format(folder=str(folder)))
     python = folder / "python"
     python.write_text(f'#!/bin/sh\nPYTHONPATH={folder}/packages exec {sys.executable} "$@"\n')
